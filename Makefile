@@ -1,0 +1,57 @@
+# Every target sets up what it needs in .venv: `make demo` and `make test` work on a fresh clone.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+CODE   := onnxcompress models tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint types package bench clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Marks of a finished installation, inside .venv so that deleting it resets them. The demo needs no torch.
+$(VENV)/.stamp-core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev,train]'
+	@touch $@
+
+demo: $(VENV)/.stamp-core ## compress the embedded GoogLeNet for digits and show the table before / after
+	$(BIN)/python -m onnxcompress models/googlenet-digits.onnx out/googlenet-digits-small.onnx \
+	    --prune 0.4 --tucker auto --data models/digits-test.npz --calib models/digits-calib.npz \
+	    --report out/googlenet-digits-small.json --overwrite
+
+test: $(VENV)/.stamp-dev ## the test suite without its slow and long random parts
+	$(BIN)/python -m pytest -n 2 -q
+
+test-all: $(VENV)/.stamp-dev ## the whole test suite
+	$(BIN)/python -m pytest -n 2 -q -m ''
+
+lint: $(VENV)/.stamp-dev ## ruff: rules and formatting
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: $(VENV)/.stamp-dev ## mypy, strict
+	$(BIN)/mypy
+
+package: $(VENV)/.stamp-dev ## build wheel and sdist, check them, install the wheel in an empty environment and call it
+	rm -rf dist $(VENV)/wheel
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)/wheel
+	$(VENV)/wheel/bin/python -m pip --disable-pip-version-check install --quiet dist/*.whl
+	cd $(VENV)/wheel && bin/onnxcompress --version && bin/onnxcompress --help >/dev/null
+
+bench: $(VENV)/.stamp-dev ## the benchmarks, one after another
+	$(BIN)/python -m pytest tests/benchmarks -s -q -m '' -p no:xdist --override-ini=addopts=--import-mode=importlib
+
+clean: ## what the targets made, .venv included
+	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
