@@ -1,0 +1,60 @@
+"""The error tree. Every error a user can cause carries one line (what, where, what to do) and an exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_GATE = 3
+EXIT_MODEL = 4
+EXIT_DATA = 5
+EXIT_PROVIDER = 6
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+
+class OnnxCompressError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is the process status the command line returns."""
+
+    exit_code: ClassVar[int] = EXIT_BUG
+
+
+class RecipeError(OnnxCompressError):
+    """An option, recipe key or output path that cannot be used."""
+
+    exit_code = EXIT_USAGE
+
+
+class ModelError(OnnxCompressError):
+    """The model cannot be read, is invalid, or holds nothing that can be compressed."""
+
+    exit_code = EXIT_MODEL
+
+
+class UnsupportedOpError(ModelError):
+    """An operator or an attribute of it that a transformation cannot handle."""
+
+
+class DataError(OnnxCompressError):
+    """Data that is missing, malformed, or does not fit the model."""
+
+    exit_code = EXIT_DATA
+
+
+class ProviderUnavailableError(OnnxCompressError):
+    """A requested execution provider or device is not available."""
+
+    exit_code = EXIT_PROVIDER
+
+
+class BudgetInfeasibleError(OnnxCompressError):
+    """A target that no allowed compression reaches; the message says what was reached."""
+
+    exit_code = EXIT_GATE
+
+
+class PassError(OnnxCompressError):
+    """A pass broke its contract: a bug of onnxcompress, not of the user."""
+
+    exit_code = EXIT_BUG

@@ -1,0 +1,538 @@
+"""The model in memory: an adapter over onnx-graphsurgeon's nodes and tensors that loses nothing of the file.
+
+graphsurgeon gives nodes and tensors with use-def links. What it drops on export (metadata, documentation strings,
+sub-graphs' details, unknown attributes, value types it does not know) is kept here beside the graph and put back when
+the model is written. Weights are numpy arrays, shared between copies of a model: assign a new array, never write into one.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import Message
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+
+from onnxcompress.errors import ModelError
+from onnxcompress.serialization import (
+    PROTOBUF_LIMIT_BYTES,
+    Array,
+    array_to_tensor,
+    check_output_path,
+    load_array,
+    parse_proto,
+    read_proto,
+    write_proto,
+)
+
+Dim = int | str | None
+Shape = tuple[Dim, ...]
+
+OLDEST_OPSET = 7
+_FOLDED_INTO_SKELETON_BYTES = 16384
+_FIRST_IR_WITH_FREE_INITIALIZERS = 4
+_PLAIN_ATTRIBUTES = frozenset(
+    getattr(onnx.AttributeProto, kind) for kind in ("FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS")
+)
+
+
+@dataclass(frozen=True)
+class _NodeExtras:
+    """What graphsurgeon would lose of one node."""
+
+    doc_string: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+    overload: str = ""
+    attributes: tuple[onnx.AttributeProto, ...] = ()
+    captured: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Envelope:
+    """What stands around the graph in the file, kept as it was."""
+
+    model: onnx.ModelProto
+    inputs: tuple[onnx.ValueInfoProto, ...]
+    outputs: tuple[onnx.ValueInfoProto, ...]
+    defaults: tuple[onnx.ValueInfoProto, ...]
+    value_info: Mapping[str, onnx.ValueInfoProto]
+    extras: Mapping[str, _NodeExtras] = field(default_factory=dict)
+
+
+class Model:
+    """An ONNX model whose nodes and tensors can be edited.
+
+    Attributes:
+        graph: nodes in topological order and tensors. Every node has a unique, non-empty name; Constant nodes and
+            Identity nodes of constants have become `gs.Constant` tensors of the same name.
+        shapes: {tensor name: shape} of every tensor shape inference knows; symbolic dimensions are str or None.
+        dtypes: {tensor name: onnx element type}.
+    """
+
+    def __init__(self, graph: gs.Graph, envelope: _Envelope, captured: dict[str, gs.Constant]) -> None:
+        self.graph = graph
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, int] = {}
+        self._envelope = envelope
+        self._captured = captured
+        self._names: set[str] | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """Read a model file.
+
+        Raises:
+            ModelError: the file cannot be read, is no ONNX model, or fails the onnx checker.
+        """
+        path = Path(path)
+        return cls._build(read_proto(path), path.absolute().parent, str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Model:
+        """Read a serialized model; see `load`."""
+        return cls._build(parse_proto(content, "model"), None, "model")
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto, base_dir: Path | None = None) -> Model:
+        """Take a model in memory; `proto` itself is not changed. See `load`."""
+        return cls._build(proto, base_dir, "model")
+
+    @classmethod
+    def _build(cls, proto: onnx.ModelProto, base_dir: Path | None, source: str) -> Model:
+        try:
+            if proto.functions:
+                proto = onnx.inliner.inline_local_functions(proto)
+            model = _import_model(proto, base_dir)
+            model.refresh_shapes()
+            model.check()
+        except ModelError as error:
+            raise ModelError(f"{source}: {error}") from error
+        except Exception as error:
+            raise ModelError(f"{source}: fails the onnx checker: {_one_line(error)}") from error
+        return model
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return int(self.graph.opset)
+
+    @property
+    def ir_version(self) -> int:
+        """The file format's version, kept from the input."""
+        return int(self._envelope.model.ir_version)
+
+    @property
+    def nodes(self) -> list[gs.Node]:
+        """The nodes, in topological order."""
+        nodes: list[gs.Node] = self.graph.nodes
+        return nodes
+
+    def constants(self) -> dict[str, gs.Constant]:
+        """Return every constant that a node, a sub-graph or a graph output reads, by name, in graph order."""
+        found: dict[str, gs.Constant] = {}
+        for tensor in _chain((t for node in self.nodes for t in node.inputs), self.graph.outputs):
+            if isinstance(tensor, gs.Constant):
+                found.setdefault(tensor.name, tensor)
+        captured = self.captured_names()
+        for name, tensor in self._captured.items():
+            if name in captured:
+                found.setdefault(name, tensor)
+        return found
+
+    def captured_names(self) -> frozenset[str]:
+        """Names of tensors that sub-graphs (If, Loop, Scan) read from this graph."""
+        extras = self._envelope.extras
+        return frozenset(name for node in self.nodes if node.name in extras for name in extras[node.name].captured)
+
+    @staticmethod
+    def is_constant(tensor: gs.Tensor) -> bool:
+        """Whether the tensor's values are known before the model runs."""
+        return isinstance(tensor, gs.Constant)
+
+    @staticmethod
+    def values(tensor: gs.Constant) -> Array:
+        """Return a constant's values in their stored type. Do not write into them."""
+        values: Array = tensor.values
+        return values
+
+    def shape_of(self, tensor: gs.Tensor | str) -> Shape | None:
+        """Return a tensor's shape, None where shape inference does not know even the rank."""
+        if isinstance(tensor, gs.Constant):
+            return tuple(int(d) for d in tensor.shape)
+        return self.shapes.get(tensor if isinstance(tensor, str) else tensor.name)
+
+    def unique_name(self, hint: str) -> str:
+        """Return `hint`, or `hint_1`, `hint_2`, … if it is taken by a node or a tensor, and reserve it."""
+        if self._names is None:
+            self._names = {node.name for node in self.nodes} | set(self.captured_names())
+            for node in self.nodes:
+                self._names.update(t.name for t in _chain(node.inputs, node.outputs))
+            self._names.update(t.name for t in _chain(self.graph.inputs, self.graph.outputs))
+        name, number = hint, 0
+        while name in self._names:
+            number += 1
+            name = f"{hint}_{number}"
+        self._names.add(name)
+        return name
+
+    def new_constant(self, hint: str, values: Array) -> gs.Constant:
+        """Return a new constant with a unique name."""
+        return gs.Constant(self.unique_name(hint), np.asarray(values))
+
+    def new_variable(self, hint: str) -> gs.Variable:
+        """Return a new tensor with a unique name, of unknown type and shape until `refresh_shapes`."""
+        return gs.Variable(self.unique_name(hint))
+
+    def set_input(self, node: gs.Node, position: int, values: Array) -> gs.Constant:
+        """Give `node` a constant of its own at `position`, leaving other readers of the old constant alone."""
+        old = node.inputs[position]
+        uses = sum(t is old for t in old.outputs[0].inputs) if len(old.outputs) == 1 else len(old.outputs)
+        if uses == 1 and not any(old is out for out in self.graph.outputs) and old.name not in self.captured_names():
+            old.values = np.asarray(values)
+            return old
+        own = self.new_constant(f"{old.name}_{node.name}", values)
+        node.inputs[position] = own
+        return own
+
+    def insert_before(self, node: gs.Node, new_nodes: Sequence[gs.Node]) -> None:
+        """Insert nodes, in their order, before `node`."""
+        at = self._position(node)
+        self.graph.nodes[at:at] = list(new_nodes)
+
+    def replace_node(self, node: gs.Node, new_nodes: Sequence[gs.Node]) -> None:
+        """Put nodes, in their order, where `node` stood. Their outputs must already be `node`'s outputs, or unused."""
+        at = self._position(node)
+        self.graph.nodes[at : at + 1] = list(new_nodes)
+        node.inputs.clear()
+        node.outputs.clear()
+
+    def _position(self, node: gs.Node) -> int:
+        for position, candidate in enumerate(self.graph.nodes):
+            if candidate is node:
+                return position
+        raise ValueError(f"node '{node.name}' is not in the graph")
+
+    def copy(self) -> Model:
+        """Return a model whose structure can be changed without changing this one; arrays are shared."""
+        tensors: dict[int, gs.Tensor] = {}
+
+        def clone(tensor: gs.Tensor) -> gs.Tensor:
+            if id(tensor) not in tensors:
+                tensors[id(tensor)] = tensor.copy()
+            return tensors[id(tensor)]
+
+        nodes = []
+        for node in self.nodes:
+            attributes = {k: copying.copy(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
+            inputs, outputs = [clone(t) for t in node.inputs], [clone(t) for t in node.outputs]
+            nodes.append(gs.Node(node.op, node.name, attributes, inputs, outputs, node.domain))
+        graph = _new_graph(
+            nodes, [clone(t) for t in self.graph.inputs], [clone(t) for t in self.graph.outputs], self.graph
+        )
+        model = Model(graph, self._envelope, {name: clone(t) for name, t in self._captured.items()})
+        model.shapes, model.dtypes = dict(self.shapes), dict(self.dtypes)
+        return model
+
+    def remove_unused(self) -> None:
+        """Remove nodes none of whose outputs is read."""
+        wanted = {t.name for t in self.graph.outputs} | set(self.captured_names())
+        kept = []
+        for node in reversed(self.nodes):
+            if any(t.name in wanted for t in node.outputs if t.name):
+                kept.append(node)
+                wanted.update(t.name for t in node.inputs if t.name)
+                extras = self._envelope.extras.get(node.name)
+                wanted.update(extras.captured if extras else ())
+            else:
+                node.inputs.clear()
+                node.outputs.clear()
+        self.graph.nodes[:] = kept[::-1]
+
+    def refresh_shapes(self) -> None:
+        """Infer every tensor's shape and type anew, strictly.
+
+        Raises:
+            ModelError: shapes contradict each other.
+        """
+        try:
+            inferred = onnx.shape_inference.infer_shapes(self.skeleton(), strict_mode=True, data_prop=True)
+        except Exception as error:
+            raise ModelError(f"its shapes contradict each other: {_one_line(error)}") from error
+        self.shapes, self.dtypes = {}, {}
+        graph = inferred.graph
+        for info in _chain(graph.value_info, graph.input, graph.output):
+            if info.type.HasField("tensor_type"):
+                self.dtypes[info.name] = info.type.tensor_type.elem_type
+                if info.type.tensor_type.HasField("shape"):
+                    self.shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
+
+    def check(self) -> None:
+        """Run the onnx checker on the structure (weights are checked when they are read).
+
+        Raises:
+            onnx.checker.ValidationError: the model is invalid.
+        """
+        onnx.checker.check_model(self.skeleton())
+
+    def signature(self) -> tuple[tuple[str, int | None, Shape | None], ...]:
+        """Return name, element type and shape of every graph input and output."""
+        tensors = [*self._envelope.inputs, *self._envelope.outputs]
+        return tuple((t.name, self.dtypes.get(t.name), self.shapes.get(t.name)) for t in tensors)
+
+    def skeleton(self) -> onnx.ModelProto:
+        """Return the model with every large weight replaced by a graph input of its type: small at any model size."""
+        proto, weights = self._export()
+        for name, array in weights.items():
+            if array.nbytes <= _FOLDED_INTO_SKELETON_BYTES:
+                proto.graph.initializer.append(array_to_tensor(name, array))
+            elif not any(name == info.name for info in self._envelope.defaults):
+                proto.graph.input.append(_array_info(name, array))
+        proto.ir_version = max(proto.ir_version, _FIRST_IR_WITH_FREE_INITIALIZERS)
+        return proto
+
+    def to_proto(self) -> onnx.ModelProto:
+        """Return the whole model, weights included (below 2 GB only)."""
+        proto, weights = self._export()
+        proto.graph.initializer.extend(array_to_tensor(name, array) for name, array in weights.items())
+        return proto
+
+    def to_bytes(self) -> bytes:
+        """Return the whole model serialized, the same bytes every time (below 2 GB only)."""
+        content: bytes = self.to_proto().SerializeToString(deterministic=True)
+        return content
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants."""
+        return sum(int(tensor.values.nbytes) for tensor in self.constants().values())
+
+    def save(self, path: str | Path, *, overwrite: bool = False, external: bool = False) -> None:
+        """Write the model: whole or not at all; with a side file above 2 GB or on request.
+
+        Raises:
+            RecipeError: the path exists and `overwrite` is false, or cannot be written.
+        """
+        path = Path(path)
+        check_output_path(path, overwrite=overwrite)
+        proto, weights = self._export()
+        write_proto(proto, weights, path, external=external or self.weight_bytes > PROTOBUF_LIMIT_BYTES)
+
+    def _export(self) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """Return the protobuf without initializers, and the initializers."""
+        envelope = self._envelope
+        proto = onnx.ModelProto()
+        proto.CopyFrom(envelope.model)
+        graph = proto.graph
+        weights = {name: self.values(tensor) for name, tensor in self.constants().items()}
+        for node in self.nodes:
+            exported = OnnxExporter.export_node(node)
+            extras = envelope.extras.get(node.name)
+            if extras is not None:
+                _restore(exported, extras)
+            graph.node.append(exported)
+        graph.input.extend(envelope.inputs)
+        graph.output.extend(envelope.outputs)
+        listed = {info.name for info in envelope.defaults}
+        if envelope.model.ir_version < _FIRST_IR_WITH_FREE_INITIALIZERS:
+            listed |= set(weights)
+        graph.input.extend(_array_info(name, array) for name, array in weights.items() if name in listed)
+        for node in self.nodes:
+            if node.domain not in (None, "", "ai.onnx"):
+                names = [t.name for t in node.outputs if t.name in envelope.value_info]
+                graph.value_info.extend(envelope.value_info[name] for name in names)
+        return proto, weights
+
+
+def _import_model(proto: onnx.ModelProto, base_dir: Path | None) -> Model:
+    graph = proto.graph
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is None or opset < OLDEST_OPSET:
+        raise ModelError(f"uses opset {opset} of the default domain; {OLDEST_OPSET} or later is needed: export it again")
+    _check_names(graph)
+    arrays = {tensor.name: load_array(tensor, base_dir) for tensor in graph.initializer}
+    tensors: dict[str, gs.Tensor] = {name: gs.Constant(name, array) for name, array in arrays.items()}
+    captured: dict[str, gs.Constant] = {}
+    extras: dict[str, _NodeExtras] = {}
+    nodes: list[gs.Node] = []
+    free_inputs = [info for info in graph.input if info.name not in arrays]
+    for info in free_inputs:
+        tensors[info.name] = gs.Variable(info.name)
+    outputs = {info.name for info in graph.output}
+    for node_proto, name in zip(graph.node, _unique_node_names(graph.node), strict=True):
+        constant = _as_constant(node_proto, tensors, base_dir, outputs)
+        if constant is not None:
+            tensors[constant.name] = constant
+            continue
+        plain, extra = _split_node(node_proto)
+        plain.name = name
+        if extra != _NodeExtras():
+            extras[name] = extra
+        nodes.append(OnnxImporter.import_node(plain, {}, tensors, opset, proto.opset_import))
+        for captured_name in extra.captured:
+            if isinstance(tensors.get(captured_name), gs.Constant):
+                captured[captured_name] = tensors[captured_name]
+    missing = sorted(outputs - set(tensors))
+    if missing:
+        raise ModelError(f"graph output '{missing[0]}' is produced by no node")
+    envelope = onnx.ModelProto()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name == "graph" or descriptor.name == "functions":
+            continue
+        if not isinstance(value, (str, int, float, bytes, Message)):  # repeated
+            getattr(envelope, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(envelope, descriptor.name).CopyFrom(value)
+        else:
+            setattr(envelope, descriptor.name, value)
+    envelope.graph.name = graph.name
+    envelope.graph.doc_string = graph.doc_string
+    envelope.graph.metadata_props.extend(graph.metadata_props)
+    envelope.graph.quantization_annotation.extend(graph.quantization_annotation)
+    envelope.graph.sparse_initializer.extend(graph.sparse_initializer)
+    imported = _new_graph(nodes, [tensors[i.name] for i in free_inputs], [tensors[o.name] for o in graph.output], None)
+    imported.opset = opset
+    return Model(
+        imported,
+        _Envelope(
+            model=envelope,
+            inputs=tuple(_copied(info) for info in free_inputs),
+            outputs=tuple(_copied(info) for info in graph.output),
+            defaults=tuple(_copied(info) for info in graph.input if info.name in arrays),
+            value_info={info.name: _copied(info) for info in graph.value_info},
+            extras=extras,
+        ),
+        captured,
+    )
+
+
+def _new_graph(
+    nodes: list[gs.Node], inputs: list[gs.Tensor], outputs: list[gs.Tensor], like: gs.Graph | None
+) -> gs.Graph:
+    return gs.Graph(nodes, inputs, outputs, opset=like.opset if like is not None else None)
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    seen: set[str] = set()
+    for info in graph.output:
+        if info.name in seen:
+            raise ModelError(f"two graph outputs are named '{info.name}'; rename one of them")
+        seen.add(info.name)
+    if not graph.output:
+        raise ModelError("has no graph output")
+
+
+def _unique_node_names(nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:
+    """Yield each node's name, or a numbered one where it has none or one that stands twice."""
+    given = {node.name for node in nodes}
+    used: set[str] = set()
+    for position, node in enumerate(nodes):
+        name, number = node.name or f"{node.op_type}_{position}", position
+        while name in used or (name != node.name and name in given):
+            name, number = f"{node.name or node.op_type}_{number}", number + 1
+        used.add(name)
+        yield name
+
+
+def _as_constant(
+    node: onnx.NodeProto, tensors: Mapping[str, gs.Tensor], base_dir: Path | None, outputs: set[str]
+) -> gs.Constant | None:
+    """Return the constant that a Constant node, or an Identity of a constant, stands for."""
+    if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or node.output[0] in outputs:
+        return None
+    name = node.output[0]
+    if node.op_type == "Identity" and isinstance(tensors.get(node.input[0] if node.input else ""), gs.Constant):
+        return gs.Constant(name, tensors[node.input[0]].values)
+    if node.op_type != "Constant" or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        return gs.Constant(name, load_array(attribute.t, base_dir))
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if attribute.name in kinds:
+        return gs.Constant(name, np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name]))
+    return None
+
+
+def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, _NodeExtras]:
+    """Split a node into what graphsurgeon carries and what it would lose."""
+    plain = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
+    if node.domain:
+        plain.domain = node.domain
+    opaque = []
+    for attribute in node.attribute:
+        (plain.attribute if _is_plain(attribute) else opaque).append(_copied(attribute))
+    captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
+    metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
+    return plain, _NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), tuple(captured))
+
+
+def _is_plain(attribute: onnx.AttributeProto) -> bool:
+    if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name or attribute.doc_string:
+        return False
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        return False
+    try:
+        for content in (attribute.s, *attribute.strings):
+            content.decode()
+    except UnicodeDecodeError:
+        return False
+    return not (attribute.type in (onnx.AttributeProto.STRINGS,) and not attribute.strings) and not (
+        attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS)
+        and not (attribute.ints or attribute.floats)
+    )
+
+
+def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
+    """Yield names that the sub-graphs of an attribute read from outside."""
+    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        inside = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+        inside.update(name for node in graph.node for name in node.output)
+        for node in graph.node:
+            yield from (name for name in node.input if name and name not in inside)
+            for nested in node.attribute:
+                yield from (name for name in _captured(nested) if name not in inside)
+        yield from (info.name for info in graph.output if info.name not in inside)
+
+
+def _restore(node: onnx.NodeProto, extras: _NodeExtras) -> None:
+    node.attribute.extend(extras.attributes)
+    if extras.doc_string:
+        node.doc_string = extras.doc_string
+    if extras.overload:
+        node.overload = extras.overload
+    for key, value in extras.metadata:
+        node.metadata_props.add(key=key, value=value)
+
+
+def _array_info(name: str, array: Array) -> onnx.ValueInfoProto:
+    dtype = onnx.TensorProto.STRING if array.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.helper.make_tensor_value_info(name, dtype, array.shape)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def _copied(message: Any) -> Any:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _chain(*parts: Iterable[Any]) -> Iterator[Any]:
+    for part in parts:
+        yield from part
+

@@ -1,0 +1,120 @@
+"""The contract of a pass: plan (read only), apply (on a copy), checked result."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.errors import PassError
+from onnxcompress.graph import Model
+
+Decision = Mapping[str, Any]
+"""One decision of a plan: JSON values only, keyed by node and tensor names."""
+
+Samples = Callable[[], Iterable[Mapping[str, npt.NDArray[Any]]]]
+"""Starts a fresh stream of calibration batches, each {graph input name: array (B, ...)}."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A node that a pass left alone, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pass will do: JSON-serialisable, replayable to the same bytes."""
+
+    pass_name: str
+    decisions: tuple[Decision, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "pass": self.pass_name,
+            "decisions": [dict(d) for d in self.decisions],
+            "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from `to_json`'s value."""
+        return cls(
+            pass_name=str(value["pass"]),
+            decisions=tuple(dict(d) for d in value["decisions"]),
+            skipped=tuple(Skipped(str(s["node"]), str(s["reason"])) for s in value["skipped"]),
+        )
+
+
+Provenance = Mapping[str, npt.NDArray[np.int64]]
+"""{tensor name: original channel number of each remaining channel, shape (C',)}; a tensor not named is unchanged."""
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may use besides the model."""
+
+    seed: int = 0
+    round_to: int = 1
+    exclude: tuple[str, ...] = ()
+    calibration: Samples | None = None
+    provenance: Provenance = field(default_factory=dict)
+
+    def is_excluded(self, node_name: str) -> bool:
+        """Whether a `--exclude` expression matches (searched) the node's name."""
+        return any(re.search(expression, node_name) for expression in self.exclude)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """A pass's outcome; `provenance` is cumulative over the passes so far."""
+
+    model: Model
+    modified: bool
+    plan: Plan
+    provenance: Provenance
+
+
+class Pass(ABC):
+    """A transformation, configured by its constructor's frozen dataclass and holding nothing else."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Decide what to do and what not, with reasons; never writes to `model`."""
+
+    @abstractmethod
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Carry out `plan` on `model`, which is a private copy; return what provenance the rewrite adds."""
+
+    def apply(self, model: Model, plan: Plan, context: PassContext) -> PassResult:
+        """Carry out `plan` on a copy of `model` and check the result.
+
+        Raises:
+            PassError: the rewritten model is invalid, or its inputs or outputs changed.
+        """
+        if plan.pass_name != self.name:
+            raise PassError(f"a plan of pass '{plan.pass_name}' was given to pass '{self.name}'")
+        if not plan.decisions:
+            return PassResult(model, False, plan, context.provenance)
+        rewritten = model.copy()
+        added = self.rewrite(rewritten, plan, context)
+        try:
+            rewritten.refresh_shapes()
+            rewritten.check()
+        except Exception as error:
+            raise PassError(f"pass '{self.name}' produced an invalid model: {error}") from error
+        before, after = model.signature(), rewritten.signature()
+        if before != after:
+            raise PassError(f"pass '{self.name}' changed the graph's inputs or outputs: {before} became {after}")
+        return PassResult(rewritten, True, plan, {**context.provenance, **added})

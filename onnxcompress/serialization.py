@@ -1,0 +1,270 @@
+"""Files and protobufs: reading a model with its weights apart, external data in and out, atomic writes.
+
+Weights never travel through a second copy of the protobuf: they are numpy arrays (memory-mapped where they lie in
+external files), so that a model above 2 GB can be rewritten within about its own size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnxcompress.errors import ModelError, RecipeError
+
+Array = npt.NDArray[Any]
+
+PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
+"""Above this many bytes of weights a model is written with a side file (protobuf ends at 2 GiB)."""
+
+_EXTERNAL_ALIGNMENT = 4096
+_SUB_BYTE_TYPES = frozenset(
+    getattr(onnx.TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
+    if hasattr(onnx.TensorProto, name)
+)
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse a model file, leaving external data in its files.
+
+    Raises:
+        ModelError: the file is missing, empty, not readable, or no ONNX model.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path}: is a directory, expected an ONNX file")
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; give the path of an ONNX model")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not content:
+        raise ModelError(f"{path}: is empty, expected an ONNX model; export or copy it again")
+    return parse_proto(content, str(path))
+
+
+def parse_proto(content: bytes, source: str) -> onnx.ModelProto:
+    """Parse serialized bytes; `source` names them in errors.
+
+    Raises:
+        ModelError: the bytes are no ONNX model.
+    """
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except (DecodeError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{source}: is not an ONNX model (protobuf parsing failed); it may be truncated or another format"
+        ) from error
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise ModelError(f"{source}: is not an ONNX model (no graph or no IR version)")
+    return proto
+
+
+def tensor_dtype(data_type: int) -> np.dtype[Any]:
+    """Return the numpy type (ml_dtypes for bfloat16 and below) of an onnx element type."""
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type))
+
+
+def load_array(tensor: onnx.TensorProto, base_dir: Path | None) -> Array:
+    """Return a tensor's values; external data is memory-mapped.
+
+    Raises:
+        ModelError: declared shape and data disagree, or the external data is missing or outside the model's folder.
+    """
+    name = tensor.name or "(unnamed)"
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"tensor '{name}': has a negative dimension in {list(tensor.dims)}")
+    try:
+        dtype = tensor_dtype(tensor.data_type)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"tensor '{name}': has the unknown element type {tensor.data_type}") from error
+    count = math.prod(tensor.dims)
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if external:
+        return _map_external(tensor, count * dtype.itemsize, dtype, base_dir)
+    if tensor.data_type not in _SUB_BYTE_TYPES:
+        seen = len(tensor.raw_data) if tensor.HasField("raw_data") else _typed_length(tensor) * dtype.itemsize
+        if seen != count * dtype.itemsize:
+            raise ModelError(
+                f"tensor '{name}': declares shape {list(tensor.dims)} ({count * dtype.itemsize} bytes) "
+                f"but holds {seen} bytes; the file is damaged"
+            )
+    try:
+        array: Array = onnx.numpy_helper.to_array(tensor)
+    except Exception as error:
+        raise ModelError(f"tensor '{name}': its data cannot be read ({error}); the file is damaged") from error
+    return array
+
+
+def _typed_length(tensor: onnx.TensorProto) -> int:
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    length = len(getattr(tensor, field))
+    is_complex = tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+    return length // 2 if is_complex else length
+
+
+def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], base_dir: Path | None) -> Array:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    where = f"tensor '{tensor.name}': external data '{location}'"
+    if base_dir is None:
+        raise ModelError(f"{where} cannot be found for a model given in memory; give the model's path instead")
+    if not location or os.path.isabs(location) or ".." in Path(location).parts:
+        raise ModelError(f"{where} must be a relative path inside the model's folder")
+    path = base_dir / location
+    root = base_dir.resolve()
+    if root not in path.resolve().parents:
+        raise ModelError(f"{where} leads outside the model's folder")
+    if not path.is_file():
+        raise ModelError(f"{where} is missing; it must lie beside the model, in {base_dir}")
+    try:
+        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
+    except ValueError as error:
+        raise ModelError(f"{where} has an offset or length that is not a number") from error
+    if offset < 0 or length != size or offset + length > path.stat().st_size:
+        raise ModelError(
+            f"{where}: needs {size} bytes at offset {offset}, declared {length}, "
+            f"the file has {path.stat().st_size}; it is truncated or belongs to another model"
+        )
+    if size == 0:
+        return np.zeros(tuple(tensor.dims), dtype)
+    mapped = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(size,))
+    return mapped.view(dtype).reshape(tuple(tensor.dims))
+
+
+def array_to_tensor(name: str, array: Array) -> onnx.TensorProto:
+    """Return `array` as an onnx tensor, in its own element type."""
+    if array.dtype == object:
+        return onnx.numpy_helper.from_array(array, name)
+    return onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+
+
+def check_output_path(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output path before any work is done.
+
+    Raises:
+        RecipeError: the path is a directory, exists without `overwrite`, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a directory, expected a file to write")
+    if path.exists() and not overwrite:
+        raise RecipeError(f"{path}: exists; give --overwrite to replace it")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise RecipeError(f"{path}: the folder {parent} does not exist; create it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RecipeError(f"{path}: the folder {parent} is not writable")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path`; it takes `path`'s place only when the block ends without an error.
+
+    Raises:
+        RecipeError: the file cannot be written (folder gone, disk full, …); `path` is untouched.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.absolute().parent)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error
+    try:
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+            os.chmod(temporary, mode)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *, external: bool) -> None:
+    """Write `proto` (without weights) and `weights` to `path`, atomically.
+
+    With `external` the weights go to a side file whose name carries their hash: an earlier model of the same name
+    keeps its own side file until the new model stands in its place.
+
+    Raises:
+        RecipeError: the files cannot be written.
+    """
+    if not external:
+        proto.graph.initializer.extend(array_to_tensor(name, array) for name, array in weights.items())
+        with atomic_file(path) as stream:
+            stream.write(proto.SerializeToString(deterministic=True))
+        return
+    offsets, digest = _layout(weights)
+    location = f"{path.name}.{digest[:12]}.data"
+    side_file = path.absolute().parent / location
+    previous = _own_side_files(path)
+    existed = side_file.exists()
+    with atomic_file(side_file) as stream:
+        for name, array in weights.items():
+            stream.seek(offsets[name])
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        stream.truncate(max(stream.tell(), 1))
+    try:
+        for name, array in weights.items():
+            proto.graph.initializer.append(_external_tensor(name, array, location, offsets[name]))
+        with atomic_file(path) as stream:
+            stream.write(proto.SerializeToString(deterministic=True))
+    except BaseException:
+        if not existed:
+            side_file.unlink(missing_ok=True)
+        raise
+    for stale in previous - {side_file}:
+        stale.unlink(missing_ok=True)
+
+
+def _layout(weights: dict[str, Array]) -> tuple[dict[str, int], str]:
+    offsets, position, digest = {}, 0, hashlib.sha256()
+    for name, array in weights.items():
+        position = -(-position // _EXTERNAL_ALIGNMENT) * _EXTERNAL_ALIGNMENT
+        offsets[name] = position
+        position += array.nbytes
+        digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return offsets, digest.hexdigest()
+
+
+def _external_tensor(name: str, array: Array, location: str, offset: int) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def _own_side_files(path: Path) -> set[Path]:
+    """Side files this module wrote for an earlier model at `path`: `NAME.<12 hex digits>.data`."""
+    marker = len(path.name) + 1
+    return {
+        file
+        for file in path.absolute().parent.glob("*.data")
+        if file.name.startswith(f"{path.name}.")
+        and len(file.name) == marker + 12 + len(".data")
+        and all(c in "0123456789abcdef" for c in file.name[marker : marker + 12])
+    }
