@@ -1,0 +1,285 @@
+"""Kinds of option values: how a value is read from the command line and checked wherever it came from.
+
+A kind first turns command-line text into the value a TOML recipe would hold (`from_texts`), then `checked` validates
+that value and returns its canonical form. Every complaint starts with the place the value stands at.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.errors import RecipeError
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in a message: quoted text, at most 60 characters, control characters escaped."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Kind(ABC):
+    """What values an option takes."""
+
+    repeatable: bool = False
+
+    def from_texts(self, texts: Sequence[str], where: str) -> Any:
+        """Return the recipe value of the option's occurrences on the command line; the last occurrence wins."""
+        return self.from_text(texts[-1])
+
+    def from_text(self, text: str) -> Any:
+        """Return the recipe value of one word of the command line; text that does not convert stays text."""
+        return text
+
+    @abstractmethod
+    def checked(self, value: Any, where: str) -> Any:
+        """Return the canonical value.
+
+        Raises:
+            RecipeError: the value cannot be used; the message starts with `where`.
+        """
+
+    def plain(self, value: Any) -> Any:
+        """Return a canonical value as TOML and JSON hold it."""
+        return value
+
+
+class Flag(Kind):
+    """true or false; `--name` and `--no-name` on the command line."""
+
+    def checked(self, value: Any, where: str) -> bool:
+        if not isinstance(value, bool):
+            raise RecipeError(f"{where}: {shown(value)} is not true or false")
+        return value
+
+
+class Number(Kind):
+    """A finite number within bounds; `below` excludes its bound, `above` likewise."""
+
+    def __init__(
+        self,
+        expected: str,
+        *,
+        minimum: float = -math.inf,
+        maximum: float = math.inf,
+        below: float = math.inf,
+        above: float = -math.inf,
+    ) -> None:
+        self.expected = expected
+        self.minimum, self.maximum, self.below, self.above = minimum, maximum, below, above
+
+    def from_text(self, text: str) -> float | str:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    def checked(self, value: Any, where: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RecipeError(f"{where}: {shown(value)} is not a number; give {self.expected}")
+        number = float(value)
+        inside = self.minimum <= number <= self.maximum and self.above < number < self.below
+        if not math.isfinite(number) or not inside:
+            raise RecipeError(f"{where}: {value} is out of range; give {self.expected}")
+        return number
+
+
+class Whole(Kind):
+    """A whole number of at least `minimum`, or one of the words in `words`."""
+
+    def __init__(self, *, minimum: int, words: tuple[str, ...] = ()) -> None:
+        self.minimum, self.words = minimum, words
+
+    def from_text(self, text: str) -> int | str:
+        try:
+            return int(text)
+        except ValueError:
+            return text
+
+    def checked(self, value: Any, where: str) -> int | str:
+        if isinstance(value, str) and value in self.words:
+            return value
+        expected = " or ".join([f"a whole number of at least {self.minimum}", *self.words])
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise RecipeError(f"{where}: {shown(value)} is not a whole number; give {expected}")
+        if not self.minimum <= value < 2**63:
+            raise RecipeError(f"{where}: {shown(value)} is out of range; give {expected}")
+        return value
+
+
+class Choice(Kind):
+    """One of a few names."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def checked(self, value: Any, where: str) -> str:
+        if value not in self.names:
+            raise RecipeError(f"{where}: {shown(value)} is not known; give one of {', '.join(self.names)}")
+        return str(value)
+
+
+class Text(Kind):
+    """Any non-empty text; a path is taken as text."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def checked(self, value: Any, where: str) -> str:
+        text = str(value) if isinstance(value, Path) else value
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise RecipeError(f"{where}: {shown(value)} is not {self.what}")
+        return text
+
+
+class FilePath(Kind):
+    """The path of a file, relative to the current directory."""
+
+    def checked(self, value: Any, where: str) -> Path:
+        if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+            raise RecipeError(f"{where}: {shown(value)} is not a file path")
+        return Path(value)
+
+    def plain(self, value: Any) -> str:
+        return str(value)
+
+
+class SplitSpec(Kind):
+    """How ranks are chosen: a word, or `energy=F`, `ratio=F`, `ranks=FILE.json` as far as the option allows them.
+
+    The form is checked here, so that a typing error costs no work; the passes give the words their meaning.
+    """
+
+    def __init__(self, *words: str, file: bool = False) -> None:
+        self.words, self.file = words, file
+
+    def checked(self, value: Any, where: str) -> str:
+        forms = [*self.words, "energy=F", "ratio=F", *(["ranks=FILE.json"] if self.file else [])]
+        expected = f"give one of {', '.join(forms)}"
+        if not isinstance(value, str):
+            raise RecipeError(f"{where}: {shown(value)} is not text; {expected}")
+        if value in self.words:
+            return value
+        name, separator, argument = value.partition("=")
+        if separator and name in ("energy", "ratio"):
+            fraction = Number(f"a number above 0 and at most 1 after '{name}='", above=0.0, maximum=1.0)
+            fraction.checked(fraction.from_text(argument), where)
+        elif not (separator and name == "ranks" and self.file and argument):
+            raise RecipeError(f"{where}: {shown(value)} is not known; {expected}")
+        return value
+
+
+class Regex(Kind):
+    """A regular expression of Python's `re`."""
+
+    def checked(self, value: Any, where: str) -> str:
+        if not isinstance(value, str):
+            raise RecipeError(f"{where}: {shown(value)} is not a regular expression")
+        try:
+            re.compile(value)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise RecipeError(f"{where}: {shown(value)} is not a regular expression: {error}") from None
+        return value
+
+
+class Provider(Kind):
+    """A short name of an execution provider, or onnxruntime's own name of it."""
+
+    NAMES = ("cpu", "cuda", "tensorrt", "openvino")
+
+    def checked(self, value: Any, where: str) -> str:
+        is_full_name = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9]+ExecutionProvider", value)
+        if value not in self.NAMES and not is_full_name:
+            known = ", ".join([*self.NAMES, "or an onnxruntime name such as CPUExecutionProvider"])
+            raise RecipeError(f"{where}: {shown(value)} is not known; give {known}")
+        return str(value)
+
+
+class ManyOf(Kind):
+    """A list; the option is repeated on the command line."""
+
+    repeatable = True
+
+    def __init__(self, kind: Kind, *, minimum: int = 0) -> None:
+        self.kind, self.minimum = kind, minimum
+
+    def from_texts(self, texts: Sequence[str], where: str) -> list[Any]:
+        return [self.kind.from_text(text) for text in texts]
+
+    def checked(self, value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise RecipeError(f"{where}: {shown(value)} is not a list; write [{shown(value)}]")
+        if len(value) < self.minimum:
+            raise RecipeError(f"{where}: the list is empty; give at least {self.minimum}")
+        numbered = len(value) > 1
+        return tuple(self.kind.checked(v, f"{where}[{n}]" if numbered else where) for n, v in enumerate(value))
+
+    def plain(self, value: Any) -> list[Any]:
+        return [self.kind.plain(v) for v in value]
+
+
+class InputShapes(Kind):
+    """{input name: shape}; `NAME:1x3x224x224` on the command line."""
+
+    repeatable = True
+    expected = "give NAME:1x3x224x224"
+
+    def from_texts(self, texts: Sequence[str], where: str) -> dict[str, Any]:
+        shapes: dict[str, Any] = {}
+        for text in texts:
+            # A tensor name may hold colons itself ("input:0"): the shape is what follows the last one.
+            name, separator, shape = text.rpartition(":")
+            if not separator or not name or not re.fullmatch(r"[0-9]+(x[0-9]+)*", shape):
+                raise RecipeError(f"{where}: {shown(text)} is not a named shape; {self.expected}")
+            shapes[name] = [int(size) for size in shape.split("x")]
+        return shapes
+
+    def checked(self, value: Any, where: str) -> dict[str, tuple[int, ...]]:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: {shown(value)} is not a table of input names and shapes")
+        size = Whole(minimum=1)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in value.items():
+            if not isinstance(name, str) or not isinstance(shape, (list, tuple)):
+                raise RecipeError(f"{where}.{name}: {shown(shape)} is not a list of sizes such as [1, 3, 224, 224]")
+            shapes[name] = tuple(int(size.checked(s, f"{where}.{name}")) for s in shape)
+        return shapes
+
+    def plain(self, value: Any) -> dict[str, list[int]]:
+        return {name: list(shape) for name, shape in value.items()}
+
+
+class ProviderOptions(Kind):
+    """{provider: {option: value}}; `cuda.cudnn_conv_algo_search=HEURISTIC` on the command line."""
+
+    repeatable = True
+
+    def from_texts(self, texts: Sequence[str], where: str) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        for text in texts:
+            key, separator, setting = text.partition("=")
+            provider, dot, name = key.partition(".")
+            if not (separator and dot and provider and name):
+                example = "cuda.cudnn_conv_algo_search=HEURISTIC"
+                raise RecipeError(f"{where}: {shown(text)} is not PROVIDER.OPTION=VALUE, such as {example}")
+            options.setdefault(provider, {})[name] = setting
+        return options
+
+    def checked(self, value: Any, where: str) -> dict[str, dict[str, str]]:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: {shown(value)} is not a table of providers")
+        options: dict[str, dict[str, str]] = {}
+        for provider, settings in value.items():
+            name = Provider().checked(provider, where)
+            if not isinstance(settings, Mapping):
+                raise RecipeError(f"{where}.{name}: {shown(settings)} is not a table of options")
+            for option, setting in settings.items():
+                if not isinstance(setting, (str, int, float)):
+                    raise RecipeError(f"{where}.{name}.{option}: {shown(setting)} is not text or a number")
+            # onnxruntime takes every option as text, booleans as 0 and 1.
+            options[name] = {str(o): str(int(s) if isinstance(s, bool) else s) for o, s in settings.items()}
+        return options

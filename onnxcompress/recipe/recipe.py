@@ -1,0 +1,226 @@
+"""Everything that can be asked for, in one frozen value, wherever it was written: TOML, command line or Python."""
+
+# ruff: noqa: RUF009  (`option` returns a dataclass field, as `field` does)
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.recipe.kinds import (
+    Choice,
+    FilePath,
+    Flag,
+    InputShapes,
+    Kind,
+    ManyOf,
+    Number,
+    Provider,
+    ProviderOptions,
+    Regex,
+    SplitSpec,
+    Text,
+    Whole,
+)
+from onnxcompress.recipe.options import COMPRESSION, DATA, GATES, LATENCY, OUTPUT, option, options_of
+from onnxcompress.recipe.toml import emit_toml, parse_toml
+
+_FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4", minimum=0.0, below=1.0)
+_RATIO = Number("a number above 0, such as 1.5", above=0.0)
+_POINTS = Number("percentage points from 0 to 100, such as 1.0", minimum=0.0, maximum=100.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a model, how it is judged, and what is written.
+
+    Every field is an option of the command line (`prune_scope` is `--prune-scope`), a key of a TOML recipe and a
+    keyword of `onnxcompress.compress`.
+
+    Raises:
+        RecipeError: a value cannot be used; the message starts with the field's name.
+    """
+
+    prune: float = option(
+        0.0, _FRACTION, COMPRESSION, "R", "fraction of filters to remove from every group, 0 <= R < 1"
+    )
+    prune_scope: str = option(
+        "uniform",
+        Choice("uniform", "global"),
+        COMPRESSION,
+        "SCOPE",
+        "uniform: R of every group; global: R of all filters ranked together",
+    )
+    importance: str = option(
+        "l1",
+        Choice("l1", "l2", "fpgm", "activation", "random"),
+        COMPRESSION,
+        "NAME",
+        "what ranks filters: l1, l2, fpgm, random, or activation (needs --calib or --data)",
+    )
+    round_to: int | str | None = option(
+        None,
+        Whole(minimum=1, words=("auto",)),
+        COMPRESSION,
+        "N|auto",
+        "widths and ranks to multiples of N; auto: the provider's block (default: auto, 1 with --no-latency)",
+    )
+    tucker: str = option(
+        "off",
+        SplitSpec("off", "auto", "evbmf", file=True),
+        COMPRESSION,
+        "SPEC",
+        "split Convs into three: off, auto, evbmf, energy=F, ratio=F or ranks=FILE.json",
+    )
+    svd: str = option(
+        "off",
+        SplitSpec("off", "auto"),
+        COMPRESSION,
+        "SPEC",
+        "split 1x1 Convs and Gemm into two: off, auto, energy=F or ratio=F",
+    )
+    exclude: tuple[str, ...] = option(
+        (), ManyOf(Regex()), COMPRESSION, "REGEX", "leave nodes alone whose name matches (repeatable)"
+    )
+    cleanup: str = option(
+        "auto", Choice("auto", "off"), COMPRESSION, "MODE", "exact graph clean-up before compression: auto or off"
+    )
+    verify: bool = option(
+        True, Flag(), COMPRESSION, "", "prove every rewrite against the original before writing (default: yes)"
+    )
+    seed: int = option(0, Whole(minimum=0), COMPRESSION, "N", "seed of everything random")
+
+    data: str | None = option(
+        None, Text("a path or module:callable"), DATA, "PATH", "evaluation data: accuracy is measured on it"
+    )
+    calib: str | None = option(
+        None,
+        Text("a path or module:callable"),
+        DATA,
+        "PATH",
+        "calibration data (default: a part of --data that is then not used for evaluation)",
+    )
+    samples: int | None = option(None, Whole(minimum=1), DATA, "N", "use at most N samples of each (default: all)")
+    preprocess: str | None = option(
+        None,
+        Text("a preset or a TOML file"),
+        DATA,
+        "PRESET|FILE",
+        "how images become input: caffe, imagenet, tf, unit, or a TOML file",
+    )
+
+    latency: bool = option(True, Flag(), LATENCY, "", "measure latency before and after (default: yes)")
+    provider: tuple[str, ...] = option(
+        ("cpu",),
+        ManyOf(Provider(), minimum=1),
+        LATENCY,
+        "NAME",
+        "cpu, cuda, tensorrt, openvino, or an onnxruntime name (repeatable)",
+    )
+    provider_option: Mapping[str, Mapping[str, str]] = option(
+        {}, ProviderOptions(), LATENCY, "P.KEY=VALUE", "an option of a provider, as onnxruntime calls it (repeatable)"
+    )
+    batch: int = option(1, Whole(minimum=1), LATENCY, "N", "batch size")
+    threads: int | None = option(None, Whole(minimum=1), LATENCY, "N", "threads (default: as many as cores)")
+    warmup: int | None = option(
+        None, Whole(minimum=0), LATENCY, "N", "runs before the measured ones (default: chosen by time)"
+    )
+    repeat: int | None = option(None, Whole(minimum=1), LATENCY, "N", "measured runs (default: chosen by time)")
+    input_shape: Mapping[str, tuple[int, ...]] = option(
+        {},
+        InputShapes(),
+        LATENCY,
+        "NAME:1x3x224x224",
+        "shape of an input whose sizes the model leaves open (repeatable)",
+    )
+
+    max_drop: float | None = option(
+        None, _POINTS, GATES, "P", "accuracy may fall by at most P points of top-1 (agreement without labels)"
+    )
+    min_speedup: float | None = option(None, _RATIO, GATES, "F", "latency, original / compressed, at least F")
+    min_compression: float | None = option(None, _RATIO, GATES, "F", "file size, original / compressed, at least F")
+
+    report: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write the report as JSON")
+    save_plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write what was decided, to review and replay")
+    plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "replay a saved plan instead of deciding")
+    dry_run: bool = option(False, Flag(), OUTPUT, "", "show what would be done and write nothing")
+    overwrite: bool = option(False, Flag(), OUTPUT, "", "replace OUT if it exists")
+    keep_failed: bool = option(False, Flag(), OUTPUT, "", "write OUT even if a gate failed (the exit code stays 3)")
+    external_data: bool = option(
+        False, Flag(), OUTPUT, "", "write weights to a side file of OUT (above 2 GB that is always done)"
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in options_of(Recipe).items():
+            object.__setattr__(self, name, _checked(known.kind, getattr(self, name), _default(name), name))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "") -> Recipe:
+        """Return the recipe of {key: value}; keys may be written with `-` or `_`.
+
+        Raises:
+            RecipeError: an unknown key or a value that cannot be used; the message starts with `source` and the key.
+        """
+        return cls().updated(values, source)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: the file cannot be read, is no TOML, or holds a key or value that cannot be used.
+        """
+        return cls.from_mapping(parse_toml(Path(path)), str(path))
+
+    def updated(self, values: Mapping[str, Any], source: str = "") -> Recipe:
+        """Return this recipe with `values` in place of its own; errors as in `from_mapping`."""
+        known, prefix = options_of(Recipe), f"{source}: " if source else ""
+        changed: dict[str, Any] = {}
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                raise RecipeError(f"{prefix}{key}: unknown key{_suggestion(name, known)}")
+            if name in changed:
+                raise RecipeError(f"{prefix}{key}: given twice, with '-' and with '_'")
+            changed[name] = _checked(known[name].kind, value, _default(name), f"{prefix}{key}")
+        return replace(self, **changed)
+
+    def updated_from_words(self, words: Mapping[str, Sequence[str] | bool]) -> Recipe:
+        """Return this recipe with a command line's options in place of its own: {field: words after the option}."""
+        known, changed = options_of(Recipe), {}
+        for name, texts in words.items():
+            where = f"--{name.replace('_', '-')}"
+            kind = known[name].kind
+            value = texts if isinstance(texts, bool) else kind.from_texts(texts, where)
+            changed[name] = kind.checked(value, where)
+        return replace(self, **changed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field as JSON holds it, null where it is not set."""
+        values = {name: getattr(self, name) for name in options_of(Recipe)}
+        return {n: None if v is None else options_of(Recipe)[n].kind.plain(v) for n, v in values.items()}
+
+    def to_toml(self) -> str:
+        """Return a recipe file that reads back as this recipe; keys at their default are left out."""
+        default = Recipe().to_json()
+        return emit_toml({n.replace("_", "-"): v for n, v in self.to_json().items() if v != default[n]})
+
+
+def _checked(kind: Kind, value: Any, default: Any, where: str) -> Any:
+    """A value that is the default because nothing was asked for (None) is not the kind's business."""
+    return None if value is None and default is None else kind.checked(value, where)
+
+
+def _default(name: str) -> Any:
+    found = next(f for f in fields(Recipe) if f.name == name)
+    return found.default_factory() if found.default_factory is not MISSING else found.default
+
+
+def _suggestion(name: str, known: Mapping[str, Any]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0].replace('_', '-')}'?" if close else ""
