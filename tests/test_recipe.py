@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.recipe import Recipe
+from onnxcompress.recipe.kinds import Provider
 from onnxcompress.recipe.toml import emit_toml, parse_toml
+from onnxcompress.runtime.providers import SHORT_NAMES
 
 
 def test_defaults_change_nothing_but_exact_cleanup() -> None:
@@ -177,6 +179,11 @@ def test_a_recipe_reads_back_from_its_toml(recipe: Recipe, tmp_path_factory: pyt
         k: v for k, v in recipe.provider_option.items() if v
     }
     assert read.updated({"provider-option": {}}) == recipe.updated({"provider-option": {}})
+
+
+def test_the_short_names_of_providers_are_those_of_the_runtime() -> None:
+    assert set(Provider.NAMES) == set(SHORT_NAMES)
+    assert Recipe(provider=("CUDA", "cpuexecutionprovider")).provider == ("CUDA", "cpuexecutionprovider")
 
 
 def test_nothing_but_defaults_is_an_empty_recipe_file() -> None:

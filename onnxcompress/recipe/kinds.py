@@ -189,11 +189,11 @@ class Regex(Kind):
 class Provider(Kind):
     """A short name of an execution provider, or onnxruntime's own name of it."""
 
-    NAMES = ("cpu", "cuda", "tensorrt", "openvino")
+    NAMES = ("cpu", "cuda", "tensorrt", "openvino", "directml", "coreml")
 
     def checked(self, value: Any, where: str) -> str:
-        is_full_name = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9]+ExecutionProvider", value)
-        if value not in self.NAMES and not is_full_name:
+        is_full_name = isinstance(value, str) and re.fullmatch(r"(?i)[a-z0-9]+ExecutionProvider", value)
+        if str(value).lower() not in self.NAMES and not is_full_name:
             known = ", ".join([*self.NAMES, "or an onnxruntime name such as CPUExecutionProvider"])
             raise RecipeError(f"{where}: {shown(value)} is not known; give {known}")
         return str(value)

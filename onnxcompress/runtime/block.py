@@ -1,0 +1,35 @@
+"""The number of channels a provider's kernels take at once: widths and ranks that miss it waste a part of a block."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from onnxcompress.runtime.providers import CPU, provider_name
+
+_SMALL_BLOCK = 8
+_AVX512_BLOCK = 16
+
+
+def preferred_block(provider: str) -> int:
+    """Return the block of channels for a provider (short name, or onnxruntime's own) on this machine.
+
+    onnxruntime's CPU kernels keep activations in blocks of one vector register (NCHWc): 16 channels of float32 on
+    AVX-512, 8 on AVX2. Tensor Cores, and the kernels of the other providers, take multiples of 8.
+
+    Raises:
+        RecipeError: no provider has this name.
+    """
+    is_cpu = provider_name(provider) == CPU
+    return _AVX512_BLOCK if is_cpu and cpu_features().get("AVX512F", False) else _SMALL_BLOCK
+
+
+def cpu_features() -> Mapping[str, bool]:
+    """Return which vector instruction sets this processor has, as numpy found them; empty where it does not say."""
+    for module in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # numpy 2, numpy 1.26
+        try:
+            features: Mapping[str, bool] = importlib.import_module(module).__cpu_features__
+        except (ImportError, AttributeError):
+            continue
+        return features
+    return {}
