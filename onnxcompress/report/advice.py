@@ -1,0 +1,74 @@
+"""What the user must hear about a result, and what to do about it. Only things that exist are recommended."""
+
+from __future__ import annotations
+
+from onnxcompress.recipe import Recipe
+from onnxcompress.report.figures import AccuracyFigures, Report
+from onnxcompress.report.text import percent, times
+
+WORTH_SAYING_POINTS = 1.0
+"""A smaller fall of accuracy is left to the table."""
+
+UNUSABLE_POINTS = 10.0
+"""From here on a fall of accuracy is called unusable."""
+
+
+def result_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
+    """Return what the tables alone would not make plain enough, one line each."""
+    lines: list[str] = []
+    changed = any(stage.decisions for stage in report.stages)
+    if report.accuracy is not None:
+        lines += _accuracy(report.accuracy, recipe)
+    elif changed:
+        lines.append(
+            "Accuracy was not measured, because no data were given: do not ship this model unseen. "
+            "Give --data PATH, and --preprocess for images"
+        )
+    lines += [
+        f"Latency on {figures.provider}: the compressed model is {times(figures.speedup, 'faster', 'slower')}. "
+        "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
+        for figures in report.latency
+        if figures.speedup < 0.98 and changed
+    ]
+    if not changed:
+        lines.append(_nothing_done(report, recipe))
+    return tuple(lines)
+
+
+def _accuracy(accuracy: AccuracyFigures, recipe: Recipe) -> list[str]:
+    if accuracy.labels and accuracy.drop_top1 is not None:
+        before, after, drop = accuracy.original.top1, accuracy.compressed.top1, accuracy.drop_top1
+        fell = f"Top-1 fell from {percent(before)} to {percent(after)}"
+    elif accuracy.agreement is not None:
+        drop = 100.0 - accuracy.agreement
+        fell = f"The compressed model agrees with the original on {percent(accuracy.agreement)} of the samples"
+    else:
+        return []
+    if drop < WORTH_SAYING_POINTS:
+        return []
+    verdict = ": the model is not usable as it is. " if drop >= UNUSABLE_POINTS else ". "
+    return [f"{fell}{verdict}{_how_to_keep_more(recipe)}"]
+
+
+def _how_to_keep_more(recipe: Recipe) -> str:
+    """Name what of this recipe can be made gentler."""
+    ways = []
+    if recipe.prune > 0:
+        ways.append(f"lower --prune (now {recipe.prune:g}; start from 0.05)")
+        if recipe.importance != "activation":
+            ways.append("rank filters by data (--importance activation with --calib)")
+    if recipe.tucker not in ("off", "energy=0.99"):
+        ways.append("keep more of each Conv (--tucker energy=0.99, or off)")
+    if recipe.svd not in ("off", "energy=0.99"):
+        ways.append("keep more of each 1x1 Conv (--svd energy=0.99, or off)")
+    ways.append("spare sensitive layers (--exclude REGEX)")
+    gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
+    return f"To keep more: {', '.join(ways)}{gate}"
+
+
+def _nothing_done(report: Report, recipe: Recipe) -> str:
+    if recipe.plan is None and recipe.prune == 0 and recipe.tucker == "off" and recipe.svd == "off":
+        return "Nothing was compressed, because nothing was asked for: give --prune R, --tucker SPEC or --svd SPEC"
+    skipped = sum(len(stage.skipped) for stage in report.stages)
+    reasons = f" ({skipped} nodes were left alone; -v says why)" if skipped else ""
+    return f"Nothing was compressed: no pass found anything to change{reasons}"

@@ -1,0 +1,152 @@
+"""What a run has to tell, as frozen values; a figure that was not measured is None, never invented.
+
+Units: bytes, MACs (multiply-accumulates for batch 1), ms, seconds, percent and percentage points. The names are the
+keys of the JSON report (`onnxcompress.report.json_file`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """A model as a file and as work; `path` and `sha256` are None where there is no file."""
+
+    path: str | None
+    sha256: str | None
+    bytes: int
+    params: int
+    macs: int | None
+    opset: int
+    ops: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SkippedNode:
+    """A node that a pass left alone, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """One pass: what it decided, and the model after it."""
+
+    pass_name: str
+    seconds: float
+    params: int
+    macs: int | None
+    decisions: tuple[Mapping[str, Any], ...] = ()
+    skipped: tuple[SkippedNode, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Percent of samples whose label is the first, or among the first five, of the model's classes."""
+
+    top1: float | None
+    top5: float | None
+
+
+@dataclass(frozen=True)
+class AccuracyFigures:
+    """Two models on the same samples: `agreement` in percent, `kl` the mean divergence from the original's output."""
+
+    samples: int
+    labels: bool
+    original: Hits
+    compressed: Hits
+    drop_top1: float | None
+    agreement: float | None
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Latency of one run, in ms."""
+
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class LatencyFigures:
+    """Two models on one execution provider; `provider` is the one that really ran, `requested` what was asked for."""
+
+    provider: str
+    requested: str
+    batch: int
+    threads: int | None
+    runs: int
+    original_ms: Percentiles
+    compressed_ms: Percentiles
+    speedup: float
+
+
+@dataclass(frozen=True)
+class CompressionFigures:
+    """original / compressed; None where one of them is unknown or nothing is left."""
+
+    params: float | None
+    macs: float | None
+    bytes: float | None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """A condition on the result; a gate whose value was not measured has failed."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one run has to tell.
+
+    Attributes:
+        output: the compressed model; its `path` is None where no file was written.
+        warnings: what the user must hear, one sentence or two each.
+        seconds: of the whole run; `peak_rss_bytes`: of the whole process so far.
+    """
+
+    input: ModelFigures
+    output: ModelFigures | None
+    stages: tuple[StageFigures, ...] = ()
+    accuracy: AccuracyFigures | None = None
+    latency: tuple[LatencyFigures, ...] = ()
+    compression: CompressionFigures | None = None
+    gates: tuple[GateResult, ...] = ()
+    warnings: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    platform: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    peak_rss_bytes: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+
+def compression_between(original: ModelFigures, compressed: ModelFigures) -> CompressionFigures:
+    """Return how many times smaller `compressed` is."""
+    return CompressionFigures(
+        params=_ratio(original.params, compressed.params),
+        macs=_ratio(original.macs, compressed.macs),
+        bytes=_ratio(original.bytes, compressed.bytes),
+    )
+
+
+def _ratio(original: float | None, compressed: float | None) -> float | None:
+    return original / compressed if original is not None and compressed else None

@@ -1,0 +1,284 @@
+"""The report: JSON keys users hold on to, tables, escaping, and the sentences a user must hear."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.recipe import Recipe
+from onnxcompress.report import environment, text
+from onnxcompress.report.advice import result_warnings
+from onnxcompress.report.figures import (
+    AccuracyFigures,
+    CompressionFigures,
+    GateResult,
+    Hits,
+    LatencyFigures,
+    ModelFigures,
+    Percentiles,
+    Report,
+    SkippedNode,
+    StageFigures,
+    compression_between,
+)
+from onnxcompress.report.json_file import json_text, plain_json, report_to_json, write_json
+from onnxcompress.report.terminal import console_for, print_report
+
+ORIGINAL = ModelFigures("a.onnx", "0a", 28_010_000, 6_998_552, 1_582_671_616, 17, {"Conv": 57, "Gemm": 1})
+COMPRESSED = ModelFigures("b.onnx", "0b", 11_020_000, 2_749_000, 596_000_000, 17, {"Conv": 57, "Gemm": 1})
+
+
+def accuracy(
+    before: float = 78.5, after: float = 1.0, *, labels: bool = True, agreement: float = 2.0
+) -> AccuracyFigures:
+    original, compressed = (Hits(before, 93.5), Hits(after, 3.0)) if labels else (Hits(None, None), Hits(None, None))
+    return AccuracyFigures(200, labels, original, compressed, before - after if labels else None, agreement, 4.2)
+
+
+def report(**changes: Any) -> Report:
+    stage = StageFigures("pruning", 0.4, 2_749_000, 596_000_000, ({"group": "g", "removed": [1, 2]},), ())
+    latency = LatencyFigures(
+        "CPUExecutionProvider", "cpu", 1, 2, 50, Percentiles(18.0, 19.0), Percentiles(9.0, 9.5), 2.0
+    )
+    full = Report(
+        input=ORIGINAL,
+        output=COMPRESSED,
+        stages=(stage,),
+        accuracy=accuracy(),
+        latency=(latency,),
+        compression=compression_between(ORIGINAL, COMPRESSED),
+        gates=(GateResult("max_drop", 1.0, 77.5, False),),
+        recipe=Recipe(prune=0.4).to_json(),
+        seed=0,
+        versions={"onnx": "1"},
+        platform={"cores": 2},
+        seconds=1.5,
+        peak_rss_bytes=1,
+    )
+    return dataclasses.replace(full, **changes)
+
+
+def shown(value: Report, *, verbose: bool = False) -> str:
+    stream = io.StringIO()
+    print_report(value, console_for(stream), verbose=verbose)
+    return stream.getvalue()
+
+
+def test_json_has_the_documented_keys() -> None:
+    value = report_to_json(report())
+    assert value["schema"] == 1
+    assert {"input", "output", "stages", "accuracy", "latency", "compression", "gates"} <= set(value)
+    assert {"recipe", "seed", "versions", "platform", "seconds", "peak_rss_bytes"} <= set(value)
+    assert set(value["input"]) == {"path", "sha256", "bytes", "params", "macs", "opset", "ops"}
+    assert set(value["stages"][0]) == {"pass", "seconds", "params", "macs", "decisions", "skipped"}
+    assert set(value["accuracy"]) == {
+        "samples",
+        "labels",
+        "original",
+        "compressed",
+        "drop_top1",
+        "agreement",
+        "kl",
+    }
+    assert value["accuracy"]["compressed"] == {"top1": 1.0, "top5": 3.0}
+    assert set(value["latency"][0]) == {
+        "provider",
+        "requested",
+        "batch",
+        "threads",
+        "runs",
+        "original_ms",
+        "compressed_ms",
+        "speedup",
+    }
+    assert value["latency"][0]["original_ms"] == {"p50": 18.0, "p95": 19.0}
+    assert value["compression"]["params"] == pytest.approx(6_998_552 / 2_749_000)
+    assert value["gates"] == [{"name": "max_drop", "limit": 1.0, "value": 77.5, "passed": False}]
+    assert value["recipe"]["prune"] == 0.4
+
+
+def test_what_was_not_measured_is_null() -> None:
+    value = report_to_json(Report(input=ORIGINAL, output=None))
+    for key in ("output", "accuracy", "compression", "seconds", "peak_rss_bytes"):
+        assert value[key] is None
+    assert value["latency"] == []
+    assert report_to_json(report(accuracy=accuracy(labels=False)))["accuracy"]["original"] == {
+        "top1": None,
+        "top5": None,
+    }
+
+
+def test_json_holds_no_numpy_and_no_infinity(tmp_path: Path) -> None:
+    decisions = ({"kept": (np.int64(1), 2), "scale": np.float32(0.5), "bad": math.inf, "file": Path("x")},)
+    value = plain_json({"d": decisions, "n": math.nan})
+    assert value == {"d": [{"kept": [1, 2], "scale": 0.5, "bad": None, "file": "x"}], "n": None}
+    write_json(value, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == value
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("old")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json({"n": math.nan}, tmp_path / "r.json")
+    assert (tmp_path / "r.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    with pytest.raises(RecipeError, match="cannot be written"):
+        write_json({}, tmp_path / "missing" / "r.json")
+
+
+def test_compression_is_a_ratio_or_unknown() -> None:
+    assert compression_between(ORIGINAL, dataclasses.replace(COMPRESSED, macs=None)) == CompressionFigures(
+        6_998_552 / 2_749_000, None, 28_010_000 / 11_020_000
+    )
+    assert compression_between(ORIGINAL, dataclasses.replace(COMPRESSED, params=0)).params is None
+
+
+def test_tables_show_before_and_after() -> None:
+    lines = shown(report()).splitlines()
+
+    def row(name: str) -> str:
+        return next(" ".join(line.split()) for line in lines if line.startswith(name))
+
+    assert row("Top-1") == "Top-1 78.5 % 1.0 % -77.5 points"
+    assert row("File size") == "File size 28.01 MB 11.02 MB 2.54 x smaller"
+    assert row("Parameters") == "Parameters 7.00 M 2.75 M 2.55 x fewer"
+    assert row("MACs") == "MACs per sample 1,582.67 M 596.00 M 2.66 x fewer"
+    assert row("Latency p50") == (
+        "Latency p50 (CPUExecutionProvider, batch 1, 2 threads) 18.0 ms 9.00 ms 2.00 x faster"
+    )
+    assert row("max_drop") == "max_drop 1 77.50 FAILED"
+    assert row("pruning") == "pruning 1 0 2.75 M 596.00 M 0.40"
+
+
+def test_what_was_not_measured_is_said_in_the_tables() -> None:
+    lines = shown(report(accuracy=None, latency=(), output=None, compression=None))
+    assert "not measured" in lines
+    assert "ms" not in lines.replace("params", "")
+    assert "0.0 %" not in lines
+    gate = GateResult("min_speedup", 1.2, None, False)
+    assert "not measured" in shown(report(gates=(gate,)))
+
+
+def test_skipped_nodes_are_summed_up_and_named_on_request() -> None:
+    skipped = tuple(SkippedNode(f"node{n}", "kernel is 1x1" if n % 2 else f"reason {n}") for n in range(40))
+    stage = StageFigures("tucker", 0.1, 1, 1, (), skipped)
+    short, full = shown(report(stages=(stage,))), shown(report(stages=(stage,)), verbose=True)
+    assert "kernel is 1x1: node1, node3, node5 and 17 more" in short
+    assert "15 more nodes for 15 other reasons (-v shows all)" in short
+    assert "node37" not in short
+    assert "node37" in full
+    assert "more" not in full.split("Left alone by tucker")[1]
+
+
+def test_names_cannot_style_or_steer_the_terminal() -> None:
+    evil = "[bold]x[/bold]\x1b[31m\n\u202e\ud800:smile:"
+    stage = StageFigures(evil, 0.1, 1, 1, ({evil: evil},), (SkippedNode(evil, evil),))
+    printed = shown(report(stages=(stage,)), verbose=True)
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    assert "[bold]x[/bold]\\x1b[31m\\n\\u202e\\ud800:smile:" in printed
+    assert json.loads(json_text(plain_json(stage)))["pass"] == evil
+    assert "\x1b" not in json_text(plain_json(stage))
+
+
+def test_colour_only_where_a_terminal_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured = Terminal()
+    print_report(report(), console_for(coloured))
+    assert "\x1b[1;31m" in coloured.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    print_report(report(), console_for(plain))
+    assert "\x1b[1;31m" not in plain.getvalue()
+    assert "31m" not in plain.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        (accuracy(), "Top-1 fell from 78.5 % to 1.0 %: the model is not usable as it is."),
+        (accuracy(78.5, 76.0), "Top-1 fell from 78.5 % to 76.0 %. To keep more"),
+        (accuracy(labels=False), "agrees with the original on 2.0 % of the samples: the model is not usable"),
+        (accuracy(labels=False, agreement=98.0), "agrees with the original on 98.0 % of the samples. To keep more"),
+    ],
+)
+def test_a_fall_of_accuracy_is_said_with_what_to_do(figures: AccuracyFigures, expected: str) -> None:
+    (line,) = result_warnings(report(accuracy=figures), Recipe(prune=0.4, tucker="auto"))
+    assert expected in line
+    assert "--prune (now 0.4" in line
+    assert "--tucker energy=0.99" in line
+    assert "--svd" not in line
+    assert "\n" not in line
+
+
+def test_a_small_fall_and_a_gain_are_left_to_the_table() -> None:
+    assert result_warnings(report(accuracy=accuracy(78.5, 78.0)), Recipe(prune=0.4)) == ()
+    assert result_warnings(report(accuracy=accuracy(78.5, 79.0)), Recipe(prune=0.4)) == ()
+
+
+def test_unmeasured_accuracy_slowness_and_idleness_are_said() -> None:
+    (line,) = result_warnings(report(accuracy=None), Recipe(prune=0.4))
+    assert "Accuracy was not measured" in line
+    slow = dataclasses.replace(report().latency[0], speedup=0.8)
+    (line,) = result_warnings(report(accuracy=accuracy(78.5, 78.5), latency=(slow,)), Recipe(prune=0.4))
+    assert "1.25 x slower" in line
+    (line,) = result_warnings(report(accuracy=None, stages=()), Recipe())
+    assert "give --prune R, --tucker SPEC or --svd SPEC" in line
+    (line,) = result_warnings(report(accuracy=None, stages=()), Recipe(prune=0.4))
+    assert "no pass found anything to change" in line
+
+
+def test_advice_names_only_options_that_exist() -> None:
+    from onnxcompress.recipe.options import options_of
+
+    known = {f"--{name.replace('_', '-')}" for name in options_of(Recipe)}
+    recipe = Recipe(prune=0.4, tucker="auto", svd="auto")
+    everything = [
+        *result_warnings(report(), recipe),
+        *result_warnings(report(accuracy=None), recipe),
+        *result_warnings(report(stages=()), Recipe()),
+    ]
+    named = {word.strip(".,;:()") for line in everything for word in line.split() if word.startswith(("--", "(--"))}
+    assert named
+    assert {name.strip("(") for name in named} <= known
+
+
+def test_figures_in_words() -> None:
+    assert [text.count(n) for n in (0, 9_999, 12_345, 1_234_567, 12_345_678_901)] == [
+        "0",
+        "9,999",
+        "12.35 k",
+        "1.23 M",
+        "12.35 G",
+    ]
+    assert text.count(1_000, 5_000_000) == "0.00 M"
+    assert text.size(999) == "999 B"
+    assert text.size(28_010_000) == "28.01 MB"
+    assert (text.times(2.0, "faster", "slower"), text.times(0.5, "faster", "slower")) == (
+        "2.00 x faster",
+        "2.00 x slower",
+    )
+    assert text.times(1.001, "faster", "slower") == "same"
+    assert text.times(None, "faster", "slower") == "-"
+
+
+def test_where_a_run_took_place() -> None:
+    assert {"onnxcompress", "python", "numpy", "onnx", "onnxruntime"} <= set(environment.versions())
+    assert environment.machine()["cores"] >= 1
+    peak = environment.peak_rss_bytes()
+    assert peak is None or 10_000_000 < peak < 10**13
