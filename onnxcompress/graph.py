@@ -29,6 +29,7 @@ from onnxcompress.serialization import (
     load_array,
     parse_proto,
     read_proto,
+    tensor_dtype,
     write_proto,
 )
 
@@ -167,6 +168,18 @@ class Model:
         if isinstance(tensor, gs.Constant):
             return tuple(int(d) for d in tensor.shape)
         return self.shapes.get(tensor if isinstance(tensor, str) else tensor.name)
+
+    def dtype_of(self, tensor: gs.Tensor) -> np.dtype[Any]:
+        """Return a tensor's numpy type.
+
+        Raises:
+            ModelError: shape inference does not know it.
+        """
+        if isinstance(tensor, gs.Constant):
+            return np.dtype(tensor.values.dtype)
+        if tensor.name not in self.dtypes:
+            raise ModelError(f"the element type of tensor '{tensor.name}' is not known")
+        return tensor_dtype(self.dtypes[tensor.name])
 
     def unique_name(self, hint: str) -> str:
         """Return `hint`, or `hint_1`, `hint_2`, … if it is taken by a node or a tensor, and reserve it."""

@@ -1,0 +1,187 @@
+"""The channel analysis: labels propagated through the graph, and the dependency groups that follow from them.
+
+Every operator is one small function in `operators/` that says how it moves labels. One pass in topological order
+collects labels, ties (pairs of atoms removed together), freezes (atoms that stay, with the reason) and what a removal
+has to change (constants to slice, attributes to rewrite). The fixed point of all ties is found at once, as the connected
+components of the tie graph. The idea of groups with index maps follows DepGraph (Fang et al., CVPR 2023); working on
+the positions themselves makes Concat, Split, Flatten and shuffles plain data movement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.channels.labels import FIXED, Ids, Labels
+from onnxcompress.analysis.shapes import ShapeValues
+from onnxcompress.graph import Model, Shape
+
+if TYPE_CHECKING:
+    from onnxcompress.analysis.channels.surgery import Surgery
+
+Rewrite = Callable[["Surgery", gs.Node], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """A node whose filters create atoms: filter `i` along `axis` of the weight is atom `ids[i]`."""
+
+    node: str
+    weight: int
+    labels: Labels
+    ids: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A node that sums over labelled positions of its input: where a removed channel equals `fill` in the original.
+
+    `mean` marks a mean over the positions, which the pruned network takes over the remaining ones. `norm` marks a
+    normalisation, whose statistics run over the remaining ones: the axes it normalises over.
+    """
+
+    node: str
+    position: int
+    labels: Labels
+    fill: float = 0.0
+    mean: bool = False
+    norm: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantUse:
+    """A constant input that is sliced with the labels it is read by; positions outside all labels stay."""
+
+    node: str
+    position: int
+    labels: tuple[Labels, ...]
+
+
+@dataclass(eq=False)
+class Findings:
+    """What the operators' functions report, keyed by node and tensor names."""
+
+    producers: list[Producer] = field(default_factory=list)
+    consumers: list[Consumer] = field(default_factory=list)
+    constants: list[ConstantUse] = field(default_factory=list)
+    rewrites: list[tuple[str, Labels, Rewrite]] = field(default_factory=list)
+    balanced: list[tuple[str, Ids]] = field(default_factory=list)
+    keep_one: list[Ids] = field(default_factory=list)
+    freezes: list[tuple[Ids, str]] = field(default_factory=list)
+    ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+
+
+class ChannelAnalysis:
+    """The labels of every tensor of a model, and what the operators found. The model is only read."""
+
+    def __init__(self, model: Model) -> None:
+        from onnxcompress.analysis.channels.operators import HANDLERS
+
+        self.model = model
+        self.findings = Findings()
+        self.shape_values = ShapeValues(model)
+        self.atoms = 0
+        self.absorbed: set[str] = set()
+        self._labels: dict[str, Labels] = {}
+        captured = model.captured_names()
+        for node in model.nodes:
+            if node.name in self.absorbed:
+                continue
+            handler = HANDLERS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+            if handler is not None:
+                handler(self, node)
+            else:
+                self.freeze_inputs(node, f"operator {node.domain + '.' if node.domain else ''}{node.op} is not known")
+            for tensor in node.outputs:
+                if tensor.name in captured and (labels := self.of(tensor)) is not None:
+                    self.freeze(labels.ids, f"'{tensor.name}' is read inside a sub-graph")
+        for tensor in model.graph.outputs:
+            if (labels := self.of(tensor)) is not None:
+                self.freeze(labels.ids, f"is the graph output '{tensor.name}', whose shape never changes")
+
+    # What operators ask.
+
+    def of(self, tensor: gs.Tensor) -> Labels | None:
+        """Return a tensor's labels, None if it carries no channels."""
+        return self._labels.get(tensor.name)
+
+    def shape(self, tensor: gs.Tensor) -> Shape | None:
+        """Return a tensor's shape; None if even the rank is unknown."""
+        return self.model.shape_of(tensor)
+
+    def input(self, node: gs.Node, position: int) -> gs.Tensor | None:
+        """Return an input, None if it is left out."""
+        if position >= len(node.inputs) or not node.inputs[position].name:
+            return None
+        return node.inputs[position]
+
+    def constant(self, node: gs.Node, position: int) -> gs.Constant | None:
+        """Return a constant input, None if it is left out or computed."""
+        tensor = self.input(node, position)
+        return tensor if isinstance(tensor, gs.Constant) else None
+
+    def ints(self, node: gs.Node, position: int) -> tuple[int | None, ...] | None:
+        """Return an integer input's elements as far as they are known before the model runs."""
+        tensor = self.input(node, position)
+        return None if tensor is None else self.shape_values.values(tensor)
+
+    # What operators report.
+
+    def set(self, tensor: gs.Tensor, labels: Labels | None) -> None:
+        """Give an output its labels."""
+        if labels is not None and tensor.name:
+            self._labels[tensor.name] = labels
+
+    def fresh(self, count: int) -> Ids:
+        """Return new atoms, shape (count,)."""
+        self.atoms += count
+        return np.arange(self.atoms - count, self.atoms, dtype=np.int64)
+
+    def tie(self, first: Ids, second: Ids, reason: str) -> None:
+        """Tie atoms position by position (broadcasting); a fixed position freezes its partner, for `reason`."""
+        first, second = np.broadcast_arrays(first, second)
+        free = (first != FIXED) & (second != FIXED)
+        self.findings.ties.append((first[free], second[free]))
+        for one, other in ((first, second), (second, first)):
+            bound = one[(other == FIXED) & (one != FIXED)]
+            if bound.size:
+                self.freeze(bound, reason)
+
+    def freeze(self, ids: Ids, reason: str) -> None:
+        """Keep these atoms, for `reason`."""
+        self.findings.freezes.append((np.unique(ids[ids != FIXED]), reason))
+
+    def freeze_inputs(self, node: gs.Node, reason: str) -> None:
+        """Keep every channel that reaches `node`."""
+        for tensor in node.inputs:
+            if (labels := self.of(tensor)) is not None:
+                self.freeze(labels.ids, f"reaches '{node.name}': {reason}")
+
+    def produce(self, node: gs.Node, weight: int, axis: int, ids: Ids) -> None:
+        """Record that the filters of `node`, along `axis` of input `weight`, create `ids`."""
+        self.findings.producers.append(Producer(node.name, weight, Labels.along(axis, ids), ids))
+
+    def consume(self, node: gs.Node, position: int, labels: Labels, **how: Any) -> None:
+        """Record that `node` sums over the labelled positions of input `position`."""
+        self.findings.consumers.append(Consumer(node.name, position, labels, **how))
+
+    def slice(self, node: gs.Node, position: int, *labels: Labels) -> None:
+        """Record that constant input `position` is sliced along these labels (axes of the constant)."""
+        self.findings.constants.append(ConstantUse(node.name, position, labels))
+
+    def on_removal(self, node: gs.Node, labels: Labels, rewrite: Rewrite) -> None:
+        """Have `rewrite` called on the pruned model's node when an atom of `labels` was removed."""
+        self.findings.rewrites.append((node.name, labels, rewrite))
+
+    def balance(self, node: gs.Node, rows: Ids) -> None:
+        """Require that every row of `rows` (R, C) keeps the same number of atoms."""
+        if rows.shape[0] > 1:
+            self.findings.balanced.append((node.name, rows))
+
+    def keep_one(self, ids: Ids) -> None:
+        """Require that one of these atoms stays."""
+        self.findings.keep_one.append(ids)

@@ -1,0 +1,15 @@
+"""The operators that the channel analysis knows, by family."""
+
+from onnxcompress.analysis.channels.operators import (  # noqa: F401  (each import registers its operators)
+    convolution,
+    dense,
+    elementwise,
+    layout,
+    normalization,
+    reduction,
+    selection,
+    spatial,
+)
+from onnxcompress.analysis.channels.operators.registry import HANDLERS, operator
+
+__all__ = ["HANDLERS", "operator"]

@@ -1,0 +1,147 @@
+"""Element-wise operators: one operand carries its labels through, several are tied where they are not broadcast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.channels.labels import Labels, same_layout
+from onnxcompress.analysis.channels.operators.registry import operator
+
+if TYPE_CHECKING:
+    from onnxcompress.analysis.channels.analysis import ChannelAnalysis
+
+
+@operator(
+    *("Relu LeakyRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Swish Mish Softplus Softsign Tanh Erf Gelu").split(),
+    *("Exp Log Sqrt Reciprocal Neg Abs Sign Floor Ceil Round Not IsNaN IsInf Cast CastLike Identity Shrink").split(),
+    *("ThresholdedRelu Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Clip BitwiseNot Bernoulli").split(),
+)
+def unary(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """The first input carries the labels; further inputs (bounds, types) are scalars."""
+    analysis.set(node.outputs[0], analysis.of(node.inputs[0]))
+
+
+@operator("Dropout")
+def dropout(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Output and mask have the input's layout."""
+    for output in node.outputs:
+        analysis.set(output, analysis.of(node.inputs[0]))
+
+
+@operator(
+    *("Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual Where").split(),
+    *("PRelu BitShift BitwiseAnd BitwiseOr BitwiseXor").split(),
+)
+def broadcasting(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Operands aligned at their last axes; what has length one is broadcast and couples nothing."""
+    tie_operands(analysis, node, range(len(node.inputs)), broadcast=True)
+
+
+def tie_operands(
+    analysis: ChannelAnalysis,
+    node: gs.Node,
+    positions: range,
+    *,
+    broadcast: bool,
+    ignored_axis: int | None = None,
+) -> Labels | None:
+    """Tie the operands' labels position by position, slice constant operands, and label the output.
+
+    Axes are the output's, with operands aligned at their last axis. Returns the output's labels.
+    """
+    rank = max((len(s) for p in positions if (s := analysis.shape(node.inputs[p])) is not None), default=0)
+    if any(analysis.shape(node.inputs[p]) is None for p in positions):
+        analysis.freeze_inputs(node, "combined with a tensor of unknown rank")
+        return None
+    carried: Labels | None = None
+    for p in positions:
+        labels = analysis.of(node.inputs[p])
+        if labels is None:
+            continue
+        labels = labels.shifted(rank - len(analysis.shape(node.inputs[p]) or ()))
+        if broadcast and _is_broadcast(analysis, node, positions, labels, rank):
+            analysis.freeze(labels.ids, f"is broadcast over channels by '{node.name}'")
+            continue
+        if carried is None:
+            carried = labels
+        elif same_layout(carried, labels):
+            analysis.tie(carried.ids, labels.ids, f"combined by '{node.name}' with a channel that stays")
+        else:
+            carried = _tie_finer(analysis, node, carried, labels)
+            if carried is None:
+                return None
+    if carried is None:
+        return None
+    for p in positions:
+        tensor = node.inputs[p]
+        if analysis.of(tensor) is None and tensor.name:
+            carried = _tie_unlabelled(analysis, node, p, carried, rank)
+            if carried is None:
+                return None
+    if ignored_axis is None or ignored_axis not in carried.axes:
+        analysis.set(node.outputs[0], carried)
+    return carried
+
+
+def _is_broadcast(analysis: ChannelAnalysis, node: gs.Node, positions: range, labels: Labels, rank: int) -> bool:
+    """Whether an operand has length one along its labels where another operand is longer."""
+    if labels.ids.size != 1 or labels.inner != (1,):
+        return False
+    from_end = labels.axes[0] - rank
+    for p in positions:
+        shape = analysis.shape(node.inputs[p]) or ()
+        if len(shape) >= -from_end and shape[from_end] != 1:
+            return True
+    return False
+
+
+def _tie_finer(analysis: ChannelAnalysis, node: gs.Node, first: Labels, second: Labels) -> Labels | None:
+    """Tie labels of the same axes but different granularity, one atom for each position."""
+    fine_first, fine_second = first.expanded(), second.expanded()
+    if fine_first is None or fine_second is None or not same_layout(fine_first, fine_second):
+        for labels in (first, second):
+            analysis.freeze(labels.ids, f"combined by '{node.name}' with channels on another axis")
+        return None
+    analysis.tie(fine_first.ids, fine_second.ids, f"combined by '{node.name}' with a channel that stays")
+    return fine_first
+
+
+def _tie_unlabelled(
+    analysis: ChannelAnalysis, node: gs.Node, position: int, carried: Labels, rank: int
+) -> Labels | None:
+    """Slice a constant operand along the carried labels; a computed operand of full length freezes them."""
+    tensor = node.inputs[position]
+    shape = analysis.shape(tensor) or ()
+    offset = rank - len(shape)
+    full = [i for i, axis in enumerate(carried.axes) if axis >= offset and shape[axis - offset] != 1]
+    # Of two labelled axes the first counts rows, all of which stay: what spans only the rows is left as it is.
+    if not full or (len(carried.axes) == 2 and full == [0]):
+        return carried
+    if not isinstance(tensor, gs.Constant):
+        analysis.freeze(carried.ids, f"combined by '{node.name}' with '{tensor.name}', which does not come from a Conv")
+        return None
+    known = carried
+    if any(carried.inner[i] is None for i in full):
+        inner = list(carried.inner)
+        for i in full:
+            inner[i] = int(shape[carried.axes[i] - offset]) // carried.ids.shape[i]
+        known = Labels(carried.axes, carried.ids, tuple(inner))
+    if len(full) < len(carried.axes):
+        return _slice_partial(analysis, node, position, known, offset)
+    analysis.slice(node, position, known.shifted(-offset))
+    return carried
+
+
+def _slice_partial(
+    analysis: ChannelAnalysis, node: gs.Node, position: int, carried: Labels, offset: int
+) -> Labels | None:
+    """A constant that spans the second of two labelled axes: every row keeps the same positions."""
+    if len(carried.axes) != 2:
+        analysis.freeze(carried.ids, f"a constant of '{node.name}' covers some of its channels' axes")
+        return None
+    rows = carried.ids
+    analysis.tie(rows[:1], rows, f"shares a constant of '{node.name}' with a channel that stays")
+    analysis.slice(node, position, Labels((carried.axes[1] - offset,), rows[0], (carried.inner[1],)))
+    return carried

@@ -1,0 +1,239 @@
+"""Operators that only re-arrange axes: labels move as the data does, whatever is split, merged or swapped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.channels.operators.registry import operator
+from onnxcompress.graph import Dim, Shape
+
+if TYPE_CHECKING:
+    from onnxcompress.analysis.channels.analysis import ChannelAnalysis
+    from onnxcompress.analysis.channels.surgery import Surgery
+
+_MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+
+
+@operator("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Axes are split and merged in row-major order; a permutation of channels spread over several nodes is one."""
+    labels = analysis.of(node.inputs[0])
+    if labels is None or _follow_permutation(analysis, node, labels):
+        return
+    moved = _moved(analysis, node, labels)
+    if moved is None or len(moved.axes) > 2:
+        analysis.freeze(labels.ids, f"'{node.name}' ({node.op}) mixes their axis with others in a way not known")
+        return
+    if len(moved.axes) == 2:
+        analysis.balance(node, moved.ids)
+    analysis.set(node.outputs[0], moved)
+    if node.op == "Reshape":
+        _resize_target(analysis, node, moved)
+
+
+@operator("Transpose")
+def transpose(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Axes are permuted. Where two labelled axes change places, every row has to keep the same positions."""
+    labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
+    if labels is None or shape is None:
+        return
+    perm = [int(axis) for axis in node.attrs.get("perm", range(len(shape))[::-1])]
+    moved = labels.moved(perm.index(axis) for axis in labels.axes)
+    if len(labels.axes) == 2 and perm.index(labels.axes[0]) > perm.index(labels.axes[1]):
+        moved = project(analysis, node, labels).moved([perm.index(labels.axes[1])])
+    analysis.set(node.outputs[0], moved)
+
+
+def project(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> Labels:
+    """Tie the rows of two-axis labels, so that the second axis alone carries them."""
+    analysis.tie(labels.ids[:1], labels.ids, f"'{node.name}' ({node.op}) keeps the same positions of every row")
+    return Labels((labels.axes[1],), labels.ids[0], (labels.inner[1],))
+
+
+def _resize_target(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> None:
+    """On removal, write the new lengths into Reshape's target where it names them."""
+    target = analysis.ints(node, 1)
+
+    def new_target(surgery: Surgery, pruned: gs.Node) -> None:
+        lengths = dict(zip(labels.axes, surgery.kept_lengths(labels), strict=True))
+        named = {a: n for a, n in lengths.items() if target is None or target[a] is None or target[a] > 0}  # type: ignore[operator]
+        surgery.patch_vector(pruned, 1, {axis: length for axis, length in named.items() if length is not None})
+
+    if any(count is None for count in labels.inner) and (
+        target is None or any(t is None or t > 0 for t in (target[a] for a in _unknown_axes(labels)))
+    ):
+        analysis.freeze(labels.ids, f"the target of '{node.name}' names a length that is not known before the run")
+        return
+    analysis.on_removal(node, labels, new_target)
+
+
+def _unknown_axes(labels: Labels) -> list[int]:
+    return [axis for axis, count in zip(labels.axes, labels.inner, strict=True) if count is None]
+
+
+def _moved(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> Labels | None:
+    before, after = analysis.shape(node.inputs[0]), analysis.shape(node.outputs[0])
+    if before is None or after is None:
+        return None
+    if node.op == "Transpose":
+        perm = [int(axis) for axis in node.attrs.get("perm", range(len(before))[::-1])]
+        return labels.moved(perm.index(axis) for axis in labels.axes)
+    return reshaped(labels, before, after)
+
+
+def _follow_permutation(analysis: ChannelAnalysis, start: gs.Node, labels: Labels) -> bool:
+    """Recognise moves that only permute channels (a channel shuffle) and treat them as one node.
+
+    The pruned network gets one Gather in their place, so no position is tied to any other.
+    """
+    if len(labels.axes) != 1 or labels.inner != (1,):
+        return False
+    positions = Labels(labels.axes, np.arange(labels.ids.size, dtype=np.int64), (1,))
+    node, chain = start, [start]
+    moved = _moved(analysis, node, positions)
+    if moved is None or len(moved.axes) == 1:
+        return False
+    while len(moved.axes) > 1:
+        output = node.outputs[0]
+        if len(output.outputs) != 1 or any(output is t for t in analysis.model.graph.outputs):
+            return False
+        node = output.outputs[0]
+        if node.op not in _MOVES or output is not node.inputs[0] or not _keeps_other_axes(node, moved):
+            return False
+        chain.append(node)
+        if (step := _moved(analysis, node, moved)) is None:
+            return False
+        moved = step
+    before, after = analysis.shape(start.inputs[0]), analysis.shape(node.outputs[0])
+    if moved.axes != labels.axes or moved.inner != (1,) or not _same_shape(before, after, labels.axes[0]):
+        return False
+    order = moved.ids
+    if not np.array_equal(np.sort(order), np.arange(labels.ids.size)):
+        return False
+    source, axis, final = labels, labels.axes[0], Labels(labels.axes, labels.ids[order], (1,))
+    analysis.set(node.outputs[0], final)
+    analysis.absorbed.update(member.name for member in chain[1:])
+    end = node.name
+
+    def one_gather(surgery: Surgery, first: gs.Node) -> None:
+        last = surgery.node(end)
+        kept = surgery.kept(source.ids)
+        place = np.cumsum(kept) - 1
+        indices = surgery.model.new_constant(f"{first.name}_order", place[order[kept[order]]])
+        output = last.outputs[0]
+        last.outputs.clear()
+        name = surgery.model.unique_name(f"{first.name}_gather")
+        gather = gs.Node("Gather", name, {"axis": axis}, [first.inputs[0], indices], [output])
+        surgery.model.insert_before(last, [gather])
+
+    analysis.on_removal(start, labels, one_gather)
+    return True
+
+
+def _keeps_other_axes(node: gs.Node, labels: Labels) -> bool:
+    if node.op != "Transpose":
+        return True
+    perm = [int(axis) for axis in node.attrs.get("perm", [])]
+    others = [axis for axis in perm if axis not in labels.axes]
+    return bool(perm) and others == sorted(others)
+
+
+def _same_shape(before: Shape | None, after: Shape | None, axis: int) -> bool:
+    """Whether ranks agree and known lengths do (a length lost to inference cannot disagree with itself)."""
+    if before is None or after is None or len(before) != len(after) or before[axis] != after[axis]:
+        return False
+    known = [(b, a) for b, a in zip(before, after, strict=True) if isinstance(b, int) and isinstance(a, int)]
+    return all(b == a for b, a in known)
+
+
+@dataclass(frozen=True)
+class _Digit:
+    """A factor of a flat position: a labelled dimension of `ids`, or unlabelled neighbours."""
+
+    size: Dim
+    labelled: bool
+
+
+def reshaped(labels: Labels, before: Shape, after: Shape) -> Labels | None:
+    """Return labels after a row-major reshape, None where the axes cannot be matched.
+
+    A flat position is a number whose digits are the input's axes; the output's axes take the same digits, from the left
+    as far as lengths are known, then from the right; one axis in between may take what is left.
+    """
+    digits: list[_Digit] = []
+    for axis, dim in enumerate(before):
+        if axis in labels.axes:
+            at = labels.axes.index(axis)
+            digits.append(_Digit(int(labels.ids.shape[at]), True))
+            if labels.inner[at] != 1:
+                digits.append(_Digit(labels.inner[at], False))
+        elif dim != 1:
+            digits.append(_Digit(dim, False))
+    taken: list[list[_Digit]] = [[] for _ in after]
+    left, right = 0, len(after) - 1
+    while left <= right and (part := _take(digits, after[left], from_left=True)) is not None:
+        taken[left] = part
+        left += 1
+    while right >= left and (part := _take(digits, after[right], from_left=False)) is not None:
+        taken[right] = part
+        right -= 1
+    if left == right:
+        taken[left] = digits
+    elif digits:
+        return None
+    return _assemble(labels, taken)
+
+
+def _take(digits: list[_Digit], size: Dim, *, from_left: bool) -> list[_Digit] | None:
+    """Take digits whose product is `size` off one end of `digits`, splitting one if need be; None if impossible."""
+    end = 0 if from_left else -1
+    if not isinstance(size, int):
+        if digits and size is not None and digits[end].size == size:
+            return [digits.pop(end)]
+        return None
+    pending, rest, part = list(digits), size, []
+    while rest > 1 or (size == 1 and not part and pending and pending[end] == _Digit(1, True)):
+        if not pending or not isinstance(pending[end].size, int):
+            return None
+        digit = pending.pop(end)
+        length = int(digit.size)  # type: ignore[arg-type]
+        if rest % length == 0:
+            part.append(digit)
+            rest //= length
+        elif length % rest == 0:
+            part.append(_Digit(rest, digit.labelled))
+            remainder = _Digit(length // rest, digit.labelled)
+            pending.insert(0 if from_left else len(pending), remainder)
+            rest = 1
+        else:
+            return None
+        if size == 1:
+            break
+    digits[:] = pending
+    return part if from_left else part[::-1]
+
+
+def _assemble(labels: Labels, taken: list[list[_Digit]]) -> Labels | None:
+    axes, inner, shape, spread, lengths = [], [], [], [], []
+    for axis, part in enumerate(taken):
+        last = max((i for i, digit in enumerate(part) if digit.labelled), default=None)
+        if last is None:
+            continue
+        head, tail = part[: last + 1], part[last + 1 :]
+        if not all(isinstance(digit.size, int) for digit in head):
+            return None
+        sizes = [int(digit.size) for digit in head]  # type: ignore[arg-type]
+        axes.append(axis)
+        shape += [size if digit.labelled else 1 for size, digit in zip(sizes, head, strict=True)]
+        spread += sizes
+        lengths.append(math.prod(sizes))
+        known = [digit.size for digit in tail if isinstance(digit.size, int)]
+        inner.append(math.prod(known) if len(known) == len(tail) else None)
+    ids = np.broadcast_to(labels.ids.reshape(shape), spread).reshape(lengths)
+    return Labels(tuple(axes), np.ascontiguousarray(ids), tuple(inner))

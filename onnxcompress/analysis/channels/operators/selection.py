@@ -1,0 +1,319 @@
+"""Operators that join, cut, pick, pad and repeat along an axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.channels.labels import FIXED, Ids, Labels
+from onnxcompress.analysis.channels.operators.elementwise import tie_operands
+from onnxcompress.analysis.channels.operators.registry import operator
+
+if TYPE_CHECKING:
+    from onnxcompress.analysis.channels.analysis import ChannelAnalysis
+    from onnxcompress.analysis.channels.surgery import Surgery
+
+
+@operator("Concat")
+def concat(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Along the channels, labels stand one behind the other; along another axis the inputs are tied."""
+    shape = analysis.shape(node.outputs[0]) or next((s for t in node.inputs if (s := analysis.shape(t))), None)
+    if all(analysis.of(t) is None for t in node.inputs) or shape is None:
+        analysis.freeze_inputs(node, "Concat of unknown rank")
+        return
+    axis = int(node.attrs["axis"]) % len(shape)
+    labelled = [labels for t in node.inputs if (labels := analysis.of(t)) is not None]
+    if all(axis not in labels.axes for labels in labelled):
+        tie_operands(analysis, node, range(len(node.inputs)), broadcast=False)
+        return
+    parts: list[Ids] = []
+    for position, tensor in enumerate(node.inputs):
+        ids = _along(analysis, node, position, axis)
+        if ids is None:
+            analysis.freeze_inputs(node, f"Concat with '{tensor.name}', whose channels lie on another axis")
+            return
+        parts.append(ids)
+    analysis.set(node.outputs[0], Labels.along(axis, np.concatenate(parts)))
+
+
+def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -> Ids | None:
+    """Return the atoms of an input along `axis`: its labels, new ones for a constant, fixed ones otherwise."""
+    tensor = node.inputs[position]
+    labels, shape = analysis.of(tensor), analysis.shape(tensor)
+    if labels is not None:
+        expanded = labels.expanded()
+        return expanded.ids if expanded is not None and expanded.axes == (axis,) else None
+    if shape is None or not isinstance(shape[axis], int):
+        return None
+    if isinstance(tensor, gs.Constant):
+        ids = analysis.fresh(int(shape[axis]))
+        analysis.slice(node, position, Labels.along(axis, ids))
+        return ids
+    return np.full(int(shape[axis]), FIXED, dtype=np.int64)
+
+
+@operator("Split")
+def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Each output takes its part of the labels; none may become empty."""
+    labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
+    if labels is None or shape is None:
+        return
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    if axis not in labels.axes:
+        for output in node.outputs:
+            analysis.set(output, labels)
+        return
+    expanded = labels.expanded()
+    sizes = [(analysis.shape(output) or {axis: None})[axis] for output in node.outputs]
+    if expanded is None or len(expanded.axes) > 1 or not all(isinstance(size, int) for size in sizes):
+        analysis.freeze(labels.ids, f"'{node.name}' splits them into parts of unknown size")
+        return
+    bounds = np.cumsum([int(size) for size in sizes])[:-1]  # type: ignore[arg-type]
+    parts = np.split(expanded.ids, bounds)
+    for output, part in zip(node.outputs, parts, strict=True):
+        analysis.set(output, Labels.along(axis, part))
+        analysis.keep_one(part)
+
+    def new_sizes(surgery: Surgery, pruned: gs.Node) -> None:
+        kept = [int(surgery.kept(part).sum()) for part in parts]
+        pruned.attrs.pop("num_outputs", None)
+        if surgery.model.opset < 13:
+            pruned.attrs["split"] = kept
+        else:
+            del pruned.inputs[1:]
+            pruned.inputs.append(surgery.model.new_constant(f"{pruned.name}_split", np.array(kept, np.int64)))
+
+    analysis.on_removal(node, expanded, new_sizes)
+
+
+@operator("Slice")
+def slice_(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """A range of the labels, with any step."""
+    labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
+    if labels is None or shape is None:
+        return
+    ranges = _slice_ranges(analysis, node, len(shape))
+    cut = None if ranges is None else {axis: r for axis, r in ranges.items() if axis in labels.axes}
+    if cut == {}:
+        analysis.set(node.outputs[0], labels)
+        return
+    expanded = labels.expanded()
+    if cut is None or None in cut.values() or expanded is None or len(expanded.axes) > 1:
+        analysis.freeze(labels.ids, f"'{node.name}' cuts a range of them that is not known before the run")
+        return
+    axis = expanded.axes[0]
+    picked = np.arange(len(expanded.ids))[cut[axis]]
+    if not len(picked):
+        analysis.freeze(labels.ids, f"'{node.name}' cuts an empty range of them")
+        return
+    taken = Labels.along(axis, expanded.ids[picked])
+    analysis.set(node.outputs[0], taken)
+    analysis.keep_one(taken.ids)
+
+    def new_range(surgery: Surgery, pruned: gs.Node) -> None:
+        _pick(surgery, pruned, axis, expanded.ids, picked, other_axes=len(ranges or ()) > 1)
+
+    analysis.on_removal(node, expanded, new_range)
+
+
+def _slice_ranges(analysis: ChannelAnalysis, node: gs.Node, rank: int) -> dict[int, slice | None] | None:
+    """Return {axis: range} of a Slice node, None where an axis, or the value of a range, is not known."""
+    if analysis.model.opset < 10:
+        starts, ends = node.attrs["starts"], node.attrs["ends"]
+        axes, steps = node.attrs.get("axes", range(len(starts))), [1] * len(starts)
+        return {a % rank: slice(s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)}
+    known_starts, known_ends = analysis.ints(node, 1), analysis.ints(node, 2)
+    axes_input = analysis.input(node, 3)
+    count = len(known_starts or known_ends or ())
+    known_axes = analysis.ints(node, 3) if axes_input is not None else tuple(range(count or rank))
+    if known_axes is None or None in known_axes:
+        return None
+    steps_known = analysis.ints(node, 4) if analysis.input(node, 4) is not None else (1,) * len(known_axes)
+    ranges: dict[int, slice | None] = {}
+    for i, a in enumerate(known_axes):
+        values = [None if v is None or i >= len(v) else v[i] for v in (known_starts, known_ends, steps_known)]
+        start, end, step = values
+        if start is None or end is None or step is None:
+            ranges[int(a or 0) % rank] = None
+            continue
+        before_first = step < 0 and end < -(2**31)
+        ranges[int(a or 0) % rank] = slice(start, None if before_first else end, step)
+    return ranges
+
+
+def _pick(
+    surgery: Surgery, node: gs.Node, axis: int, ids: Ids, picked: Ids, *, other_axes: bool = False
+) -> None:
+    """Make a Slice node pick the kept ones of `picked`: as a range where they are neighbours, by Gather otherwise."""
+    kept = surgery.kept(ids)
+    place = np.cumsum(kept) - 1
+    positions = place[picked[kept[picked]]]
+    if np.array_equal(positions, np.arange(positions[0], positions[0] + len(positions))):
+        start, end = int(positions[0]), int(positions[-1]) + 1
+        if surgery.model.opset < 10:
+            at = [a % 8 for a in node.attrs.get("axes", range(len(node.attrs["starts"])))].index(axis)
+            node.attrs["starts"][at], node.attrs["ends"][at] = start, end
+            return
+        at = _slice_entry(surgery, node, axis)
+        surgery.patch_vector(node, 1, {at: start})
+        surgery.patch_vector(node, 2, {at: end})
+        if len(node.inputs) > 4 and node.inputs[4].name:
+            surgery.patch_vector(node, 4, {at: 1})
+        return
+    source, output = node.inputs[0], node.outputs[0]
+    indices = surgery.model.new_constant(f"{node.name}_positions", positions)
+    name = surgery.model.unique_name(f"{node.name}_gather")
+    if not other_axes:
+        node.outputs.clear()
+        surgery.model.insert_before(node, [gs.Node("Gather", name, {"axis": axis}, [source, indices], [output])])
+        return
+    gathered = surgery.model.new_variable(f"{output.name}_gathered")
+    surgery.model.insert_before(node, [gs.Node("Gather", name, {"axis": axis}, [source, indices], [gathered])])
+    node.inputs[0] = gathered
+    if surgery.model.opset < 10:
+        at = [a % 8 for a in node.attrs.get("axes", range(len(node.attrs["starts"])))].index(axis)
+        node.attrs["starts"][at], node.attrs["ends"][at] = 0, len(positions)
+        return
+    at = _slice_entry(surgery, node, axis)
+    surgery.patch_vector(node, 1, {at: 0})
+    surgery.patch_vector(node, 2, {at: len(positions)})
+    if len(node.inputs) > 4 and node.inputs[4].name:
+        surgery.patch_vector(node, 4, {at: 1})
+
+
+def _slice_entry(surgery: Surgery, node: gs.Node, axis: int) -> int:
+    """Return which entry of a Slice's vectors belongs to `axis`."""
+    if len(node.inputs) < 4 or not node.inputs[3].name:
+        return axis
+    rank = len(surgery.model.shape_of(node.inputs[0]) or ())
+    axes = np.asarray(node.inputs[3].values).reshape(-1) % rank
+    return int(np.flatnonzero(axes == axis)[0])
+
+
+@operator("Gather")
+def gather(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Along the channels with known indices: the labels picked; along another axis they are carried."""
+    labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
+    if analysis.of(node.inputs[1]) is not None or (labels is not None and shape is None):
+        analysis.freeze_inputs(node, "Gather by computed indices")
+        return
+    if labels is None or shape is None:
+        return
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    index_shape = analysis.shape(node.inputs[1])
+    indices = analysis.constant(node, 1)
+    if axis not in labels.axes and index_shape is not None:
+        grown = len(index_shape) - 1
+        analysis.set(node.outputs[0], labels.moved(a + grown if a > axis else a for a in labels.axes))
+        return
+    expanded = labels.expanded()
+    if indices is None or len(indices.shape) != 1 or expanded is None or len(expanded.axes) > 1:
+        analysis.freeze(labels.ids, f"'{node.name}' picks some of them by number")
+        return
+    picked = np.asarray(indices.values, np.int64) % len(expanded.ids)
+    taken = Labels.along(axis, expanded.ids[picked])
+    analysis.set(node.outputs[0], taken)
+    analysis.keep_one(taken.ids)
+
+    def new_indices(surgery: Surgery, pruned: gs.Node) -> None:
+        kept = surgery.kept(expanded.ids)
+        surgery.model.set_input(pruned, 1, (np.cumsum(kept) - 1)[picked[kept[picked]]].astype(indices.dtype))
+
+    analysis.on_removal(node, expanded, new_indices)
+
+
+@operator("Pad")
+def pad(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Padding along the channels (a zero-padded shortcut) adds channels that may leave again."""
+    labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
+    if labels is None or shape is None:
+        return
+    known = tuple(node.attrs["pads"]) if analysis.model.opset < 11 else analysis.ints(node, 1)
+    axes_known = analysis.ints(node, 3) if analysis.input(node, 3) is not None else tuple(range(len(shape)))
+    if known is None or axes_known is None or None in axes_known:
+        analysis.freeze(labels.ids, f"the padding of '{node.name}' is computed in the graph")
+        return
+    axes = [int(a or 0) % len(shape) for a in axes_known]
+    amounts = {a: (known[i], known[i + len(axes)]) for i, a in enumerate(axes)}
+    touched = [amounts[a] for a in labels.axes if amounts.get(a, (0, 0)) != (0, 0)]
+    if not touched:
+        analysis.set(node.outputs[0], labels)
+        return
+    expanded = labels.expanded()
+    front, back = touched[0]
+    grows = front is not None and back is not None and front >= 0 and back >= 0
+    if expanded is None or len(labels.axes) > 1 or node.attrs.get("mode", "constant") != "constant" or not grows:
+        analysis.freeze(labels.ids, f"'{node.name}' pads along them")
+        return
+    axis = labels.axes[0]
+    new_front, new_back = analysis.fresh(int(front or 0)), analysis.fresh(int(back or 0))
+    padded = Labels.along(axis, np.concatenate([new_front, expanded.ids, new_back]))
+    analysis.set(node.outputs[0], padded)
+    entry, count = axes.index(axis), len(axes)
+
+    def new_padding(surgery: Surgery, pruned: gs.Node) -> None:
+        values = {entry: int(surgery.kept(new_front).sum()), entry + count: int(surgery.kept(new_back).sum())}
+        if surgery.model.opset < 11:
+            for at, value in values.items():
+                pruned.attrs["pads"][at] = value
+        else:
+            surgery.patch_vector(pruned, 1, values)
+
+    analysis.on_removal(node, padded, new_padding)
+
+
+@operator("Tile")
+def tile(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Repeats along the channels repeat the labels."""
+    labels = analysis.of(node.inputs[0])
+    if labels is None:
+        return
+    repeats = analysis.ints(node, 1)
+    expanded = labels.expanded()
+    if repeats is None or expanded is None or any(repeats[axis] is None for axis in labels.axes):
+        analysis.freeze(labels.ids, f"'{node.name}' repeats them a number of times that is not known before the run")
+        return
+    if all(repeats[axis] == 1 for axis in labels.axes):
+        analysis.set(node.outputs[0], labels)
+    elif len(labels.axes) == 1:
+        ids = np.tile(expanded.ids, int(repeats[labels.axes[0]] or 1))
+        analysis.set(node.outputs[0], Labels.along(labels.axes[0], ids))
+    else:
+        analysis.freeze(labels.ids, f"'{node.name}' repeats them along several axes")
+
+
+@operator("Expand")
+def expand(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Carried; an axis that grows from one to many gets new channels, which may leave with those they meet."""
+    before, after = analysis.shape(node.inputs[0]), analysis.shape(node.outputs[0])
+    labels = analysis.of(node.inputs[0])
+    if before is None or after is None:
+        analysis.freeze_inputs(node, "Expand to an unknown rank")
+        return
+    grown = len(after) - len(before)
+    lengths = (1,) * grown + tuple(before)
+    new = [i for i, (b, a) in enumerate(zip(lengths, after, strict=True)) if b == 1 and isinstance(a, int) and a > 1]
+    if labels is not None:
+        carried = labels.shifted(grown)
+        if any(axis in new for axis in carried.axes):
+            analysis.freeze(labels.ids, f"is broadcast over channels by '{node.name}'")
+            return
+    elif len(after) >= 3 and 1 in new and len(new) == 1:
+        carried = Labels.along(1, analysis.fresh(int(after[1])))  # type: ignore[arg-type]
+    else:
+        return
+    analysis.set(node.outputs[0], carried)
+    target = analysis.ints(node, 1)
+
+    def new_shape(surgery: Surgery, pruned: gs.Node) -> None:
+        rank = len(target) if target is not None else len(after)
+        entries = {}
+        for axis, length in zip(carried.axes, surgery.kept_lengths(carried), strict=True):
+            at = axis - (len(after) - rank)
+            if at >= 0 and length is not None and (target is None or target[at] != 1):
+                entries[at] = length
+        surgery.patch_vector(pruned, 1, entries)
+
+    analysis.on_removal(node, carried, new_shape)

@@ -1,0 +1,95 @@
+"""Operators on the spatial axes, which carry channels; and the two that trade channels for space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.channels.operators.registry import operator
+
+if TYPE_CHECKING:
+    from onnxcompress.analysis.channels.analysis import ChannelAnalysis
+    from onnxcompress.analysis.channels.surgery import Surgery
+
+
+@operator(
+    *("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool GridSample RoiAlign MaxRoiPool").split()
+)
+def pooling(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Channels (axis 1) are carried; a second output (positions of maxima) counts across channels."""
+    labels = analysis.of(node.inputs[0])
+    if any(analysis.of(t) is not None for t in node.inputs[1:]):
+        analysis.freeze_inputs(node, f"computed positions of {node.op}")
+        return
+    if labels is None:
+        return
+    if labels.axes != (1,):
+        analysis.freeze(labels.ids, f"'{node.name}' ({node.op}) works on their axis")
+    elif any(t.name and (t.outputs or t in analysis.model.graph.outputs) for t in node.outputs[1:]):
+        analysis.freeze(labels.ids, f"the positions that '{node.name}' returns count across channels")
+    else:
+        analysis.set(node.outputs[0], labels)
+
+
+@operator("Resize", "Upsample")
+def resize(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Carried where the labelled axes keep their length; a given size names it."""
+    labels, before, after = (
+        analysis.of(node.inputs[0]),
+        analysis.shape(node.inputs[0]),
+        analysis.shape(node.outputs[0]),
+    )
+    if labels is None or before is None:
+        return
+    rank = len(before)
+    axes = [int(a) % rank for a in node.attrs.get("axes", range(rank))]
+    touched = [axis for axis in labels.axes if axis in axes]
+    if any(after is None or after[axis] != before[axis] for axis in touched):
+        analysis.freeze(labels.ids, f"'{node.name}' ({node.op}) resizes their axis, or may")
+        return
+    analysis.set(node.outputs[0], labels)
+    if node.op == "Upsample" or analysis.model.opset < 11 or analysis.input(node, 3) is None or not touched:
+        return
+
+    def new_sizes(surgery: Surgery, pruned: gs.Node) -> None:
+        lengths = dict(zip(labels.axes, surgery.kept_lengths(labels), strict=True))
+        entries = {axes.index(axis): length for axis in touched if (length := lengths[axis]) is not None}
+        surgery.patch_vector(pruned, 3, entries)
+
+    analysis.on_removal(node, labels, new_sizes)
+
+
+@operator("DepthToSpace")
+def depth_to_space(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """The `b * b` channels that become one channel's neighbours leave together."""
+    labels = analysis.of(node.inputs[0])
+    if labels is None:
+        return
+    block = int(node.attrs["blocksize"]) ** 2
+    if labels.axes != (1,) or labels.inner != (1,) or len(labels.ids) % block:
+        analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
+        return
+    column_first = node.attrs.get("mode", "DCR") == "CRD"
+    ids = labels.ids.reshape(-1, block).T if column_first else labels.ids.reshape(block, -1)
+    analysis.tie(ids[:1], ids, f"becomes space beside a channel that stays in '{node.name}'")
+    analysis.set(node.outputs[0], Labels.along(1, np.ascontiguousarray(ids[0])))
+
+
+@operator("SpaceToDepth")
+def space_to_depth(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Every channel becomes `b * b` channels."""
+    labels = analysis.of(node.inputs[0])
+    if labels is None:
+        return
+    if labels.axes != (1,) or labels.inner != (1,):
+        analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
+        return
+    analysis.set(node.outputs[0], Labels.along(1, np.tile(labels.ids, int(node.attrs["blocksize"]) ** 2)))
+
+
+@operator("Shape", "Size")
+def shape(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Reads lengths only. Lengths known before the run were folded into constants; the rest follow the pruned tensor."""
