@@ -1,0 +1,6 @@
+"""Filter pruning."""
+
+from onnxcompress.passes.pruning.filters import SCOPES, FilterPruning, PruningConfig
+from onnxcompress.passes.pruning.importance import IMPORTANCES
+
+__all__ = ["IMPORTANCES", "SCOPES", "FilterPruning", "PruningConfig"]

@@ -1,0 +1,157 @@
+"""Filter pruning: whole filters leave, and every shape that depends on them follows.
+
+Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; the dependency groups are those of `analysis.channels`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxcompress.analysis.channels import ChannelAnalysis, ChannelGroups, Group, Surgery, find_groups
+from onnxcompress.analysis.shapes import fold_static_values
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.pruning.importance import IMPORTANCES, class_scores
+from onnxcompress.passes.pruning.selection import select, wished_widths
+
+SCOPES = ("uniform", "global")
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What to prune.
+
+    Attributes:
+        ratio: fraction of the filters to remove, 0 <= ratio < 1.
+        scope: `uniform` (the ratio of every group) or `global` (of all filters, ranked together).
+        importance: see `importance`.
+
+    Raises:
+        RecipeError: a value out of range or unknown.
+    """
+
+    ratio: float
+    scope: str = "uniform"
+    importance: str = "l1"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ratio < 1.0:
+            raise RecipeError(f"prune: the ratio is {self.ratio}, expected 0 <= R < 1")
+        if self.scope not in SCOPES:
+            raise RecipeError(f"prune: unknown scope '{self.scope}', expected one of {', '.join(SCOPES)}")
+        if self.importance not in IMPORTANCES:
+            raise RecipeError(f"prune: unknown importance '{self.importance}', expected one of {', '.join(IMPORTANCES)}")
+
+
+def analyse(model: Model, context: PassContext) -> tuple[Model, ChannelGroups]:
+    """Return a copy of `model` with lengths known before the run made constant, and its groups."""
+    prepared = model.copy()
+    if fold_static_values(prepared):
+        prepared.refresh_shapes()
+    excluded = frozenset(node.name for node in prepared.nodes if context.is_excluded(node.name))
+    return prepared, find_groups(ChannelAnalysis(prepared), excluded)
+
+
+class FilterPruning(Pass):
+    """Removes the least important filters of every dependency group."""
+
+    name: ClassVar[str] = "prune"
+
+    def __init__(self, config: PruningConfig) -> None:
+        self.config = config
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Choose the filters to remove; every group that keeps all of them says why."""
+        if self.config.ratio == 0.0:
+            return Plan(self.name)
+        prepared, groups = analyse(model, context)
+        scores = class_scores(prepared, groups, self.config.importance, context)
+        widths = wished_widths(groups, scores, self.config.ratio, self.config.scope, context.round_to)
+        removed = select(groups, scores, widths)
+        decisions: list[Decision] = []
+        skipped: list[Skipped] = []
+        for group, width in zip(groups.groups, widths, strict=True):
+            gone = np.isin(group.classes, list(removed))
+            if gone.any():
+                decisions.append(_decision(groups, group, removed))
+            else:
+                skipped += [Skipped(node, reason) for node, reason in _reasons(group, width.keep, width.block)]
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Remove the planned filters from `model`.
+
+        Raises:
+            RecipeError: the plan names nodes or filters that the model does not have.
+        """
+        if fold_static_values(model):
+            model.refresh_shapes()
+        groups = find_groups(ChannelAnalysis(model))
+        keep = groups.keep_atoms(planned_classes(groups, plan))
+        labelled = {t.name: labels for n in model.nodes for t in n.outputs if (labels := groups.analysis.of(t))}
+        surgery = Surgery(model, groups.analysis, keep)
+        surgery.run()
+        provenance = {}
+        for name, labels in labelled.items():
+            kept = surgery.kept(labels.ids)
+            if len(labels.axes) == 1 and labels.inner == (1,) and not kept.all():
+                before = context.provenance.get(name, np.arange(len(kept), dtype=np.int64))
+                provenance[name] = before[kept]
+        return provenance
+
+
+def planned_classes(groups: ChannelGroups, plan: Plan) -> set[int]:
+    """Return the classes that a plan removes.
+
+    Raises:
+        RecipeError: the plan does not fit the model.
+    """
+    producers = {producer.node: producer for producer in groups.analysis.findings.producers}
+    removed: set[int] = set()
+    for decision in plan.decisions:
+        for node, filters in decision["removed"].items():
+            producer = producers.get(node)
+            if producer is None:
+                raise RecipeError(f"plan: node '{node}' is not in the model or has no filters; it is another model's plan")
+            numbers = np.asarray(filters, np.int64)
+            if numbers.size and not (0 <= numbers.min() and numbers.max() < len(producer.ids)):
+                raise RecipeError(f"plan: node '{node}' has {len(producer.ids)} filters, the plan removes {max(filters)}")
+            removed |= {int(c) for c in groups.class_of[producer.ids[numbers]]}
+    for group in groups.groups:
+        if frozen := [group.frozen[at] for at, c in enumerate(group.classes) if int(c) in removed and at in group.frozen]:
+            raise RecipeError(f"plan: filters of '{group.name}' cannot be removed: {frozen[0]}")
+    return removed
+
+
+def _decision(groups: ChannelGroups, group: Group, removed: set[int]) -> Decision:
+    own = {int(c) for c in group.classes} & removed
+    filters = {}
+    for producer in groups.analysis.findings.producers:
+        if producer.node in group.producers:
+            filters[producer.node] = np.flatnonzero(np.isin(groups.class_of[producer.ids], list(own))).tolist()
+    first = next(p for p in groups.analysis.findings.producers if p.node == group.name)
+    width = len(first.ids)
+    return {
+        "kind": "prune",
+        "node": group.name,
+        "filters": [width, width - len(filters[group.name])],
+        "removed": filters,
+    }
+
+
+def _reasons(group: Group, keep: int, block: int) -> list[tuple[str, str]]:
+    if group.frozen and not group.prunable.any():
+        reason = group.frozen[min(group.frozen)]
+    elif group.frozen and keep == group.size:
+        reason = f"{len(group.frozen)} of {group.size} channels stay: {group.frozen[min(group.frozen)]}"
+    elif group.size == 1:
+        reason = "has one removable channel, which stays"
+    elif block > 1 and group.size <= block:
+        reason = f"its {group.size} channels are one block of {block} (--round-to)"
+    else:
+        reason = "the ratio, rounded to whole blocks and equal groups, removes none"
+    return [(node, reason) for node in group.producers]

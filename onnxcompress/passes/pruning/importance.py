@@ -1,0 +1,103 @@
+"""How much a filter matters: one score for each class of channels that leave together.
+
+    l1          sum of absolute weights: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017
+    l2          Euclidean norm of the weights: He et al., Soft Filter Pruning, IJCAI 2018
+    fpgm        distance to the geometric median: He et al., Filter Pruning via Geometric Median, CVPR 2019
+    activation  mean absolute activation at the consumers: Molchanov et al., Pruning Convolutional Neural Networks for
+                Resource Efficient Inference, ICLR 2017
+    random      Mittal et al., Studying the Plasticity in Deep Convolutional Neural Networks, 2018 (the baseline)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.analysis.channels import FIXED, ChannelGroups
+from onnxcompress.errors import DataError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+
+Scores = npt.NDArray[np.float64]
+
+IMPORTANCES = ("l1", "l2", "fpgm", "activation", "random")
+
+
+def class_scores(model: Model, groups: ChannelGroups, importance: str, context: PassContext) -> Scores:
+    """Return a score for every class, shape (classes,); 1.0 is the mean of a class's own producer.
+
+    A class with filters in several producers (a residual chain) gets the mean of their scores.
+
+    Raises:
+        DataError: `activation` without calibration data.
+    """
+    count = int(groups.class_of.max(initial=-1)) + 1
+    if importance == "random":
+        return np.random.default_rng(context.seed).random(count) + 0.5
+    if importance == "activation":
+        return _activation_scores(model, groups, count, context)
+    total, number = np.zeros(count), np.zeros(count)
+    nodes = {node.name: node for node in model.nodes}
+    for producer in groups.analysis.findings.producers:
+        weight = np.asarray(nodes[producer.node].inputs[producer.weight].values)
+        scores = filter_scores(_by_filter(weight, producer.labels.axes[0], len(producer.ids)), importance)
+        _accumulate(total, number, groups.class_of[producer.ids], scores)
+    return np.divide(total, number, out=np.zeros(count), where=number > 0)
+
+
+def _by_filter(weight: npt.NDArray[Any], axis: int, filters: int) -> npt.NDArray[np.float64]:
+    """Return weights as (filters, weights of one); a grouped ConvTranspose (I, O/g, k...) holds I / g rows for each."""
+    moved = np.moveaxis(weight, axis, 0)
+    groups = filters // moved.shape[0]
+    if groups > 1:
+        rows = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        moved = np.moveaxis(rows, 2, 1).reshape(filters, -1)
+    return moved.reshape(filters, -1).astype(np.float64)
+
+
+def filter_scores(filters: npt.NDArray[np.float64], importance: str) -> Scores:
+    """Score the filters of one layer; `filters` (O, weights of one), result (O,)."""
+    if importance == "l1":
+        return np.asarray(np.abs(filters).sum(axis=1))
+    if importance == "l2":
+        return np.asarray(np.sqrt(np.square(filters).sum(axis=1)))
+    squares = np.square(filters).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * filters @ filters.T, 0.0))
+    return np.asarray(distances.sum(axis=1))
+
+
+def _accumulate(total: Scores, number: Scores, classes: npt.NDArray[np.int64], scores: Scores) -> None:
+    """Add a layer's scores, relative to their mean, to the classes they belong to."""
+    mean = float(scores.mean()) if scores.size else 0.0
+    np.add.at(total, classes, scores / mean if mean > 0 else np.ones_like(scores))
+    np.add.at(number, classes, 1.0)
+
+
+def _activation_scores(model: Model, groups: ChannelGroups, count: int, context: PassContext) -> Scores:
+    if context.calibration is None:
+        raise DataError("importance 'activation' needs calibration data; give --calib or --data")
+    from onnxcompress.runtime.capture import capture_activations
+
+    nodes = {node.name: node for node in model.nodes}
+    read = {}
+    for consumer in groups.analysis.findings.consumers:
+        if len(consumer.labels.axes) == 1 and consumer.labels.inner[0] is not None:
+            read[nodes[consumer.node].inputs[consumer.position].name] = consumer.labels
+    names = [name for name in read if not any(name == info.name for info in model.graph.inputs)]
+    sums: defaultdict[str, npt.NDArray[np.float64] | float] = defaultdict(float)
+    for batch in capture_activations(model.to_proto(), names, context.calibration()):
+        for name, values in batch.items():
+            labels = read[name]
+            axis = labels.axes[0]
+            others = tuple(a for a in range(values.ndim) if a != axis)
+            along = np.abs(values.astype(np.float64)).sum(axis=others)
+            sums[name] = sums[name] + along.reshape(len(labels.ids), -1).sum(axis=1)
+    total, number = np.zeros(count), np.zeros(count)
+    for name, values in sums.items():
+        ids = read[name].ids
+        free = ids != FIXED
+        _accumulate(total, number, groups.class_of[ids[free]], np.asarray(values)[free])
+    return np.divide(total, number, out=np.zeros(count), where=number > 0)
