@@ -274,17 +274,17 @@ class Model:
         Raises:
             ModelError: shapes contradict each other.
         """
-        try:
-            inferred = onnx.shape_inference.infer_shapes(self.skeleton(), strict_mode=True, data_prop=True)
-        except Exception as error:
-            raise ModelError(f"its shapes contradict each other: {_one_line(error)}") from error
-        self.shapes, self.dtypes = {}, {}
-        graph = inferred.graph
-        for info in _chain(graph.value_info, graph.input, graph.output):
-            if info.type.HasField("tensor_type"):
-                self.dtypes[info.name] = info.type.tensor_type.elem_type
-                if info.type.tensor_type.HasField("shape"):
-                    self.shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
+        self.shapes, self.dtypes = _infer(self.skeleton())
+
+    def shapes_for(self, input_shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+        """Return {tensor name: shape} for inputs of the given full shapes."""
+        proto = self.skeleton()
+        for info in proto.graph.input:
+            if info.name in input_shapes:
+                dims = info.type.tensor_type.shape.dim
+                for dim, length in zip(dims, input_shapes[info.name], strict=False):
+                    dim.dim_value = int(length)
+        return _infer(proto)[0]
 
     def check(self) -> None:
         """Run the onnx checker on the structure (weights are checked when they are read).
@@ -361,6 +361,22 @@ class Model:
                 names = [t.name for t in node.outputs if t.name in envelope.value_info]
                 graph.value_info.extend(envelope.value_info[name] for name in names)
         return proto, weights
+
+
+def _infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Infer shapes and element types, strictly, with the values of shape computations propagated."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise ModelError(f"its shapes contradict each other: {_one_line(error)}") from error
+    shapes: dict[str, Shape] = {}
+    dtypes: dict[str, int] = {}
+    for info in _chain(inferred.graph.value_info, inferred.graph.input, inferred.graph.output):
+        if info.type.HasField("tensor_type"):
+            dtypes[info.name] = info.type.tensor_type.elem_type
+            if info.type.tensor_type.HasField("shape"):
+                shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
+    return shapes, dtypes
 
 
 def _import_model(proto: onnx.ModelProto, base_dir: Path | None) -> Model:

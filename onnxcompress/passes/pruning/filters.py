@@ -5,18 +5,22 @@ Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; the dependency gro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxcompress.analysis.channels import ChannelAnalysis, ChannelGroups, Group, Surgery, find_groups
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.base import Decision, Pass, PassContext, PassResult, Plan, Provenance, Skipped
 from onnxcompress.passes.pruning.importance import IMPORTANCES, class_scores
+from onnxcompress.passes.pruning.oracle import masked_reference
 from onnxcompress.passes.pruning.selection import select, wished_widths
+from onnxcompress.passes.verification import Verification, verify
 
 SCOPES = ("uniform", "global")
 
@@ -155,3 +159,18 @@ def _reasons(group: Group, keep: int, block: int) -> list[tuple[str, str]]:
     else:
         reason = "the ratio, rounded to whole blocks and equal groups, removes none"
     return [(node, reason) for node in group.producers]
+
+
+def verify_pruning(model: Model, result: PassResult, feeds: Mapping[str, npt.NDArray[Any]]) -> Verification:
+    """Prove that the pruned model is `model` with the removed channels neutralised where they are consumed.
+
+    Args:
+        model: what the pass was given.
+        result: what it returned.
+        feeds: one batch of inputs.
+    """
+    prepared, groups = analyse(model, PassContext())
+    keep = groups.keep_atoms(planned_classes(groups, result.plan))
+    lengths = prepared.shapes_for({name: values.shape for name, values in feeds.items()})
+    reference = masked_reference(prepared, groups, keep, lengths)
+    return verify(result.plan.pass_name, reference, result.model, feeds)

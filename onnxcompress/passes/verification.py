@@ -1,0 +1,190 @@
+"""Proof on the user's own model that a rewrite computes what it says: two models, the same input, one difference."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxcompress.errors import DataError, ModelError, PassError
+from onnxcompress.graph import Model
+from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
+from onnxcompress.runtime.tensors import TensorInfo, concrete_shapes, random_inputs
+from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = 1e-3
+"""Largest difference, relative to a tensor's range, that float32 summation order may explain."""
+HALF_TOLERANCE = 5e-2
+
+_GUESSED_LENGTHS = (64, 224, 32, 16, 8, 128)
+_WIDENED = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+_SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Clip", "ArgMax", "ArgMin", "TopK"})
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared and how far apart it is.
+
+    Attributes:
+        pass_name: the pass whose rewrite was proved.
+        difference: largest absolute difference relative to the range of the reference's tensor.
+        tolerance: what is accepted.
+        tensors: the tensors compared.
+    """
+
+    pass_name: str
+    difference: float
+    tolerance: float
+    tensors: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance."""
+        return self.difference <= self.tolerance
+
+    def require(self) -> None:
+        """Raise PassError unless the models agree."""
+        if not self.passed:
+            raise PassError(
+                f"self-check of pass '{self.pass_name}': the rewritten model differs from its reference by "
+                f"{self.difference:.3g} of the output range (tolerance {self.tolerance:.3g}) at {', '.join(self.tensors)}"
+            )
+
+
+def verify(
+    pass_name: str, reference: Model, candidate: Model, feeds: Mapping[str, Array]
+) -> Verification:
+    """Run both models on `feeds` and compare their outputs, and what stands before a saturating last operator."""
+    tensors = compared_tensors(reference, candidate)
+    expected = run_model(reference, feeds, tensors)
+    seen = run_model(candidate, feeds, tensors)
+    worst = max(relative_difference(expected[name], seen[name]) for name in tensors)
+    half = any(t.values.dtype.itemsize == 2 and t.values.dtype.kind in "fV" for t in candidate.constants().values())
+    return Verification(pass_name, worst, HALF_TOLERANCE if half else TOLERANCE, tensors)
+
+
+def relative_difference(expected: Array, seen: Array) -> float:
+    """Return max |expected - seen| over max |expected|; infinite where shapes or non-finite positions disagree."""
+    if expected.shape != seen.shape:
+        return float("inf")
+    if expected.dtype.kind not in "fV":
+        return 0.0 if np.array_equal(expected, seen) else float("inf")
+    wanted, got = expected.astype(np.float64), seen.astype(np.float64)
+    finite = np.isfinite(wanted)
+    if not np.array_equal(finite, np.isfinite(got)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    distance = float(np.abs(wanted[finite] - got[finite]).max())
+    size = float(np.abs(wanted[finite]).max())
+    return distance / size if size > 0 else (0.0 if distance == 0 else float("inf"))
+
+
+def compared_tensors(reference: Model, candidate: Model) -> tuple[str, ...]:
+    """Return the graph outputs, and for those behind a saturating operator the float tensor before it."""
+    names: dict[str, None] = {}
+    shared = {t.name for node in candidate.nodes for t in node.outputs}
+    for output in reference.graph.outputs:
+        tensor: gs.Tensor = output
+        while tensor.inputs and tensor.inputs[0].op in _SATURATING and not isinstance(tensor, gs.Constant):
+            tensor = tensor.inputs[0].inputs[0]
+        same = reference.shape_of(tensor) == candidate.shape_of(tensor.name)
+        if tensor.name in shared and same and tensor is not output:
+            names[tensor.name] = None
+        if reference.dtype_of(output).kind in "fV":
+            names[output.name] = None
+    return tuple(names) or tuple(t.name for t in reference.graph.outputs)
+
+
+def sample_feeds(
+    model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> dict[str, Array]:
+    """Return one random batch that the model runs on; lengths it leaves open are tried from common image sizes.
+
+    Raises:
+        DataError: no tried length fits; `--input-shape` is asked for.
+    """
+    with model_source(model) as source:
+        session = Session(source, settings=SessionSettings(spinning=False))
+        given = dict(input_shapes or {})
+        try:
+            return random_inputs(session.inputs, concrete_shapes(session.inputs, given), seed)
+        except DataError as error:
+            asked = error
+        if given:
+            raise asked
+        for length in _GUESSED_LENGTHS:
+            shapes = {info.name: _guessed(info, length) for info in session.inputs}
+            feeds = random_inputs(session.inputs, shapes, seed)
+            with contextlib.suppress(Exception):
+                session.raw.run(None, feeds)
+                return feeds
+        raise asked
+
+
+def _guessed(info: TensorInfo, length: int) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else (1 if axis == 0 else length) for axis, d in enumerate(info.shape))
+
+
+def run_model(model: Model, feeds: Mapping[str, Array], tensors: Sequence[str]) -> dict[str, Array]:
+    """Return the values of `tensors` (outputs or not), computed by onnxruntime on the CPU.
+
+    Types that onnxruntime's CPU kernels lack (bfloat16, float64) are computed in float32.
+    """
+    with model_source(model, tensors) as source:
+        session = Session(source, settings=SessionSettings(spinning=False))
+        typed = {i.name: np.asarray(feeds[i.name]).astype(i.dtype) for i in session.inputs if i.name in feeds}
+        return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
+
+
+@contextlib.contextmanager
+def model_source(model: Model, tensors: Sequence[str] = ()) -> Iterator[ModelSource]:
+    """Yield what a session loads: bytes, or a temporary file above 2 GB; `tensors` are added as outputs."""
+    large = model.weight_bytes > PROTOBUF_LIMIT_BYTES
+    proto = model.skeleton() if large else model.to_proto()
+    present = {info.name for info in proto.graph.output}
+    extra = [onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in present]
+    if large:
+        if extra:
+            raise ModelError("a tensor inside a model above 2 GB cannot be read")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            model.save(path)
+            yield path
+        return
+    proto.graph.output.extend(extra)
+    _widen(proto)
+    yield proto.SerializeToString(deterministic=True)
+
+
+def _widen(proto: onnx.ModelProto) -> None:
+    """Turn bfloat16 and float64 into float32 throughout, if the model's weights are of these types."""
+    if not any(tensor.data_type in _WIDENED and tensor.dims for tensor in proto.graph.initializer):
+        return
+    for tensor in proto.graph.initializer:
+        _widen_tensor(tensor)
+    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        if info.type.tensor_type.elem_type in _WIDENED:
+            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _widen_tensor(attribute.t)
+            elif attribute.name in ("to", "dtype") and attribute.i in _WIDENED:
+                attribute.i = onnx.TensorProto.FLOAT
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _WIDENED:
+        wide = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
