@@ -24,7 +24,7 @@ TIERS = (
     {"graph"},
     {"analysis", "linalg", "runtime"},
     {"evaluation", "passes", "report"},
-    {"compress"},
+    {"compress", "pipeline"},
     {"cli", "cli_commands", "cli_options", "__main__"},
 )
 # Neighbours of one tier that may know each other: a report is made of measurements, the command line is several files.
