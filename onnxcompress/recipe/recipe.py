@@ -89,7 +89,7 @@ class Recipe:
         "auto", Choice("auto", "off"), COMPRESSION, "MODE", "exact graph clean-up before compression: auto or off"
     )
     verify: bool = option(
-        True, Flag(), COMPRESSION, "", "prove every rewrite against the original before writing (default: yes)"
+        True, Flag(), COMPRESSION, "", "do not prove every rewrite against the original before writing"
     )
     seed: int = option(0, Whole(minimum=0), COMPRESSION, "N", "seed of everything random")
 
@@ -112,7 +112,7 @@ class Recipe:
         "how images become input: caffe, imagenet, tf, unit, or a TOML file",
     )
 
-    latency: bool = option(True, Flag(), LATENCY, "", "measure latency before and after (default: yes)")
+    latency: bool = option(True, Flag(), LATENCY, "", "do not measure latency before and after")
     provider: tuple[str, ...] = option(
         ("cpu",),
         ManyOf(Provider(), minimum=1),

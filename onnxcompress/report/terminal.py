@@ -41,19 +41,21 @@ def print_report(report: Report, console: Console, *, verbose: bool = False) -> 
     _print_skipped(report.stages, console, verbose=verbose)
 
 
-def _table(title: str, *columns: tuple[str, JustifyMethod]) -> Table:
+def new_table(title: str, *columns: tuple[str, JustifyMethod]) -> Table:
+    """Return a table without lines between its cells, so that it reads well in logs."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header, justify in columns:
         table.add_column(header, justify=justify, overflow="fold")
     return table
 
 
-def _cell(text: str, style: str = "") -> Text:
+def cell(text: str, style: str = "") -> Text:
+    """Return text that may hold anything as it is shown."""
     return Text(printable(text), style=style)
 
 
 def _stages_table(report: Report) -> Table:
-    table = _table(
+    table = new_table(
         "Passes",
         ("pass", "left"),
         ("changes", "right"),
@@ -66,7 +68,7 @@ def _stages_table(report: Report) -> Table:
     table.add_row("(original)", "", "", count(params), count(macs), "")
     for stage in report.stages:
         table.add_row(
-            _cell(stage.pass_name),
+            cell(stage.pass_name),
             str(len(stage.decisions)),
             str(len(stage.skipped)),
             count(stage.params, params),
@@ -81,9 +83,9 @@ def _before_and_after(report: Report) -> Table:
     if report.accuracy is not None:
         samples = report.accuracy.samples
         title += f" (accuracy on {samples} samples: one is {100 / samples:.2g} points)"
-    table = _table(title, ("", "left"), ("original", "right"), ("compressed", "right"), ("", "left"))
+    table = new_table(title, ("", "left"), ("original", "right"), ("compressed", "right"), ("", "left"))
     for name, before, after, change in [*_accuracy_rows(report), *_size_rows(report), *_latency_rows(report.latency)]:
-        table.add_row(_cell(name), before, after, change)
+        table.add_row(cell(name), before, after, change)
     return table
 
 
@@ -141,20 +143,20 @@ def _latency_rows(latency: Iterable[LatencyFigures]) -> list[Row]:
 
 
 def _gates_table(gates: Iterable[GateResult]) -> Table:
-    table = _table("Gates", ("gate", "left"), ("limit", "right"), ("value", "right"), ("", "left"))
+    table = new_table("Gates", ("gate", "left"), ("limit", "right"), ("value", "right"), ("", "left"))
     for gate in gates:
         value = "not measured" if gate.value is None else f"{gate.value:.2f}"
         verdict = Text("passed", "green") if gate.passed else Text("FAILED", "bold red")
-        table.add_row(_cell(gate.name), f"{gate.limit:g}", value, verdict)
+        table.add_row(cell(gate.name), f"{gate.limit:g}", value, verdict)
     return table
 
 
 def _print_decisions(stages: Iterable[StageFigures], console: Console) -> None:
     for stage in stages:
         if stage.decisions:
-            console.print(_cell(f"Decisions of {stage.pass_name}", "bold"))
+            console.print(cell(f"Decisions of {stage.pass_name}", "bold"))
         for decision in stage.decisions:
-            console.print(_cell("  " + decision_line(decision)))
+            console.print(cell("  " + decision_line(decision)))
 
 
 def decision_line(decision: object) -> str:
@@ -179,13 +181,13 @@ def _print_skipped(stages: Iterable[StageFigures], console: Console, *, verbose:
         by_reason: dict[str, list[str]] = {}
         for skipped in stage.skipped:
             by_reason.setdefault(skipped.reason, []).append(skipped.node)
-        console.print(_cell(f"Left alone by {stage.pass_name}", "bold"))
+        console.print(cell(f"Left alone by {stage.pass_name}", "bold"))
         reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
         shown = reasons if verbose else reasons[:_MOST_REASONS]
         for reason, nodes in shown:
             named = nodes if verbose else nodes[:_MOST_NODES]
             more = f" and {len(nodes) - len(named)} more" if len(nodes) > len(named) else ""
-            console.print(_cell(f"  {reason}: {', '.join(named)}{more}"))
+            console.print(cell(f"  {reason}: {', '.join(named)}{more}"))
         if len(reasons) > len(shown):
             hidden = sum(len(nodes) for _, nodes in reasons[_MOST_REASONS:])
-            console.print(_cell(f"  {hidden} more nodes for {len(reasons) - len(shown)} other reasons (-v shows all)"))
+            console.print(cell(f"  {hidden} more nodes for {len(reasons) - len(shown)} other reasons (-v shows all)"))

@@ -1,0 +1,93 @@
+"""The command line: arguments in, tables and exit codes out. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+
+from onnxcompress.cli_options import parse_arguments
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code (see `onnxcompress.errors`)."""
+    _make_streams_forgiving()
+    try:
+        with _termination_as_interrupt(), _library_warnings_hidden():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or EXIT_OK)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return EXIT_INTERRUPTED
+    except OnnxCompressError as error:
+        if error.exit_code == EXIT_BUG:
+            return _bug(error)
+        _say(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        return _bug(error)
+
+
+def _run(arguments: list[str]) -> int:
+    namespace = parse_arguments(arguments)
+    from onnxcompress import cli_commands
+
+    commands = {
+        "compress": cli_commands.run_compress,
+        "inspect": cli_commands.run_inspect,
+        "compare": cli_commands.run_compare,
+    }
+    return commands[namespace.command](namespace)
+
+
+def _say(message: str) -> None:
+    """Write one line to standard error, whatever the message holds."""
+    from onnxcompress.report.text import printable
+
+    sys.stderr.write(f"onnxcompress: {printable(' '.join(message.split()))}\n")
+
+
+def _bug(error: BaseException) -> int:
+    import traceback
+
+    from onnxcompress.report.environment import versions
+
+    traceback.print_exception(error, file=sys.stderr)
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    _say(f"this is a bug of onnxcompress; please report it with the lines above ({found})")
+    return EXIT_BUG
+
+
+def _make_streams_forgiving() -> None:
+    """A name that the terminal's encoding cannot show is escaped instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _library_warnings_hidden() -> Iterator[None]:
+    """Warnings of libraries are for developers; `python -W` brings them back."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield

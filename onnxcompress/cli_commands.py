@@ -1,0 +1,85 @@
+"""The commands: run the pipeline, show the result, return the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnxcompress.cli_options import recipe_of
+from onnxcompress.errors import EXIT_GATE, EXIT_OK, RecipeError
+from onnxcompress.pipeline.compare import compare
+from onnxcompress.pipeline.compress import compress
+from onnxcompress.pipeline.inspect import inspect
+from onnxcompress.pipeline.outputs import check_outputs
+from onnxcompress.report.figures import Report
+from onnxcompress.report.inspection_tables import print_inspection
+from onnxcompress.report.json_file import write_json
+from onnxcompress.report.progress import progress_bar
+from onnxcompress.report.terminal import console_for, print_report
+from onnxcompress.report.text import printable
+
+
+def run_compress(arguments: argparse.Namespace) -> int:
+    """`onnxcompress IN OUT`; see `onnxcompress.pipeline.compress`."""
+    recipe = recipe_of(arguments)
+    if arguments.output is None and not recipe.dry_run:
+        raise RecipeError("the model to write (OUT) is missing; give it after IN, or --dry-run to write nothing")
+    with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
+        result = compress(arguments.input, recipe, output=arguments.output, progress=progress)
+    if not arguments.quiet:
+        with _reader_may_leave():
+            console = console_for(sys.stdout)
+            print_report(result.report, console, verbose=arguments.verbose)
+            if recipe.dry_run:
+                console.print("Dry run: nothing was measured and nothing was written.")
+    return _verdict(result.report, arguments.output if not recipe.dry_run else None)
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """`onnxcompress compare A B`; see `onnxcompress.pipeline.compare`."""
+    recipe = recipe_of(arguments)
+    with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
+        report = compare(arguments.input, arguments.output, recipe, progress=progress)
+    if not arguments.quiet:
+        with _reader_may_leave():
+            print_report(report, console_for(sys.stdout), verbose=arguments.verbose)
+    return _verdict(report, None)
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """`onnxcompress inspect IN`; see `onnxcompress.pipeline.inspect`."""
+    check_outputs(None, overwrite=False, reports={"--json": arguments.json}, inputs=[arguments.input])
+    inspection = inspect(arguments.input)
+    if arguments.json is not None:
+        write_json(inspection.to_json(), arguments.json)
+    if not arguments.quiet:
+        with _reader_may_leave():
+            print_inspection(inspection, console_for(sys.stdout), verbose=arguments.verbose)
+    return EXIT_OK
+
+
+def _verdict(report: Report, output: Path | None) -> int:
+    """Tell on standard error what must not be missed, and return the exit code."""
+    for line in report.warnings:
+        sys.stderr.write(f"onnxcompress: warning: {printable(line)}\n")
+    for gate in report.gates:
+        if not gate.passed:
+            value = "was not measured" if gate.value is None else f"is {gate.value:.4g}"
+            sys.stderr.write(f"onnxcompress: gate failed: {gate.name} {value}, the limit is {gate.limit:g}\n")
+    if not report.passed and output is not None and report.output is not None and report.output.path is None:
+        sys.stderr.write(f"onnxcompress: {printable(str(output))} was not written (--keep-failed would write it)\n")
+    return EXIT_OK if report.passed else EXIT_GATE
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """A reader of our output that goes away (`| head`) changes neither what was written nor the exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,169 @@
+"""The command line's grammar, built from the recipe's options: one declaration for both."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from onnxcompress import __version__
+from onnxcompress.errors import RecipeError
+from onnxcompress.recipe import Recipe
+from onnxcompress.recipe.kinds import Flag
+from onnxcompress.recipe.options import DATA, GATES, GROUPS, LATENCY, Option, options_of
+
+COMMANDS = ("inspect", "compare")
+
+_COMPRESS_ABOUT = """\
+Compress a convolutional network in ONNX: remove filters, split convolutions (Tucker), or both,
+and report what that cost in accuracy and gained in size and measured latency.
+
+other commands: onnxcompress inspect IN, onnxcompress compare A B (each has its own --help)
+"""
+_COMPRESS_EXAMPLES = """\
+examples:
+  onnxcompress model.onnx small.onnx --prune 0.4 --tucker auto
+  onnxcompress model.onnx small.onnx --prune 0.1 --tucker energy=0.98 \\
+      --data val/ --preprocess imagenet --max-drop 1.0 --report report.json
+  onnxcompress model.onnx small.onnx --recipe recipe.toml --overwrite
+  onnxcompress model.onnx --prune 0.4 --dry-run
+
+exit codes:
+  0 done, every gate passed    2 wrong usage or recipe    3 a gate failed
+  4 unusable model             5 unusable data            6 provider not available
+  70 a bug                     130 interrupted
+"""
+_INSPECT_EXAMPLES = """\
+examples:
+  onnxcompress inspect model.onnx
+  onnxcompress inspect model.onnx --json model.json -q
+"""
+_COMPARE_EXAMPLES = """\
+examples:
+  onnxcompress compare model.onnx small.onnx --data val/ --preprocess imagenet --max-drop 1.0
+  onnxcompress compare model.onnx small.onnx --provider cuda --batch 8 --min-speedup 1.2
+"""
+_COMPARE_LEFT_OUT = ("calib", "keep_failed")
+_NOT_RECIPE = ("command", "input", "output", "recipe", "json", "quiet", "verbose", "progress")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are RecipeErrors: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"{message} (see {self.prog} --help)")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed command line; recipe options stand in it as words, and only those that were given.
+
+    Raises:
+        RecipeError: the arguments do not fit the grammar.
+        SystemExit: `--help` or `--version` was asked for, and printed.
+    """
+    if arguments and arguments[0] in COMMANDS:
+        command, rest = arguments[0], arguments[1:]
+    else:
+        command, rest = "compress", arguments
+    parsed = {"compress": _compress_parser, "inspect": _inspect_parser, "compare": _compare_parser}[command]()
+    namespace = parsed.parse_args(rest)
+    namespace.command = command
+    return namespace
+
+
+def recipe_of(namespace: argparse.Namespace) -> Recipe:
+    """Return the recipe of a parsed command line: its `--recipe` file with the options given in place of its keys.
+
+    Raises:
+        RecipeError: a value cannot be used; the message names the option, or the file and the key.
+    """
+    base = Recipe.from_toml(namespace.recipe) if namespace.recipe else Recipe()
+    words: Mapping[str, Sequence[str] | bool] = {k: v for k, v in vars(namespace).items() if k not in _NOT_RECIPE}
+    return base.updated_from_words(words)
+
+
+def _compress_parser() -> argparse.ArgumentParser:
+    parser = _new_parser("onnxcompress", "%(prog)s IN OUT [options]", _COMPRESS_ABOUT, _COMPRESS_EXAMPLES)
+    parser.add_argument("input", metavar="IN", type=Path, help="the model to compress")
+    parser.add_argument(
+        "output", metavar="OUT", type=Path, nargs="?", help="the model to write (may be left out with --dry-run)"
+    )
+    _add_recipe_options(parser, options_of(Recipe))
+    _add_common(parser, progress=True)
+    parser.add_argument("--version", action="version", version=f"onnxcompress {__version__}")
+    return parser
+
+
+def _inspect_parser() -> argparse.ArgumentParser:
+    about = "Show what a model costs layer by layer, and what of it can be pruned or split and what cannot, and why."
+    parser = _new_parser("onnxcompress inspect", "%(prog)s IN [options]", about, _INSPECT_EXAMPLES)
+    parser.add_argument("input", metavar="IN", type=Path, help="the model to look at")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything as JSON")
+    _add_common(parser, progress=False, recipe=False)
+    return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    about = "Compare accuracy and latency of two models, with the gates and exit codes of compression."
+    parser = _new_parser("onnxcompress compare", "%(prog)s A B [options]", about, _COMPARE_EXAMPLES)
+    parser.add_argument("input", metavar="A", type=Path, help="the original model")
+    parser.add_argument("output", metavar="B", type=Path, help="the model that shall replace it")
+    known = options_of(Recipe)
+    chosen = {
+        name: known[name]
+        for name in known
+        if (known[name].group in (DATA, LATENCY, GATES) or name == "report") and name not in _COMPARE_LEFT_OUT
+    }
+    _add_recipe_options(parser, chosen)
+    _add_common(parser, progress=True)
+    return parser
+
+
+def _new_parser(program: str, usage: str, about: str, examples: str) -> argparse.ArgumentParser:
+    return _Parser(
+        prog=program,
+        usage=usage,
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser, chosen: Mapping[str, Option]) -> None:
+    for group, title in GROUPS.items():
+        members = {name: known for name, known in chosen.items() if known.group == group}
+        if members:
+            section = parser.add_argument_group(title)
+            for name, known in members.items():
+                _add_option(section, name, known)
+
+
+def _add_option(section: argparse._ArgumentGroup, name: str, known: Option) -> None:
+    flag, text, default = f"--{name.replace('_', '-')}", known.help, getattr(Recipe(), name)
+    if isinstance(known.kind, Flag):
+        yes, no = (text, argparse.SUPPRESS) if not default else (argparse.SUPPRESS, text)
+        section.add_argument(flag, dest=name, action="store_true", default=argparse.SUPPRESS, help=yes)
+        section.add_argument(f"--no-{flag[2:]}", dest=name, action="store_false", default=argparse.SUPPRESS, help=no)
+        return
+    if default not in (None, (), {}) and "default" not in text:
+        text += f" (default: {default[0] if isinstance(default, tuple) else default})"
+    # `append`, so that kinds which take several occurrences see all of them, and others the last.
+    section.add_argument(
+        flag, dest=name, action="append", default=argparse.SUPPRESS, metavar=known.metavar, help=text.replace("%", "%%")
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser, *, progress: bool, recipe: bool = True) -> None:
+    section = parser.add_argument_group("recipe and terminal" if recipe else "terminal")
+    if recipe:
+        section.add_argument(
+            "--recipe", metavar="F.toml", type=Path, help="take options from a TOML file; the command line wins"
+        )
+    section.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+    section.add_argument("-v", "--verbose", action="store_true", help="print every decision and every node left alone")
+    if progress:
+        section.add_argument(
+            "--no-progress", dest="progress", action="store_false", help="no progress bar on standard error"
+        )

@@ -1,0 +1,63 @@
+"""Gates: conditions on the result. A gate whose value was not measured, or is no number, fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.recipe import Recipe
+from onnxcompress.report.figures import AccuracyFigures, CompressionFigures, GateResult, LatencyFigures
+
+_ROUNDING = 1e-9
+"""Percentages are differences of fractions: 78.5 - 77.5 must pass a limit of 1.0 whatever its last bit."""
+
+
+def check_gates_can_be_measured(recipe: Recipe, *, has_data: bool) -> None:
+    """Refuse a gate on something that will not be measured.
+
+    Raises:
+        RecipeError: `max_drop` without data, or `min_speedup` without latency measurement.
+    """
+    if recipe.max_drop is not None and not has_data:
+        raise RecipeError("--max-drop needs accuracy to be measured: give --data PATH")
+    if recipe.min_speedup is not None and not recipe.latency:
+        raise RecipeError("--min-speedup needs latency to be measured: leave --no-latency out")
+
+
+def gate_results(
+    recipe: Recipe,
+    accuracy: AccuracyFigures | None,
+    latency: Sequence[LatencyFigures],
+    compression: CompressionFigures | None,
+) -> tuple[GateResult, ...]:
+    """Return the recipe's gates with what was measured; the slowest provider counts."""
+    gates = []
+    if recipe.max_drop is not None:
+        drop = accuracy_drop(accuracy)
+        gates.append(GateResult("max_drop", recipe.max_drop, drop, _is_at_most(drop, recipe.max_drop)))
+    if recipe.min_speedup is not None:
+        speedup = min((figures.speedup for figures in latency), default=None)
+        gates.append(GateResult("min_speedup", recipe.min_speedup, speedup, _is_at_least(speedup, recipe.min_speedup)))
+    if recipe.min_compression is not None:
+        ratio = compression.bytes if compression else None
+        passed = _is_at_least(ratio, recipe.min_compression)
+        gates.append(GateResult("min_compression", recipe.min_compression, ratio, passed))
+    return tuple(gates)
+
+
+def accuracy_drop(accuracy: AccuracyFigures | None) -> float | None:
+    """Return by how many points top-1 fell; without labels, how much of the agreement with the original is gone."""
+    if accuracy is None:
+        return None
+    if accuracy.labels:
+        return accuracy.drop_top1
+    return None if accuracy.agreement is None else 100.0 - accuracy.agreement
+
+
+def _is_at_most(value: float | None, limit: float) -> bool:
+    return value is not None and math.isfinite(value) and value <= limit + _ROUNDING
+
+
+def _is_at_least(value: float | None, limit: float) -> bool:
+    return value is not None and math.isfinite(value) and value >= limit - _ROUNDING

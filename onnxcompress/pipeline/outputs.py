@@ -1,0 +1,106 @@
+"""What a run writes: paths checked before any work, files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, check_output_path
+
+
+def check_outputs(
+    output: Path | None, *, overwrite: bool, reports: Mapping[str, Path | None], inputs: Iterable[Path | None]
+) -> None:
+    """Refuse paths that cannot be written, or that would destroy what the run reads or writes elsewhere.
+
+    Args:
+        output: OUT. `reports` are further files to write, by the option they belong to; they replace old ones.
+        inputs: files the run reads.
+
+    Raises:
+        RecipeError: the path is a directory or an input, exists without `overwrite`, or its folder is missing or not
+            writable.
+    """
+    read = [path for path in inputs if path is not None]
+    written: dict[str, Path] = {} if output is None else {"OUT": output}
+    written |= {name: path for name, path in reports.items() if path is not None}
+    for name, path in written.items():
+        for source in read:
+            if is_same_file(path, source):
+                raise RecipeError(f"{name} '{path}' is the input '{source}' itself; choose another path")
+        for other, taken in written.items():
+            if other != name and is_same_file(path, taken):
+                raise RecipeError(f"{name} and {other} are the same file '{path}'; choose another path")
+        try:
+            if path.exists() and not path.is_file() and not path.is_dir():
+                # A rename would put a file in the place of the device or pipe.
+                raise RecipeError(f"{path}: is not a regular file; choose another path")
+            check_output_path(path, overwrite=overwrite or path is not output)
+        except OSError as error:
+            raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error
+        _check_folder_takes_files(path)
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, through links too; also for files that do not exist yet."""
+    with contextlib.suppress(OSError):
+        if path.samefile(other):
+            return True
+    with contextlib.suppress(OSError, RuntimeError):
+        return path.resolve() == other.resolve()
+    return path.absolute() == other.absolute()
+
+
+def _check_folder_takes_files(path: Path) -> None:
+    """The system's permission bits do not tell all (root, quotas, read-only and virtual file systems): try it."""
+    folder = path.absolute().parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecipeError(f"{path}: the folder {folder} is not writable ({error.strerror or error})") from error
+
+
+class CompressedModel:
+    """A compressed model on its way to a file: its size, its hash and what onnxruntime loads.
+
+    Below protobuf's limit of 2 GB the model is serialized once and kept; above, it goes to a temporary folder.
+    """
+
+    def __init__(self, model: Model, *, external: bool) -> None:
+        self.model = model
+        self.is_external = external or model.weight_bytes > PROTOBUF_LIMIT_BYTES
+        self._content = None if model.weight_bytes > PROTOBUF_LIMIT_BYTES else model.to_bytes()
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash of the file that `save` writes, None where only writing it would tell (side files)."""
+        is_known = self._content is not None and not self.is_external
+        return hashlib.sha256(self._content or b"").hexdigest() if is_known else None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file, and of its side file, in bytes (with a side file: without its alignment)."""
+        if self._content is not None:
+            return len(self._content)
+        return self.model.weight_bytes + len(self.model.skeleton().SerializeToString())
+
+    @contextlib.contextmanager
+    def loadable(self) -> Iterator[bytes | Path]:
+        """Give what an onnxruntime session loads: the serialized model, or a temporary file of it."""
+        if self._content is not None:
+            yield self._content
+            return
+        with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+            path = Path(folder) / "model.onnx"
+            self.model.save(path, external=True)
+            yield path
+
+    def save(self, path: Path, *, overwrite: bool) -> None:
+        """Write the model, whole or not at all; errors as in `Model.save`."""
+        self.model.save(path, overwrite=overwrite, external=self.is_external)

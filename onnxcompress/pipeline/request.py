@@ -1,0 +1,102 @@
+"""What a run was asked for, checked as far as it can be before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.pipeline.gates import check_gates_can_be_measured
+from onnxcompress.pipeline.outputs import check_outputs
+from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
+from onnxcompress.recipe import Recipe
+from onnxcompress.runtime.block import preferred_block
+
+RecipeLike = Recipe | Mapping[str, Any] | str | Path | None
+"""A recipe, a mapping of its fields, the path of a TOML file, or None for the defaults."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One compression, as asked for.
+
+    Attributes:
+        recipe: as given, with `round_to` as a number; the deciding options are the saved plan's where one is replayed.
+        data, calib: a path, `module:callable`, or an object as `onnxcompress.runtime.data` takes it.
+        output: OUT, None where no model is to be written.
+    """
+
+    recipe: Recipe
+    output: Path | None
+    data: Any
+    calib: Any
+    saved_plan: SavedPlan | None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a pass will read calibration data: a replayed plan has its decisions already."""
+        return self.saved_plan is None and self.recipe.prune > 0 and self.recipe.importance == "activation"
+
+
+def make_request(
+    recipe: RecipeLike, options: Mapping[str, Any], *, model: object, output: str | Path | None, data: Any, calib: Any
+) -> Request:
+    """Gather and check what was asked for.
+
+    Raises:
+        RecipeError: a value cannot be used, two contradict each other, or an output path cannot be written.
+    """
+    asked = resolve_recipe(recipe, options)
+    saved = None
+    if asked.plan is not None:
+        check_nothing_else_decides(asked)
+        saved = read_plan(asked.plan)
+    settled = asked if saved is None else asked.updated(saved.recipe, f"{asked.plan}: recipe")
+    request = Request(
+        recipe=replace(settled, round_to=_round_to(settled)),
+        output=None if output is None else Path(output),
+        data=asked.data if data is None else data,
+        calib=asked.calib if calib is None else calib,
+        saved_plan=saved,
+    )
+    if request.needs_calibration and request.data is None and request.calib is None:
+        raise RecipeError("--importance activation needs data: give --calib PATH or --data PATH")
+    if not asked.dry_run:
+        check_gates_can_be_measured(asked, has_data=request.data is not None)
+        check_outputs(
+            request.output,
+            overwrite=asked.overwrite,
+            reports={"--report": asked.report, "--save-plan": asked.save_plan},
+            inputs=[path for path in (model, asked.plan) if isinstance(path, (str, Path))],
+        )
+    return request
+
+
+def resolve_recipe(recipe: RecipeLike, options: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with `options` in place of its own fields.
+
+    Raises:
+        RecipeError: a key is not known or a value cannot be used.
+    """
+    if isinstance(recipe, (str, Path)):
+        base = Recipe.from_toml(recipe)
+    elif isinstance(recipe, Mapping):
+        base = Recipe.from_mapping(recipe)
+    elif recipe is None or isinstance(recipe, Recipe):
+        base = recipe or Recipe()
+    else:
+        raise RecipeError(
+            f"a {type(recipe).__name__} is no recipe; give a Recipe, a mapping or the path of a TOML file"
+        )
+    return base.updated(options)
+
+
+def _round_to(recipe: Recipe) -> int:
+    """Return the block that widths and ranks are rounded to: the widest of the providers where it is left to us."""
+    if isinstance(recipe.round_to, int):
+        return recipe.round_to
+    if recipe.round_to is None and not recipe.latency:
+        return 1
+    return max(preferred_block(provider) for provider in recipe.provider)

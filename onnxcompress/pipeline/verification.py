@@ -1,0 +1,43 @@
+"""The self-check of a run: every rewrite is proved on the user's own model before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy.typing as npt
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassResult
+from onnxcompress.passes.pruning import FilterPruning, verify_pruning
+from onnxcompress.passes.verification import Verification, sample_feeds
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+"""One batch of inputs, {graph input name: array (B, ...)}."""
+
+Verifier = Callable[[Model, PassResult, Feeds], Verification]
+
+_VERIFIERS: Mapping[str, Verifier] = MappingProxyType({FilterPruning.name: verify_pruning})
+
+
+def verify_stage(before: Model, result: PassResult, feeds: Feeds) -> Verification | None:
+    """Compare what a pass made with what its plan says it should be; None for a pass that has no such proof.
+
+    Args:
+        before: the model that the pass was given.
+        result: what it returned.
+        feeds: one batch of inputs.
+
+    Raises:
+        PassError: they differ: a bug, and nothing may be written.
+    """
+    verifier = _VERIFIERS.get(result.plan.pass_name)
+    if verifier is None or not result.modified:
+        return None
+    verification = verifier(before, result, feeds)
+    verification.require()
+    return verification
+
+
+__all__ = ["Feeds", "sample_feeds", "verify_stage"]

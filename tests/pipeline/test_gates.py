@@ -1,0 +1,76 @@
+"""Gates judge what was measured, and fail on what was not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
+from onnxcompress.recipe import Recipe
+from onnxcompress.report.figures import AccuracyFigures, CompressionFigures, Hits, LatencyFigures, Percentiles
+
+
+def accuracy(drop: float | None, agreement: float | None = 90.0, *, labels: bool = True) -> AccuracyFigures:
+    return AccuracyFigures(200, labels, Hits(78.5, 93.5), Hits(None, None), drop, agreement, 0.1)
+
+
+def latency(speedup: float) -> LatencyFigures:
+    return LatencyFigures("CPUExecutionProvider", "cpu", 1, 1, 10, Percentiles(1, 1), Percentiles(1, 1), speedup)
+
+
+@pytest.mark.parametrize(
+    ("drop", "limit", "passed"),
+    [
+        (1.0, 1.0, True),
+        (72.4 - 71.8, 0.6, True),  # 0.6000000000000085 in floating point
+        (1.5, 1.0, False),
+        (-2.0, 0.0, True),
+        (math.nan, 1.0, False),
+        (None, 100.0, False),
+    ],
+)
+def test_the_fall_of_top1_is_judged(drop: float | None, limit: float, passed: bool) -> None:
+    (gate,) = gate_results(Recipe(max_drop=limit), accuracy(drop), (), None)
+    assert (gate.name, gate.limit, gate.passed) == ("max_drop", limit, passed)
+
+
+def test_without_labels_the_agreement_is_judged() -> None:
+    (gate,) = gate_results(Recipe(max_drop=11.0), accuracy(None, 90.0, labels=False), (), None)
+    assert gate.value == pytest.approx(10.0)
+    assert gate.passed
+    (gate,) = gate_results(Recipe(max_drop=9.0), accuracy(None, 90.0, labels=False), (), None)
+    assert not gate.passed
+
+
+def test_the_slowest_provider_counts() -> None:
+    (gate,) = gate_results(Recipe(min_speedup=1.2), None, (latency(3.0), latency(1.1)), None)
+    assert gate.value == 1.1
+    assert not gate.passed
+    (gate,) = gate_results(Recipe(min_speedup=1.1), None, (latency(3.0), latency(1.1)), None)
+    assert gate.passed
+
+
+def test_file_size_is_judged() -> None:
+    (gate,) = gate_results(Recipe(min_compression=2.0), None, (), CompressionFigures(9.0, 9.0, 1.9))
+    assert (gate.value, gate.passed) == (1.9, False)
+
+
+def test_what_was_not_measured_fails() -> None:
+    recipe = Recipe(max_drop=100.0, min_speedup=0.01, min_compression=0.01)
+    gates = gate_results(recipe, None, (), None)
+    assert [gate.name for gate in gates] == ["max_drop", "min_speedup", "min_compression"]
+    assert [(gate.value, gate.passed) for gate in gates] == [(None, False)] * 3
+
+
+def test_no_gate_asked_for_is_no_gate() -> None:
+    assert gate_results(Recipe(), accuracy(50.0), (latency(0.1),), CompressionFigures(1, 1, 1)) == ()
+
+
+def test_gates_on_what_will_not_be_measured_are_refused_before_any_work() -> None:
+    with pytest.raises(RecipeError, match=r"--max-drop needs .*--data"):
+        check_gates_can_be_measured(Recipe(max_drop=1.0), has_data=False)
+    with pytest.raises(RecipeError, match=r"--min-speedup needs .*--no-latency"):
+        check_gates_can_be_measured(Recipe(min_speedup=1.0, latency=False), has_data=True)
+    check_gates_can_be_measured(Recipe(max_drop=1.0, min_speedup=1.0), has_data=True)
