@@ -1,0 +1,192 @@
+"""Accuracy of a compressed model against its original, on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.errors import ModelError
+from onnxcompress.evaluation import intervals
+from onnxcompress.evaluation.metrics import kl_divergence, label_ranks, probabilities
+from onnxcompress.evaluation.reference import Reference, Told, real_outputs
+from onnxcompress.runtime.dataset import Batch
+from onnxcompress.runtime.session import Session
+from onnxcompress.runtime.tensors import Array, conform, shown_shape
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Percent of samples whose label is the first, or among the first five, of the classes; None without labels."""
+
+    top1: float | None = None
+    top5: float | None = None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Two models on the same samples.
+
+    Attributes:
+        samples: how many.
+        labels: whether top-1 and top-5 were measured.
+        output: the output that was compared: the first of shape [N, C] or [N, C, 1, ...], C > 1. Where there is none,
+            None, and only `relative_error` is measured.
+        original, compressed: percent.
+        drop_top1: original - compressed, percentage points; `drop_top1_interval` its paired 95 % interval.
+        both_right, only_original, only_compressed: samples that both, or only the one of them, have right.
+        p_value: of McNemar's exact test that both are right equally often.
+        agreement: percent of samples to which both give the same class; `agreement_interval` its 95 % interval.
+        kl: mean KL(original || compressed) in nats; None where the compressed model gave NaN or infinity.
+        relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest.
+        not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
+    """
+
+    samples: int
+    labels: bool
+    output: str | None = None
+    original: Hits = Hits()
+    compressed: Hits = Hits()
+    drop_top1: float | None = None
+    drop_top1_interval: intervals.Interval | None = None
+    both_right: int | None = None
+    only_original: int | None = None
+    only_compressed: int | None = None
+    p_value: float | None = None
+    agreement: float | None = None
+    agreement_interval: intervals.Interval | None = None
+    kl: float | None = None
+    relative_error: float | None = None
+    not_finite: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report's `accuracy`."""
+        return asdict(self)
+
+
+def measure_accuracy(compressed: Session, reference: Reference, *, progress: Told | None = None) -> Accuracy:
+    """Score a compressed model against the original's recorded outputs.
+
+    Raises:
+        ModelError: its inputs or outputs do not match the original's, or it fails while running.
+        DataError: the data cannot be read again.
+    """
+    tally = _ErrorTally() if reference.output is None else _ClassTally(reference, reference.output)
+    for batch, expected in reference.batches():
+        adapted = replace(batch, inputs=_adapted(batch.inputs, compressed))
+        tally.add(batch, expected, _matched(real_outputs(compressed, adapted), expected))
+        if progress:
+            progress(tally.samples)
+    return tally.result()
+
+
+class _ClassTally:
+    """Counts over a classifying output."""
+
+    def __init__(self, reference: Reference, output: str) -> None:
+        self._output = output
+        self._normalised = reference.normalised
+        self._labels = reference.data.has_labels
+        self.samples = 0
+        self._hits = np.zeros((2, 2), np.int64)  # rows: original, compressed; columns: top-1, top-5
+        self._both = self._same = self._not_finite = 0
+        self._kl = 0.0
+
+    def add(self, batch: Batch, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> None:
+        first, second = (outputs[self._output].reshape(batch.size, -1) for outputs in (expected, seen))
+        finite = np.asarray(np.isfinite(second).all(axis=1))
+        second = np.where(finite[:, None], second, 0)
+        self.samples += batch.size
+        self._not_finite += int((~finite).sum())
+        self._same += int(((first.argmax(axis=1) == second.argmax(axis=1)) & finite).sum())
+        divergence = kl_divergence(probabilities(first, self._normalised), probabilities(second, self._normalised))
+        self._kl += float(divergence.sum())
+        if batch.labels is None:
+            return
+        # A sample without finite scores is wrong: its label stands behind all classes.
+        ranks = label_ranks(first, batch.labels), np.where(finite, label_ranks(second, batch.labels), first.shape[1])
+        for model, rank in enumerate(ranks):
+            self._hits[model] += (rank < 1).sum(), ((rank < 5) & (rank < first.shape[1])).sum()
+        self._both += int(((ranks[0] < 1) & (ranks[1] < 1)).sum())
+
+    def result(self) -> Accuracy:
+        accuracy = Accuracy(
+            samples=self.samples,
+            labels=self._labels,
+            output=self._output,
+            agreement=100.0 * self._same / self.samples,
+            agreement_interval=_percent(intervals.proportion(self._same, self.samples)),
+            kl=None if self._not_finite else self._kl / self.samples,
+            not_finite=self._not_finite,
+        )
+        if not self._labels:
+            return accuracy
+        original, compressed = (Hits(*(100.0 * int(count) / self.samples for count in row)) for row in self._hits)
+        only_original, only_compressed = (int(row[0]) - self._both for row in self._hits)
+        return replace(
+            accuracy,
+            original=original,
+            compressed=compressed,
+            drop_top1=100.0 * (only_original - only_compressed) / self.samples,
+            drop_top1_interval=_percent(intervals.paired_difference(only_original, only_compressed, self.samples)),
+            both_right=self._both,
+            only_original=only_original,
+            only_compressed=only_compressed,
+            p_value=intervals.mcnemar_p_value(only_original, only_compressed),
+        )
+
+
+class _ErrorTally:
+    """Squared errors of outputs that classify nothing."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._squares: dict[str, tuple[float, float]] = {}
+
+    def add(self, batch: Batch, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> None:
+        self.samples += batch.size
+        for name, reference in expected.items():
+            wide = reference.astype(np.float64)
+            error, size = self._squares.get(name, (0.0, 0.0))
+            error += float(((seen[name].astype(np.float64) - wide) ** 2).sum())
+            self._squares[name] = error, size + float((wide**2).sum())
+
+    def result(self) -> Accuracy:
+        return Accuracy(self.samples, labels=False, relative_error=max(map(_relative, self._squares.values())))
+
+
+def _relative(squares: tuple[float, float]) -> float:
+    error, size = squares
+    if error == 0.0:
+        return 0.0
+    return float(np.sqrt(error / size)) if size else float("inf")
+
+
+def _adapted(inputs: Mapping[str, Array], compressed: Session) -> dict[str, Array]:
+    """Return the original's inputs as the compressed model takes them, under its names, by position."""
+    if len(inputs) != len(compressed.inputs):
+        raise ModelError(f"the models differ: {len(inputs)} inputs and {len(compressed.inputs)} inputs")
+    same = all(info.name in inputs for info in compressed.inputs)
+    names = [info.name for info in compressed.inputs] if same else list(inputs)
+    renamed = {info.name: inputs[name] for info, name in zip(compressed.inputs, names, strict=True)}
+    return conform(renamed, compressed.inputs, "the second model")
+
+
+def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the outputs that `expected` has, by name, or by position where the only output has another name."""
+    matched: dict[str, Array] = {}
+    for name, reference in expected.items():
+        array = next(iter(seen.values())) if len(seen) == len(expected) == 1 else seen.get(name)
+        if array is None:
+            raise ModelError(f"the models differ: output '{name}' is missing in the second one")
+        if array.shape != reference.shape:
+            shapes = f"{shown_shape(reference.shape)} and {shown_shape(array.shape)}"
+            raise ModelError(f"the models differ: output '{name}' has the shapes {shapes}")
+        matched[name] = array
+    return matched
+
+
+def _percent(interval: intervals.Interval) -> intervals.Interval:
+    return 100.0 * interval[0], 100.0 * interval[1]

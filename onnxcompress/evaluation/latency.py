@@ -1,0 +1,138 @@
+"""Latency of two models on an execution provider, measured in one process and never in each other's way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnxcompress.evaluation.intervals import Interval
+from onnxcompress.evaluation.profile import ElsewhereNode, nodes_elsewhere, profile_model
+from onnxcompress.evaluation.timing import Milliseconds, Run, alternate, summarise
+from onnxcompress.runtime.device import bound_run, cpu_affinity, physical_cores, single_run
+from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
+from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
+from onnxcompress.runtime.tensors import Array, concrete_shapes, random_inputs
+
+
+@dataclass(frozen=True)
+class LatencySettings:
+    """How to measure.
+
+    Attributes:
+        batch: None takes the batch the model fixes, or 1.
+        threads: None takes one for each core this process may use.
+        warmup, repeat: untimed and timed runs of each model; None decides by the clock (`timing.alternate`).
+        shapes: full shapes of inputs whose sizes the model leaves open.
+        copies: on CUDA, include the copies of inputs and outputs to and from the device.
+        seed: of the random inputs and of the interval.
+    """
+
+    batch: int | None = None
+    threads: int | None = None
+    warmup: int | None = None
+    repeat: int | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    copies: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Two models on one provider.
+
+    Attributes:
+        provider: the one that ran, as onnxruntime calls it; `requested`: as the user called it.
+        options: the provider's options.
+        threads: of one operator; affinity: the logical CPUs the process may use, None where unknown.
+        copies: whether copies to and from the device are in the times.
+        runs: timed runs of each model; warmup: untimed ones.
+        speedup, interval: original / compressed and its 95 % confidence interval (see `timing.Comparison`).
+        original_elsewhere, compressed_elsewhere: nodes that another provider had to run.
+    """
+
+    provider: str
+    requested: str
+    options: Mapping[str, str]
+    batch: int
+    threads: int
+    affinity: tuple[int, ...] | None
+    copies: bool
+    warmup: int
+    runs: int
+    original_ms: Milliseconds
+    compressed_ms: Milliseconds
+    speedup: float
+    interval: Interval | None
+    original_elsewhere: tuple[ElsewhereNode, ...] = ()
+    compressed_elsewhere: tuple[ElsewhereNode, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return an entry of the report's `latency`."""
+        return asdict(self)
+
+
+def measure_latency(
+    original: ModelSource,
+    compressed: ModelSource,
+    provider: Provider = CPU_PROVIDER,
+    settings: LatencySettings | None = None,
+) -> Latency:
+    """Time both models on the same random inputs.
+
+    Both sessions live side by side, but their threads spin only within a run: idle pools that spin made the other model
+    twice as slow, without spinning at all a run on two threads took a quarter longer than users will see.
+
+    Raises:
+        DataError: a size of an input is unknown, or the batch does not fit.
+        ModelError, ProviderUnavailableError: a model or the provider does not run.
+    """
+    settings = settings or LatencySettings()
+    threads = settings.threads or physical_cores()
+    running = SessionSettings(threads=threads, spinning="within_run", deterministic=False)
+    sessions = [Session(model, provider, running) for model in (original, compressed)]
+    feeds = [_inputs(session, settings) for session in sessions]
+    keeps_copies = settings.copies or not provider.has_cuda_memory
+    runs = [_run(session, feed, keeps_copies) for session, feed in zip(sessions, feeds, strict=True)]
+    for session, feed in zip(sessions, feeds, strict=True):
+        session.run(feed)
+    with sessions[1].failures():
+        rounds = alternate(runs[0], runs[1], warmup=settings.warmup, repeat=settings.repeat, seed=settings.seed)
+    ran_on = sessions[0].providers[0]
+    del runs, sessions
+    elsewhere: list[tuple[ElsewhereNode, ...]] = [(), ()]
+    if not provider.is_cpu:
+        for number, (model, feed) in enumerate(zip((original, compressed), feeds, strict=True)):
+            elsewhere[number] = nodes_elsewhere(profile_model(model, feed, provider, threads=threads, runs=1), provider)
+    compared = summarise(rounds, settings.seed)
+    return Latency(
+        provider=ran_on,
+        requested=provider.requested,
+        options=dict(provider.options),
+        batch=_batch(feeds[0]),
+        threads=threads,
+        affinity=cpu_affinity(),
+        copies=keeps_copies,
+        warmup=rounds.warmup,
+        runs=compared.runs,
+        original_ms=compared.original_ms,
+        compressed_ms=compared.compressed_ms,
+        speedup=compared.speedup,
+        interval=compared.interval,
+        original_elsewhere=elsewhere[0],
+        compressed_elsewhere=elsewhere[1],
+    )
+
+
+def _inputs(session: Session, settings: LatencySettings) -> dict[str, Array]:
+    shapes = concrete_shapes(session.inputs, settings.shapes, settings.batch)
+    return random_inputs(session.inputs, shapes, settings.seed)
+
+
+def _run(session: Session, feed: Mapping[str, Array], copies: bool) -> Run:
+    return single_run(session, feed) if copies else bound_run(session, feed, "cuda", session.provider.device_id)
+
+
+def _batch(feed: Mapping[str, Array]) -> int:
+    shape = next(iter(feed.values())).shape if feed else ()
+    return int(shape[0]) if shape else 1

@@ -1,0 +1,117 @@
+"""The original's outputs on a dataset, in a temporary file: many compressed models can be held against them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+import numpy as np
+
+from onnxcompress.errors import DataError, ModelError
+from onnxcompress.evaluation.metrics import are_probabilities, class_scores
+from onnxcompress.runtime.capture import check_finite
+from onnxcompress.runtime.dataset import DEFAULT_BATCH, Batch, Dataset
+from onnxcompress.runtime.session import Session
+from onnxcompress.runtime.tensors import Array
+
+Told = Callable[[int], None]
+"""Progress: called with the number of samples done so far."""
+
+
+class Reference:
+    """What the original gives on every sample; a context manager that deletes the file.
+
+    The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies; where there is none, all
+    floating-point outputs are kept, to be compared as numbers.
+
+    Attributes:
+        output: the name of the classifying output, or None.
+        normalised: whether it is a distribution already, such as a Softmax.
+        samples: how many there are.
+
+    Raises (constructor):
+        DataError: the data have no samples or do not fit, or the original gives NaN or infinity on them.
+        ModelError: the original gives nothing that can be compared.
+    """
+
+    def __init__(
+        self, original: Session, data: Dataset, *, batch_size: int = DEFAULT_BATCH, progress: Told | None = None
+    ) -> None:
+        self.data = data
+        self.output: str | None = None
+        self.normalised = False
+        self.samples = 0
+        self._batch_size = batch_size
+        self._names: tuple[str, ...] = ()
+        self._sizes: list[int] = []
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        try:
+            for batch in data.batches(batch_size):
+                self._add(real_outputs(original, batch), batch)
+                if progress:
+                    progress(self.samples)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def batches(self) -> Iterator[tuple[Batch, dict[str, Array]]]:
+        """Stream the data again, each batch with the original's outputs on it, cut to the real samples.
+
+        Raises:
+            DataError: the data are not the same the second time.
+        """
+        self._file.seek(0)
+        sizes = iter(self._sizes)
+        for batch in self.data.batches(self._batch_size):
+            if next(sizes, None) != batch.size:
+                raise self._changed()
+            yield batch, {name: np.load(self._file, allow_pickle=False) for name in self._names}
+        if next(sizes, None) is not None:
+            raise self._changed()
+
+    def _changed(self) -> DataError:
+        return DataError(f"{self.data.name}: gave {self.samples} samples, and another number when read again")
+
+    def _add(self, outputs: dict[str, Array], batch: Batch) -> None:
+        outputs = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}
+        if not self._names:
+            self._choose(outputs, batch)
+        for name in self._names:
+            check_finite(outputs[name], f"output '{name}' of the original, at samples from {self.samples}")
+            np.save(self._file, outputs[name], allow_pickle=False)
+        if self.output is not None and batch.labels is not None:
+            classes = outputs[self.output].shape[1]
+            if batch.labels.max() >= classes:
+                worst = batch.labels.max()
+                raise DataError(f"{self.data.name}: label {worst} is not a class; the model has 0 to {classes - 1}")
+        self._sizes.append(batch.size)
+        self.samples += batch.size
+
+    def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
+        if not outputs:
+            raise ModelError("no output of the original is a floating-point tensor: there is nothing to compare")
+        self._names = tuple(outputs)
+        for name, array in outputs.items():
+            scores = class_scores(array, batch.size)
+            if scores is not None:
+                self.output, self._names = name, (name,)
+                self.normalised = are_probabilities(scores)
+                return
+
+
+def real_outputs(session: Session, batch: Batch) -> dict[str, Array]:
+    """Run a batch; return its outputs without those of samples that only fill it up."""
+    rows = len(next(iter(batch.inputs.values())))
+    outputs = session.run(batch.inputs)
+    if batch.size == rows:
+        return outputs
+    return {name: array[: batch.size] if array.shape[:1] == (rows,) else array for name, array in outputs.items()}

@@ -1,0 +1,122 @@
+"""Activations of inner tensors, batch after batch, from onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxcompress.errors import DataError, ModelError
+from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
+from onnxcompress.runtime.session import Session, SessionSettings
+from onnxcompress.runtime.tensors import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Capture:
+    """A model that also returns inner tensors.
+
+    Args:
+        model: with its weights; it is not changed.
+        tensors: names of graph inputs, outputs, or tensors in between.
+
+    Raises (constructor):
+        ModelError: the model has no such tensor, or onnxruntime cannot load it.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        tensors: Sequence[str],
+        provider: Provider = CPU_PROVIDER,
+        settings: SessionSettings | None = None,
+    ) -> None:
+        # In the order in which the network computes them, so that a failure names the layer where it began.
+        order = [i.name for i in model.graph.input] + [name for node in model.graph.node for name in node.output]
+        place = {name: number for number, name in enumerate(order)}
+        unknown = [name for name in tensors if name not in place]
+        if unknown:
+            raise ModelError(f"tensor '{unknown[0]}' is neither an input of the model nor computed by a node")
+        self.tensors = tuple(sorted(dict.fromkeys(tensors), key=lambda name: place[name]))
+        self._session = Session(_with_outputs(model, self.tensors), provider, settings)
+        self._fed = {info.name for info in self._session.inputs}
+        self._batch = 0
+
+    def run(self, inputs: Mapping[str, Array], size: int | None = None) -> dict[str, Array]:
+        """Return {tensor: array (B, ...)} of one batch; of a filled-up batch only the first `size` samples.
+
+        Raises:
+            DataError: a tensor holds NaN or infinity, which is named, or the inputs do not fit.
+        """
+        computed = [name for name in self.tensors if name not in self._fed]
+        arrays = self._session.run(inputs, computed) if computed else {}
+        rows = next(iter(inputs.values())).shape[0]
+        captured: dict[str, Array] = {}
+        for name in self.tensors:
+            array = inputs[name] if name in self._fed else arrays[name]
+            if size is not None and size < rows and array.ndim and array.shape[0] == rows:
+                array = array[:size]
+            check_finite(array, f"tensor '{name}', batch {self._batch}")
+            captured[name] = array
+        self._batch += 1
+        return captured
+
+
+def capture_activations(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    batches: Iterable[Mapping[str, Array]],
+    provider: Provider = CPU_PROVIDER,
+    settings: SessionSettings | None = None,
+) -> Iterator[dict[str, Array]]:
+    """Stream {tensor: array (B, ...)} for each batch of inputs; one batch is in memory at a time.
+
+    Raises:
+        ModelError: as `Capture`.
+        DataError: as `Capture.run`, or there are no batches.
+    """
+    capture = Capture(model, tensors, provider, settings)
+    empty = True
+    for inputs in batches:
+        empty = False
+        yield capture.run(inputs)
+    if empty:
+        raise DataError("no calibration samples")
+
+
+def check_finite(array: Array, where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        DataError: begins with `where`.
+    """
+    # The sum is finite if all values are, and costs no array of flags; float16 and float32 cannot overflow it.
+    if array.dtype.kind != "f" or np.isfinite(_sum(array)) or np.isfinite(array).all():
+        return
+    nans = int(np.isnan(array).sum())
+    infinities = int(np.isinf(array).sum())
+    raise DataError(
+        f"{where}: {nans} NaN and {infinities} infinite values of {array.size}; look at the layer before it"
+    )
+
+
+def _sum(array: Array) -> float:
+    # Infinities of both signs make an invalid operation of the sum, which is what this looks for.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(array.sum(dtype=np.float64))
+
+
+def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
+    """Serialise the model with `tensors` as further outputs.
+
+    Concatenated messages are merged by protobuf's definition, repeated fields appended: the outputs are added without a
+    second copy of the weights. An output without a type gets the one that onnxruntime infers.
+    """
+    import onnx
+
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
+    graph = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in tensors if name not in present])
+    return bytes(model.SerializeToString() + onnx.ModelProto(graph=graph).SerializeToString())

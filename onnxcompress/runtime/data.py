@@ -1,0 +1,88 @@
+"""Opening data in every form a user may have it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.runtime.dataset import Dataset, IndexedDataset
+from onnxcompress.runtime.folders import ImageFolder
+from onnxcompress.runtime.images import ImageTransform
+from onnxcompress.runtime.npz import IMAGES, Npz, read_members
+from onnxcompress.runtime.preprocess import PRESETS, Preprocess, fit_to_model, image_shape, load_preprocess
+from onnxcompress.runtime.session import Session
+from onnxcompress.runtime.streams import open_callable, open_stream, open_test_data_sets
+from onnxcompress.runtime.tensors import TensorInfo
+
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def open_dataset(
+    data: Any,
+    inputs: Sequence[TensorInfo],
+    *,
+    preprocess: str | Path | Preprocess | None = None,
+    classes: int | None = None,
+) -> Dataset:
+    """Open data for a model.
+
+    Args:
+        data: a path (folder of images, folder of `test_data_set_*`, `.npz`), `module:callable`, or from Python any
+            iterable of {input name: array}, a CalibrationDataReader, or a callable that makes one of these. A Dataset
+            is returned as it is.
+        inputs: the model's inputs.
+        preprocess: a preset, a TOML file, or a `Preprocess`; needed for images.
+        classes: the number of the model's classes where known: labels beyond it are refused.
+
+    Raises:
+        DataError: the data are missing, malformed, or do not fit the model.
+        RecipeError: the preprocessing is unknown or missing.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if not inputs:
+        raise DataError("the model has no inputs to feed data to")
+    if not isinstance(data, (str, os.PathLike)):
+        return open_stream(data, inputs)
+    path = Path(data)
+    if isinstance(data, str) and not path.exists() and _CALLABLE.fullmatch(data):
+        return open_callable(data, inputs)
+    if path.is_dir():
+        if any(path.glob("test_data_set_*")) or (path / "input_0.pb").is_file():
+            return open_test_data_sets(path, inputs)
+        transform = _transform(inputs, preprocess, path)
+        return IndexedDataset(ImageFolder(path, inputs[0].name, transform, classes), inputs)
+    if path.suffix.lower() == ".npz":
+        npz_transform = _transform(inputs, preprocess, path) if _holds_images(path, inputs) else None
+        return IndexedDataset(Npz(path, inputs, npz_transform, classes), inputs)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    raise DataError(
+        f"{path}: not data; give a folder of images, a .npz file, a folder of test_data_set_*, or module:callable"
+    )
+
+
+def dataset_for(session: Session, data: Any, *, preprocess: str | Path | Preprocess | None = None) -> Dataset:
+    """Open data for the model of a session; errors as `open_dataset`."""
+    return open_dataset(data, session.inputs, preprocess=preprocess, classes=session.classes)
+
+
+def _holds_images(path: Path, inputs: Sequence[TensorInfo]) -> bool:
+    """Whether the file holds raw images; an input that is itself called `images` gets them only in its own type."""
+    member = read_members(path).get(IMAGES)
+    own = next((info for info in inputs if info.name == IMAGES), None)
+    return member is not None and (own is None or (member.dtype == "uint8" and own.dtype != "uint8"))
+
+
+def _transform(inputs: Sequence[TensorInfo], preprocess: str | Path | Preprocess | None, path: Path) -> ImageTransform:
+    if len(inputs) != 1:
+        names = ", ".join(f"'{info.name}'" for info in inputs)
+        raise DataError(f"{path}: images are for models of one input, this one has {names}; give a .npz by input names")
+    if preprocess is None:
+        raise RecipeError(f"{path}: images need --preprocess: {', '.join(PRESETS)}, or a TOML file")
+    loaded = load_preprocess(preprocess)
+    return ImageTransform(fit_to_model(loaded, image_shape(inputs[0], loaded)), inputs[0].dtype)

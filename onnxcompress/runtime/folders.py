@@ -1,0 +1,141 @@
+"""Folders of images: with `labels.csv`, with one sub-folder per class, or without labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from onnxcompress.errors import DataError
+from onnxcompress.runtime.dataset import Labels, Positions
+from onnxcompress.runtime.images import SUFFIXES, ImageTransform, stack
+from onnxcompress.runtime.tensors import Array
+
+LABELS_FILE = "labels.csv"
+
+
+class ImageFolder:
+    """A `Source` of image files.
+
+    Raises (constructor):
+        DataError: no images, or `labels.csv` is malformed, names a missing file or a label outside the classes.
+    """
+
+    def __init__(self, folder: Path, input_name: str, transform: ImageTransform, classes: int | None) -> None:
+        self._input_name = input_name
+        self._transform = transform
+        self._folder = folder
+        self.paths: Sequence[Path]
+        self.labels: Labels | None
+        if (folder / LABELS_FILE).is_file():
+            self.paths, self.labels = read_labels(folder / LABELS_FILE, classes)
+        else:
+            self.paths, self.labels = _listed(folder, classes)
+
+    @property
+    def name(self) -> str:
+        return str(self._folder)
+
+    @property
+    def length(self) -> int:
+        return len(self.paths)
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Positions], Mapping[str, Array]]]:
+        # Pillow releases the interpreter's lock while it decodes; only one batch is in the air at a time.
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+
+            def read(positions: Positions) -> Mapping[str, Array]:
+                paths = [self.paths[position] for position in positions]
+                arrays = list(pool.map(self._transform.from_file, paths))
+                return {self._input_name: stack(arrays, [str(path) for path in paths])}
+
+            yield read
+
+
+def read_labels(path: Path, classes: int | None) -> tuple[list[Path], Labels]:
+    """Read `file,label[,...]` lines; a first line without a whole number as its label is a header.
+
+    Columns of a header that are called `file` and `label` are used wherever they stand, else the first two.
+
+    Raises:
+        DataError: with file and line: too few columns, a label that is no class of the model, a missing file.
+    """
+    paths: list[Path] = []
+    labels: list[int] = []
+    # A listing instead of one look-up for each line: half a million of those on a network drive take minutes.
+    present = {entry.name for entry in os.scandir(path.parent)}
+    for line, row in _rows(path):
+        file, text = row
+        try:
+            label = int(text)
+        except ValueError:
+            raise DataError(f"{path}, line {line}: label '{text}' is not a whole number") from None
+        if label < 0 or (classes is not None and label >= classes):
+            limits = f"; the model has classes 0 to {classes - 1}" if classes is not None else ""
+            raise DataError(f"{path}, line {line}: label {label} is not a class{limits}")
+        image = path.parent / file
+        if file not in present and not image.is_file():
+            raise DataError(f"{path}, line {line}: there is no image '{file}' beside it")
+        paths.append(image)
+        labels.append(label)
+    if not paths:
+        raise DataError(f"{path}: names no images")
+    return paths, np.asarray(labels, np.int64)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Yield (line number, (file, label)) of each line but a header and empty ones."""
+    file_column, label_column = 0, 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            for number, row in enumerate(reader):
+                if not row:
+                    continue
+                if number == 0 and _is_header(row):
+                    names = [cell.strip().lower() for cell in row]
+                    if {"file", "label"} <= set(names):
+                        file_column, label_column = names.index("file"), names.index("label")
+                    continue
+                if len(row) <= max(file_column, label_column):
+                    raise DataError(f"{path}, line {reader.line_num}: 'file,label' expected, seen '{','.join(row)}'")
+                yield reader.line_num, (row[file_column].strip(), row[label_column].strip())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable CSV file: {error}") from error
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    """Whether the first line has column names: its label is no number and its file no image."""
+    is_image = Path(row[0].strip()).suffix.lower() in SUFFIXES
+    return len(row) > 1 and not row[1].strip().lstrip("-").isdigit() and not is_image
+
+
+def _listed(folder: Path, classes: int | None) -> tuple[list[Path], Labels | None]:
+    """List images: the n-th of the sorted sub-folders is class n; images of the folder itself have no label."""
+    subfolders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    own = _images(folder)
+    grouped = [_images(subfolder) for subfolder in subfolders]
+    if not any(grouped):
+        if not own:
+            raise DataError(f"{folder}: holds no images; known are {', '.join(sorted(SUFFIXES))}")
+        return own, None
+    if own:
+        raise DataError(
+            f"{folder}: holds images and sub-folders of images; give one sub-folder per class, or a {LABELS_FILE}"
+        )
+    if classes is not None and len(subfolders) > classes:
+        raise DataError(f"{folder}: {len(subfolders)} class sub-folders, but the model has {classes} classes")
+    labels = np.repeat(np.arange(len(grouped), dtype=np.int64), [len(images) for images in grouped])
+    return [image for images in grouped for image in images], labels
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )

@@ -1,0 +1,92 @@
+"""Sampled im2col: the input patches of a convolution at random output positions, and the outputs there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.runtime.tensors import Array
+
+Places = npt.NDArray[np.int64]
+"""Output positions, (B, P, spatial dimensions)."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution's geometry: one entry for each spatial dimension, `pads` begins then ends as in ONNX.
+
+    `auto_pad` has to be resolved into `pads` before.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    @property
+    def spatial(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.kernel)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial output shape for a spatial input shape."""
+        padded = [s + self.pads[d] + self.pads[d + self.spatial] for d, s in enumerate(size)]
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
+        return tuple((p - r) // s + 1 for p, r, s in zip(padded, reach, self.strides, strict=True))
+
+
+class PositionSampler:
+    """Draws output positions for each image.
+
+    An image's positions depend on the seed and its number in the stream only, not on the batch size, so that inputs of
+    one network and outputs of another are taken at the same places when each has a sampler of the same seed.
+    """
+
+    def __init__(self, positions: int, seed: int = 0) -> None:
+        self._positions = positions
+        self._seed = seed
+        self._image = 0
+
+    def draw(self, images: int, output_size: Sequence[int]) -> Places:
+        """Return distinct positions for the next `images`, (B, P, spatial); P is at most the number there is."""
+        total = int(np.prod(output_size))
+        count = min(self._positions, total)
+        flat = np.empty((images, count), np.int64)
+        for row in range(images):
+            generator = np.random.default_rng((self._seed, self._image))
+            flat[row] = np.sort(generator.choice(total, count, replace=False))
+            self._image += 1
+        return np.stack(np.unravel_index(flat, tuple(output_size)), axis=-1)
+
+
+def input_patches(activations: Array, window: Window, places: Places) -> Array:
+    """Return the patches (B * P, C * kernel) that the convolution multiplies with its filters at `places`.
+
+    `activations` is (B, C, ...). A row lines up with `weights.reshape(O, -1)` of a Conv of one group.
+    """
+    spatial = window.spatial
+    begins, ends = window.pads[:spatial], window.pads[spatial:]
+    padded = np.pad(activations, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
+    batch, positions = places.shape[:2]
+    # One index array for each dimension, broadcast to (B, P, k1, ..., kd); the sliced channels then come last.
+    ones = (1,) * spatial
+    index: list[Array | slice] = [np.arange(batch).reshape(-1, 1, *ones), slice(None)]
+    for dimension in range(spatial):
+        offsets = np.arange(window.kernel[dimension]) * window.dilations[dimension]
+        shape = [1, 1, *ones]
+        shape[2 + dimension] = len(offsets)
+        start = places[:, :, dimension].reshape(batch, positions, *ones) * window.strides[dimension]
+        index.append(start + offsets.reshape(shape))
+    gathered = padded[tuple(index)]
+    return np.moveaxis(gathered, -1, 2).reshape(batch * positions, -1)
+
+
+def output_rows(activations: Array, places: Places) -> Array:
+    """Return the outputs (B * P, C) of `activations` (B, C, ...) at `places`."""
+    batch = len(places)
+    at = [places[:, :, dimension] for dimension in range(places.shape[2])]
+    index: tuple[Array | slice, ...] = (np.arange(batch)[:, None], slice(None), *at)
+    return activations[index].reshape(-1, activations.shape[1])

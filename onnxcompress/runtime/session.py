@@ -1,0 +1,182 @@
+"""onnxruntime sessions: the provider that was asked for or an error, one thread pool's settings, clear failures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from onnxcompress.errors import DataError, ModelError, ProviderUnavailableError, RecipeError
+from onnxcompress.runtime.providers import CPU_PROVIDER, Provider, complaint_of, one_line, preload_libraries
+from onnxcompress.runtime.tensors import Array, TensorInfo, fixed_batch, tensor_info
+
+ModelSource = bytes | str | os.PathLike[str]
+"""A serialised model, or the path of one (needed above 2 GB, and where weights lie in side files)."""
+
+_ERRORS, _WARNINGS = 3, 2  # severities of messages that onnxruntime writes to standard error
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a session runs.
+
+    Attributes:
+        threads: threads of one operator; 0 leaves the choice to onnxruntime (one for each physical core).
+        spinning: when idle threads of the pool wait busily: `always` (onnxruntime's default) takes cores away from
+            whatever else runs, another session above all; `within_run` sleeps between runs; `never` also slows the run.
+        deterministic: ask for kernels that give the same bits on every run.
+        profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
+        optimize: apply onnxruntime's graph optimisations.
+    """
+
+    threads: int = 0
+    spinning: Literal["always", "within_run", "never"] = "within_run"
+    deterministic: bool = True
+    profile: str | None = None
+    optimize: bool = True
+    log_severity: int = _ERRORS
+
+
+class Session:
+    """A model ready to run on one provider.
+
+    Raises (constructor):
+        ProviderUnavailableError: the provider does not start, with onnxruntime's own message.
+        RecipeError: the provider does not know one of its options.
+        ModelError: onnxruntime cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        provider: Provider = CPU_PROVIDER,
+        settings: SessionSettings | None = None,
+    ) -> None:
+        self.provider = provider
+        self.settings = settings or SessionSettings()
+        preload_libraries(provider)
+        self.raw = _start(model, provider, self.settings)
+        self.inputs = tuple(tensor_info(i.name, i.type, i.shape) for i in self.raw.get_inputs())
+        self.outputs = tuple(_output_info(o) for o in self.raw.get_outputs())
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that really serve this session, first the one asked for."""
+        return tuple(self.raw.get_providers())
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch that the model fixes, else None."""
+        return fixed_batch(self.inputs)
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes where an output has shape [N, C] or [N, C, 1, ...] with a known C > 1, else None."""
+        for info in self.outputs:
+            if len(info.shape) >= 2 and all(size == 1 for size in info.shape[2:]):
+                size = info.shape[1]
+                if isinstance(size, int) and size > 1:
+                    return size
+        return None
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run one batch; return {output name: array}.
+
+        Raises:
+            DataError: onnxruntime refuses the inputs.
+            ModelError: the model fails while it runs.
+        """
+        names = list(outputs) if outputs is not None else [info.name for info in self.outputs]
+        with self.failures():
+            return dict(zip(names, self.raw.run(names, dict(feeds)), strict=True))
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turn onnxruntime's exceptions of the runs inside into ours: a context for those that bypass `run`."""
+        from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+        try:
+            yield
+        except Exception as error:
+            refused = isinstance(error, (native.InvalidArgument, ValueError))
+            if refused and "while running" not in str(error):
+                raise DataError(f"the model does not take this input: {one_line(error)}") from error
+            raise ModelError(f"the model failed while running on {self.provider.name}: {one_line(error)}") from error
+
+    def end_profiling(self) -> Path:
+        """Stop the profiler and return the file it wrote."""
+        return Path(self.raw.end_profiling())
+
+
+def _output_info(output: Any) -> TensorInfo:
+    return tensor_info(output.name, output.type, output.shape)
+
+
+def _start(model: ModelSource, provider: Provider, settings: SessionSettings) -> Any:
+    import onnxruntime
+
+    source = model if isinstance(model, bytes) else os.fspath(model)
+
+    def create(severity: int) -> Any:
+        # enable_fallback=0: otherwise a failing provider is replaced by CPU with a line on standard output.
+        return onnxruntime.InferenceSession(
+            source,
+            _onnxruntime_options(settings, severity),
+            providers=provider.as_onnxruntime(),
+            enable_fallback=0,
+        )
+
+    try:
+        raw = create(settings.log_severity)
+    except Exception as error:
+        if provider.is_cpu or not _loads_on_cpu(source, settings):
+            name = "the model" if isinstance(model, bytes) else str(source)
+            raise ModelError(f"{name}: onnxruntime cannot load it: {one_line(error)}") from error
+        if "provider option" in str(error):
+            raise RecipeError(f"provider '{provider.requested}' refuses its options: {one_line(error)}") from error
+        raise ProviderUnavailableError(
+            f"provider '{provider.requested}' ({provider.name}) does not start: {one_line(error)}"
+        ) from error
+    if raw.get_providers()[0] != provider.name:
+        del raw
+        reason = complaint_of(lambda: create(_WARNINGS))
+        raise ProviderUnavailableError(
+            f"provider '{provider.requested}' ({provider.name}) is installed but does not start: {reason}"
+        )
+    return raw
+
+
+def _loads_on_cpu(source: bytes | str, settings: SessionSettings) -> bool:
+    """Whether the model is sound: tells a provider's failure from the model's."""
+    import onnxruntime
+
+    try:
+        onnxruntime.InferenceSession(
+            source, _onnxruntime_options(settings, _ERRORS), providers=["CPUExecutionProvider"]
+        )
+    except Exception:
+        return False
+    return True
+
+
+def _onnxruntime_options(settings: SessionSettings, severity: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = severity
+    options.use_deterministic_compute = settings.deterministic
+    if settings.spinning == "within_run":
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    elif settings.spinning == "never":
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not settings.optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if settings.profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = settings.profile
+    return options
