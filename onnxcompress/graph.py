@@ -2,31 +2,30 @@
 
 graphsurgeon gives nodes and tensors with use-def links. What it drops on export (metadata, documentation strings,
 sub-graphs' details, unknown attributes, value types it does not know) is kept here beside the graph and put back when
-the model is written. Weights are numpy arrays, shared between copies of a model: assign a new array, never write into one.
+the model is written. Weights are numpy arrays, shared between copies of a model: assign a new array, never write into
+one.
 """
 
 from __future__ import annotations
 
 import copy as copying
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
-from google.protobuf.message import Message
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnxcompress.errors import ModelError
+from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
     array_to_tensor,
     check_output_path,
-    load_array,
     parse_proto,
     read_proto,
     tensor_dtype,
@@ -36,35 +35,8 @@ from onnxcompress.serialization import (
 Dim = int | str | None
 Shape = tuple[Dim, ...]
 
-OLDEST_OPSET = 7
 _FOLDED_INTO_SKELETON_BYTES = 16384
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4
-_PLAIN_ATTRIBUTES = frozenset(
-    getattr(onnx.AttributeProto, kind) for kind in ("FLOAT", "INT", "STRING", "TENSOR", "FLOATS", "INTS", "STRINGS")
-)
-
-
-@dataclass(frozen=True)
-class _NodeExtras:
-    """What graphsurgeon would lose of one node."""
-
-    doc_string: str = ""
-    metadata: tuple[tuple[str, str], ...] = ()
-    overload: str = ""
-    attributes: tuple[onnx.AttributeProto, ...] = ()
-    captured: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Envelope:
-    """What stands around the graph in the file, kept as it was."""
-
-    model: onnx.ModelProto
-    inputs: tuple[onnx.ValueInfoProto, ...]
-    outputs: tuple[onnx.ValueInfoProto, ...]
-    defaults: tuple[onnx.ValueInfoProto, ...]
-    value_info: Mapping[str, onnx.ValueInfoProto]
-    extras: Mapping[str, _NodeExtras] = field(default_factory=dict)
 
 
 class Model:
@@ -77,13 +49,14 @@ class Model:
         dtypes: {tensor name: onnx element type}.
     """
 
-    def __init__(self, graph: gs.Graph, envelope: _Envelope, captured: dict[str, gs.Constant]) -> None:
+    def __init__(self, graph: gs.Graph, envelope: Envelope, captured: dict[str, gs.Constant]) -> None:
         self.graph = graph
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
         self._envelope = envelope
         self._captured = captured
         self._names: set[str] | None = None
+        self._captured_names: frozenset[str] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
@@ -110,7 +83,7 @@ class Model:
         try:
             if proto.functions:
                 proto = onnx.inliner.inline_local_functions(proto)
-            model = _import_model(proto, base_dir)
+            model = cls(*import_graph(proto, base_dir))
             model.refresh_shapes()
             model.check()
         except ModelError as error:
@@ -149,8 +122,11 @@ class Model:
 
     def captured_names(self) -> frozenset[str]:
         """Names of tensors that sub-graphs (If, Loop, Scan) read from this graph."""
-        extras = self._envelope.extras
-        return frozenset(name for node in self.nodes if node.name in extras for name in extras[node.name].captured)
+        if self._captured_names is None:
+            extras = self._envelope.extras
+            present = (extras[node.name] for node in self.nodes if node.name in extras)
+            self._captured_names = frozenset(name for extra in present for name in extra.captured)
+        return self._captured_names
 
     @staticmethod
     def is_constant(tensor: gs.Tensor) -> bool:
@@ -176,7 +152,8 @@ class Model:
             ModelError: shape inference does not know it.
         """
         if isinstance(tensor, gs.Constant):
-            return np.dtype(tensor.values.dtype)
+            dtype: np.dtype[Any] = tensor.values.dtype
+            return dtype
         if tensor.name not in self.dtypes:
             raise ModelError(f"the element type of tensor '{tensor.name}' is not known")
         return tensor_dtype(self.dtypes[tensor.name])
@@ -246,9 +223,8 @@ class Model:
             attributes = {k: copying.copy(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
             inputs, outputs = [clone(t) for t in node.inputs], [clone(t) for t in node.outputs]
             nodes.append(gs.Node(node.op, node.name, attributes, inputs, outputs, node.domain))
-        graph = _new_graph(
-            nodes, [clone(t) for t in self.graph.inputs], [clone(t) for t in self.graph.outputs], self.graph
-        )
+        inputs, outputs = [clone(t) for t in self.graph.inputs], [clone(t) for t in self.graph.outputs]
+        graph = gs.Graph(nodes, inputs, outputs, opset=self.opset)
         model = Model(graph, self._envelope, {name: clone(t) for name, t in self._captured.items()})
         model.shapes, model.dtypes = dict(self.shapes), dict(self.dtypes)
         return model
@@ -267,6 +243,7 @@ class Model:
                 node.inputs.clear()
                 node.outputs.clear()
         self.graph.nodes[:] = kept[::-1]
+        self._captured_names = None
 
     def refresh_shapes(self) -> None:
         """Infer every tensor's shape and type anew, strictly.
@@ -348,7 +325,7 @@ class Model:
             exported = OnnxExporter.export_node(node)
             extras = envelope.extras.get(node.name)
             if extras is not None:
-                _restore(exported, extras)
+                restore_extras(exported, extras)
             graph.node.append(exported)
         graph.input.extend(envelope.inputs)
         graph.output.extend(envelope.outputs)
@@ -379,167 +356,6 @@ def _infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     return shapes, dtypes
 
 
-def _import_model(proto: onnx.ModelProto, base_dir: Path | None) -> Model:
-    graph = proto.graph
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
-    if opset is None or opset < OLDEST_OPSET:
-        raise ModelError(f"uses opset {opset} of the default domain; {OLDEST_OPSET} or later is needed: export it again")
-    _check_names(graph)
-    arrays = {tensor.name: load_array(tensor, base_dir) for tensor in graph.initializer}
-    tensors: dict[str, gs.Tensor] = {name: gs.Constant(name, array) for name, array in arrays.items()}
-    captured: dict[str, gs.Constant] = {}
-    extras: dict[str, _NodeExtras] = {}
-    nodes: list[gs.Node] = []
-    free_inputs = [info for info in graph.input if info.name not in arrays]
-    for info in free_inputs:
-        tensors[info.name] = gs.Variable(info.name)
-    outputs = {info.name for info in graph.output}
-    for node_proto, name in zip(graph.node, _unique_node_names(graph.node), strict=True):
-        constant = _as_constant(node_proto, tensors, base_dir, outputs)
-        if constant is not None:
-            tensors[constant.name] = constant
-            continue
-        plain, extra = _split_node(node_proto)
-        plain.name = name
-        if extra != _NodeExtras():
-            extras[name] = extra
-        nodes.append(OnnxImporter.import_node(plain, {}, tensors, opset, proto.opset_import))
-        for captured_name in extra.captured:
-            if isinstance(tensors.get(captured_name), gs.Constant):
-                captured[captured_name] = tensors[captured_name]
-    missing = sorted(outputs - set(tensors))
-    if missing:
-        raise ModelError(f"graph output '{missing[0]}' is produced by no node")
-    envelope = onnx.ModelProto()
-    for descriptor, value in proto.ListFields():
-        if descriptor.name == "graph" or descriptor.name == "functions":
-            continue
-        if not isinstance(value, (str, int, float, bytes, Message)):  # repeated
-            getattr(envelope, descriptor.name).extend(value)
-        elif descriptor.message_type is not None:
-            getattr(envelope, descriptor.name).CopyFrom(value)
-        else:
-            setattr(envelope, descriptor.name, value)
-    envelope.graph.name = graph.name
-    envelope.graph.doc_string = graph.doc_string
-    envelope.graph.metadata_props.extend(graph.metadata_props)
-    envelope.graph.quantization_annotation.extend(graph.quantization_annotation)
-    envelope.graph.sparse_initializer.extend(graph.sparse_initializer)
-    imported = _new_graph(nodes, [tensors[i.name] for i in free_inputs], [tensors[o.name] for o in graph.output], None)
-    imported.opset = opset
-    return Model(
-        imported,
-        _Envelope(
-            model=envelope,
-            inputs=tuple(_copied(info) for info in free_inputs),
-            outputs=tuple(_copied(info) for info in graph.output),
-            defaults=tuple(_copied(info) for info in graph.input if info.name in arrays),
-            value_info={info.name: _copied(info) for info in graph.value_info},
-            extras=extras,
-        ),
-        captured,
-    )
-
-
-def _new_graph(
-    nodes: list[gs.Node], inputs: list[gs.Tensor], outputs: list[gs.Tensor], like: gs.Graph | None
-) -> gs.Graph:
-    return gs.Graph(nodes, inputs, outputs, opset=like.opset if like is not None else None)
-
-
-def _check_names(graph: onnx.GraphProto) -> None:
-    seen: set[str] = set()
-    for info in graph.output:
-        if info.name in seen:
-            raise ModelError(f"two graph outputs are named '{info.name}'; rename one of them")
-        seen.add(info.name)
-    if not graph.output:
-        raise ModelError("has no graph output")
-
-
-def _unique_node_names(nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:
-    """Yield each node's name, or a numbered one where it has none or one that stands twice."""
-    given = {node.name for node in nodes}
-    used: set[str] = set()
-    for position, node in enumerate(nodes):
-        name, number = node.name or f"{node.op_type}_{position}", position
-        while name in used or (name != node.name and name in given):
-            name, number = f"{node.name or node.op_type}_{number}", number + 1
-        used.add(name)
-        yield name
-
-
-def _as_constant(
-    node: onnx.NodeProto, tensors: Mapping[str, gs.Tensor], base_dir: Path | None, outputs: set[str]
-) -> gs.Constant | None:
-    """Return the constant that a Constant node, or an Identity of a constant, stands for."""
-    if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or node.output[0] in outputs:
-        return None
-    name = node.output[0]
-    if node.op_type == "Identity" and isinstance(tensors.get(node.input[0] if node.input else ""), gs.Constant):
-        return gs.Constant(name, tensors[node.input[0]].values)
-    if node.op_type != "Constant" or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    if attribute.name == "value":
-        return gs.Constant(name, load_array(attribute.t, base_dir))
-    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    if attribute.name in kinds:
-        return gs.Constant(name, np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name]))
-    return None
-
-
-def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, _NodeExtras]:
-    """Split a node into what graphsurgeon carries and what it would lose."""
-    plain = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
-    if node.domain:
-        plain.domain = node.domain
-    opaque = []
-    for attribute in node.attribute:
-        (plain.attribute if _is_plain(attribute) else opaque).append(_copied(attribute))
-    captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
-    metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
-    return plain, _NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), tuple(captured))
-
-
-def _is_plain(attribute: onnx.AttributeProto) -> bool:
-    if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name or attribute.doc_string:
-        return False
-    if attribute.type == onnx.AttributeProto.TENSOR:
-        return False
-    try:
-        for content in (attribute.s, *attribute.strings):
-            content.decode()
-    except UnicodeDecodeError:
-        return False
-    return not (attribute.type in (onnx.AttributeProto.STRINGS,) and not attribute.strings) and not (
-        attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS)
-        and not (attribute.ints or attribute.floats)
-    )
-
-
-def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
-    """Yield names that the sub-graphs of an attribute read from outside."""
-    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-        inside = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
-        inside.update(name for node in graph.node for name in node.output)
-        for node in graph.node:
-            yield from (name for name in node.input if name and name not in inside)
-            for nested in node.attribute:
-                yield from (name for name in _captured(nested) if name not in inside)
-        yield from (info.name for info in graph.output if info.name not in inside)
-
-
-def _restore(node: onnx.NodeProto, extras: _NodeExtras) -> None:
-    node.attribute.extend(extras.attributes)
-    if extras.doc_string:
-        node.doc_string = extras.doc_string
-    if extras.overload:
-        node.overload = extras.overload
-    for key, value in extras.metadata:
-        node.metadata_props.add(key=key, value=value)
-
-
 def _array_info(name: str, array: Array) -> onnx.ValueInfoProto:
     dtype = onnx.TensorProto.STRING if array.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnx.helper.make_tensor_value_info(name, dtype, array.shape)
@@ -551,12 +367,6 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     return str(dim.dim_param) or None
 
 
-def _copied(message: Any) -> Any:
-    copied = type(message)()
-    copied.CopyFrom(message)
-    return copied
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -564,4 +374,3 @@ def _one_line(error: Exception) -> str:
 def _chain(*parts: Iterable[Any]) -> Iterator[Any]:
     for part in parts:
         yield from part
-

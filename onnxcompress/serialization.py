@@ -176,7 +176,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         RecipeError: the file cannot be written (folder gone, disk full, …); `path` is untouched.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.absolute().parent)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.absolute().parent
+        )
     except OSError as error:
         raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:

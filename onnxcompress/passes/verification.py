@@ -57,13 +57,11 @@ class Verification:
         if not self.passed:
             raise PassError(
                 f"self-check of pass '{self.pass_name}': the rewritten model differs from its reference by "
-                f"{self.difference:.3g} of the output range (tolerance {self.tolerance:.3g}) at {', '.join(self.tensors)}"
+                f"{self.difference:.3g} of the range (tolerance {self.tolerance:.3g}) at {', '.join(self.tensors)}"
             )
 
 
-def verify(
-    pass_name: str, reference: Model, candidate: Model, feeds: Mapping[str, Array]
-) -> Verification:
+def verify(pass_name: str, reference: Model, candidate: Model, feeds: Mapping[str, Array]) -> Verification:
     """Run both models on `feeds` and compare their outputs, and what stands before a saturating last operator."""
     tensors = compared_tensors(reference, candidate)
     expected = run_model(reference, feeds, tensors)
@@ -115,7 +113,7 @@ def sample_feeds(
         DataError: no tried length fits; `--input-shape` is asked for.
     """
     with model_source(model) as source:
-        session = Session(source, settings=SessionSettings(spinning=False))
+        session = Session(source, settings=SessionSettings(spinning="never"))
         given = dict(input_shapes or {})
         try:
             return random_inputs(session.inputs, concrete_shapes(session.inputs, given), seed)
@@ -142,7 +140,7 @@ def run_model(model: Model, feeds: Mapping[str, Array], tensors: Sequence[str]) 
     Types that onnxruntime's CPU kernels lack (bfloat16, float64) are computed in float32.
     """
     with model_source(model, tensors) as source:
-        session = Session(source, settings=SessionSettings(spinning=False))
+        session = Session(source, settings=SessionSettings(spinning="never"))
         typed = {i.name: np.asarray(feeds[i.name]).astype(i.dtype) for i in session.inputs if i.name in feeds}
         return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
 

@@ -2,9 +2,9 @@
 
 Every operator is one small function in `operators/` that says how it moves labels. One pass in topological order
 collects labels, ties (pairs of atoms removed together), freezes (atoms that stay, with the reason) and what a removal
-has to change (constants to slice, attributes to rewrite). The fixed point of all ties is found at once, as the connected
-components of the tie graph. The idea of groups with index maps follows DepGraph (Fang et al., CVPR 2023); working on
-the positions themselves makes Concat, Split, Flatten and shuffles plain data movement.
+has to change (constants to slice, attributes to rewrite). The fixed point of all ties is found at once, as the
+connected components of the tie graph. The idea of groups with index maps follows DepGraph (Fang et al., CVPR 2023);
+working on the positions themselves makes Concat, Split, Flatten and shuffles plain data movement.
 """
 
 from __future__ import annotations

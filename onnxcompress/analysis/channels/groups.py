@@ -23,17 +23,21 @@ class Group:
     Attributes:
         name: the first producer's node name.
         classes: class numbers, in filter order.
-        producers: (node name, its filter numbers by class position, -1 where a class holds none of its filters).
+        records: the producers, in graph order.
         consumers: names of the nodes that sum over these channels.
-        carriers: names of the nodes that pass them on.
         frozen: reason by class position for those that stay.
     """
 
     name: str
     classes: Classes
-    producers: tuple[str, ...]
+    records: tuple[Producer, ...]
     consumers: tuple[str, ...]
     frozen: dict[int, str]
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The producers' node names."""
+        return tuple(dict.fromkeys(record.node for record in self.records))
 
     @property
     def size(self) -> int:
@@ -83,16 +87,14 @@ def find_groups(analysis: ChannelAnalysis, is_excluded: frozenset[str] = frozens
     classes = int(class_of.max(initial=-1)) + 1
     reasons: dict[int, str] = {}
     freezes = list(findings.freezes)
-    for record in (*findings.producers, *findings.consumers):
-        if record.node in is_excluded:
-            ids = record.labels.ids
-            freezes.append((ids[ids != FIXED], f"'{record.node}' is excluded"))
+    read_or_made = [(p.node, p.labels.ids) for p in findings.producers]
+    read_or_made += [(c.node, c.labels.ids) for c in findings.consumers]
+    for node, ids in read_or_made:
+        if node in is_excluded:
+            freezes.append((ids[ids != FIXED], f"'{node}' is excluded"))
     for ids, reason in freezes:
         for number in np.unique(class_of[ids]):
             reasons.setdefault(int(number), reason)
-    produced = np.zeros(classes, bool)
-    for producer in findings.producers:
-        produced[class_of[producer.ids]] = True
     of_group = _group_numbers(classes, class_of, findings.producers)
     producers_of: defaultdict[int, list[Producer]] = defaultdict(list)
     for producer in findings.producers:
@@ -107,9 +109,8 @@ def find_groups(analysis: ChannelAnalysis, is_excluded: frozenset[str] = frozens
     for number, members in producers_of.items():
         ordered = dict.fromkeys(int(c) for producer in members for c in class_of[producer.ids])
         frozen = {at: reasons[c] for at, c in enumerate(ordered) if c in reasons}
-        names = tuple(dict.fromkeys(producer.node for producer in members))
         own = np.array(list(ordered), np.int64)
-        groups.append(Group(names[0], own, names, tuple(consumers_of[number]), frozen))
+        groups.append(Group(members[0].node, own, tuple(members), tuple(consumers_of[number]), frozen))
     result = ChannelGroups(analysis, class_of, tuple(groups), (), ())
     return ChannelGroups(
         analysis,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analysis.channels import ChannelAnalysis, ChannelGroups, Group, Surgery, find_groups
+from onnxcompress.analysis.channels.labels import Mask
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
@@ -48,7 +49,9 @@ class PruningConfig:
         if self.scope not in SCOPES:
             raise RecipeError(f"prune: unknown scope '{self.scope}', expected one of {', '.join(SCOPES)}")
         if self.importance not in IMPORTANCES:
-            raise RecipeError(f"prune: unknown importance '{self.importance}', expected one of {', '.join(IMPORTANCES)}")
+            raise RecipeError(
+                f"prune: unknown importance '{self.importance}', expected one of {', '.join(IMPORTANCES)}"
+            )
 
 
 def analyse(model: Model, context: PassContext) -> tuple[Model, ChannelGroups]:
@@ -78,10 +81,10 @@ class FilterPruning(Pass):
         removed = select(groups, scores, widths)
         decisions: list[Decision] = []
         skipped: list[Skipped] = []
+        stays = groups.keep_atoms(removed)
         for group, width in zip(groups.groups, widths, strict=True):
-            gone = np.isin(group.classes, list(removed))
-            if gone.any():
-                decisions.append(_decision(groups, group, removed))
+            if not all(stays[record.ids].all() for record in group.records):
+                decisions.append(_decision(group, stays))
             else:
                 skipped += [Skipped(node, reason) for node, reason in _reasons(group, width.keep, width.block)]
         return Plan(self.name, tuple(decisions), tuple(skipped))
@@ -120,25 +123,23 @@ def planned_classes(groups: ChannelGroups, plan: Plan) -> set[int]:
         for node, filters in decision["removed"].items():
             producer = producers.get(node)
             if producer is None:
-                raise RecipeError(f"plan: node '{node}' is not in the model or has no filters; it is another model's plan")
+                raise RecipeError(f"plan: node '{node}' has no filters in this model; the plan is another model's")
             numbers = np.asarray(filters, np.int64)
-            if numbers.size and not (0 <= numbers.min() and numbers.max() < len(producer.ids)):
-                raise RecipeError(f"plan: node '{node}' has {len(producer.ids)} filters, the plan removes {max(filters)}")
+            if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(producer.ids)):
+                raise RecipeError(
+                    f"plan: node '{node}' has {len(producer.ids)} filters, the plan removes {max(filters)}"
+                )
             removed |= {int(c) for c in groups.class_of[producer.ids[numbers]]}
     for group in groups.groups:
-        if frozen := [group.frozen[at] for at, c in enumerate(group.classes) if int(c) in removed and at in group.frozen]:
-            raise RecipeError(f"plan: filters of '{group.name}' cannot be removed: {frozen[0]}")
+        for at, reason in group.frozen.items():
+            if int(group.classes[at]) in removed:
+                raise RecipeError(f"plan: filters of '{group.name}' cannot be removed: {reason}")
     return removed
 
 
-def _decision(groups: ChannelGroups, group: Group, removed: set[int]) -> Decision:
-    own = {int(c) for c in group.classes} & removed
-    filters = {}
-    for producer in groups.analysis.findings.producers:
-        if producer.node in group.producers:
-            filters[producer.node] = np.flatnonzero(np.isin(groups.class_of[producer.ids], list(own))).tolist()
-    first = next(p for p in groups.analysis.findings.producers if p.node == group.name)
-    width = len(first.ids)
+def _decision(group: Group, stays: Mask) -> Decision:
+    filters = {record.node: np.flatnonzero(~stays[record.ids]).tolist() for record in group.records}
+    width = len(group.records[0].ids)
     return {
         "kind": "prune",
         "node": group.name,

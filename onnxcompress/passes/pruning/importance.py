@@ -1,16 +1,15 @@
 """How much a filter matters: one score for each class of channels that leave together.
 
-    l1          sum of absolute weights: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017
-    l2          Euclidean norm of the weights: He et al., Soft Filter Pruning, IJCAI 2018
-    fpgm        distance to the geometric median: He et al., Filter Pruning via Geometric Median, CVPR 2019
-    activation  mean absolute activation at the consumers: Molchanov et al., Pruning Convolutional Neural Networks for
-                Resource Efficient Inference, ICLR 2017
-    random      Mittal et al., Studying the Plasticity in Deep Convolutional Neural Networks, 2018 (the baseline)
+l1          sum of absolute weights: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017
+l2          Euclidean norm of the weights: He et al., Soft Filter Pruning, IJCAI 2018
+fpgm        distance to the geometric median: He et al., Filter Pruning via Geometric Median, CVPR 2019
+activation  mean absolute activation at the consumers: Molchanov et al., Pruning Convolutional Neural Networks for
+            Resource Efficient Inference, ICLR 2017
+random      Mittal et al., Studying the Plasticity in Deep Convolutional Neural Networks, 2018 (the baseline)
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -87,17 +86,18 @@ def _activation_scores(model: Model, groups: ChannelGroups, count: int, context:
         if len(consumer.labels.axes) == 1 and consumer.labels.inner[0] is not None:
             read[nodes[consumer.node].inputs[consumer.position].name] = consumer.labels
     names = [name for name in read if not any(name == info.name for info in model.graph.inputs)]
-    sums: defaultdict[str, npt.NDArray[np.float64] | float] = defaultdict(float)
+    sums: dict[str, Scores] = {}
     for batch in capture_activations(model.to_proto(), names, context.calibration()):
         for name, values in batch.items():
             labels = read[name]
             axis = labels.axes[0]
             others = tuple(a for a in range(values.ndim) if a != axis)
             along = np.abs(values.astype(np.float64)).sum(axis=others)
-            sums[name] = sums[name] + along.reshape(len(labels.ids), -1).sum(axis=1)
+            per_channel = along.reshape(len(labels.ids), -1).sum(axis=1)
+            sums[name] = sums.get(name, 0.0) + per_channel
     total, number = np.zeros(count), np.zeros(count)
-    for name, values in sums.items():
+    for name, sum_of_channel in sums.items():
         ids = read[name].ids
         free = ids != FIXED
-        _accumulate(total, number, groups.class_of[ids[free]], np.asarray(values)[free])
+        _accumulate(total, number, groups.class_of[ids[free]], sum_of_channel[free])
     return np.divide(total, number, out=np.zeros(count), where=number > 0)

@@ -17,12 +17,12 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.channels import FIXED, ChannelGroups, Consumer
 from onnxcompress.analysis.channels.labels import Mask
 from onnxcompress.errors import PassError
-from onnxcompress.graph import Model
+from onnxcompress.graph import Model, Shape
 
 Array = npt.NDArray[Any]
 
 
-def masked_reference(model: Model, groups: ChannelGroups, keep: Mask, lengths: Mapping[str, tuple[int, ...]]) -> Model:
+def masked_reference(model: Model, groups: ChannelGroups, keep: Mask, lengths: Mapping[str, Shape]) -> Model:
     """Return the original with the atoms that `keep` drops neutralised at every consumer.
 
     Args:
@@ -42,7 +42,7 @@ def masked_reference(model: Model, groups: ChannelGroups, keep: Mask, lengths: M
 
 
 class _Writer:
-    def __init__(self, model: Model, keep: Mask, lengths: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: Model, keep: Mask, lengths: Mapping[str, Shape]) -> None:
         self.model = model
         self.keep = keep
         self.lengths = lengths

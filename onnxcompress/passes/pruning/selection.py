@@ -47,8 +47,7 @@ def wished_widths(groups: ChannelGroups, scores: Scores, ratio: float, scope: st
 
 def block_in_classes(groups: ChannelGroups, group: Group, round_to: int) -> int:
     """Return how many classes make `round_to` channels of the group's first producer (a class may hold several)."""
-    producer = next(p for p in groups.analysis.findings.producers if p.node == group.name)
-    classes, counts = np.unique(groups.class_of[producer.ids], return_counts=True)
+    classes, counts = np.unique(groups.class_of[group.records[0].ids], return_counts=True)
     each = int(counts[0]) if len(set(counts.tolist())) == 1 and len(classes) else 1
     return max(1, round_to // int(np.gcd(round_to, each)))
 
@@ -133,7 +132,7 @@ def _solve(
     part: list[int],
     constraints: list[tuple[Classes, npt.NDArray[np.int64]]],
 ) -> set[int]:
-    """Choose under equal rows. Variables: one for each class, two slacks for each group, a level for each constraint."""
+    """Choose under equal rows; variables: each class, two slacks of each group, a level of each constraint."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import lil_matrix
 

@@ -14,9 +14,53 @@ if TYPE_CHECKING:
 
 
 @operator(
-    *("Relu LeakyRelu Elu Selu Celu Sigmoid HardSigmoid HardSwish Swish Mish Softplus Softsign Tanh Erf Gelu").split(),
-    *("Exp Log Sqrt Reciprocal Neg Abs Sign Floor Ceil Round Not IsNaN IsInf Cast CastLike Identity Shrink").split(),
-    *("ThresholdedRelu Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Clip BitwiseNot Bernoulli").split(),
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Swish",
+    "Mish",
+    "Softplus",
+    "Softsign",
+    "Tanh",
+    "Erf",
+    "Gelu",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Reciprocal",
+    "Neg",
+    "Abs",
+    "Sign",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Not",
+    "IsNaN",
+    "IsInf",
+    "Cast",
+    "CastLike",
+    "Identity",
+    "Shrink",
+    "ThresholdedRelu",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Asin",
+    "Acos",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Acosh",
+    "Atanh",
+    "Clip",
+    "BitwiseNot",
+    "Bernoulli",
 )
 def unary(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """The first input carries the labels; further inputs (bounds, types) are scalars."""
@@ -31,8 +75,30 @@ def dropout(analysis: ChannelAnalysis, node: gs.Node) -> None:
 
 
 @operator(
-    *("Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual Where").split(),
-    *("PRelu BitShift BitwiseAnd BitwiseOr BitwiseXor").split(),
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Mod",
+    "Max",
+    "Min",
+    "Sum",
+    "Mean",
+    "And",
+    "Or",
+    "Xor",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Where",
+    "PRelu",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
 )
 def broadcasting(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """Operands aligned at their last axes; what has length one is broadcast and couples nothing."""
@@ -126,7 +192,7 @@ def _tie_unlabelled(
     if any(carried.inner[i] is None for i in full):
         inner = list(carried.inner)
         for i in full:
-            inner[i] = int(shape[carried.axes[i] - offset]) // carried.ids.shape[i]
+            inner[i] = int(tensor.shape[carried.axes[i] - offset]) // carried.ids.shape[i]
         known = Labels(carried.axes, carried.ids, tuple(inner))
     if len(full) < len(carried.axes):
         return _slice_partial(analysis, node, position, known, offset)

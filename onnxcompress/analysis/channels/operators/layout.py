@@ -164,7 +164,8 @@ def reshaped(labels: Labels, before: Shape, after: Shape) -> Labels | None:
     """Return labels after a row-major reshape, None where the axes cannot be matched.
 
     A flat position is a number whose digits are the input's axes; the output's axes take the same digits, from the left
-    as far as lengths are known, then from the right; one axis in between may take what is left.
+    as far as lengths are known, then from the right; one axis in between may take what is left, and several may take
+    what is left without labels.
     """
     digits: list[_Digit] = []
     for axis, dim in enumerate(before):
@@ -185,7 +186,7 @@ def reshaped(labels: Labels, before: Shape, after: Shape) -> Labels | None:
         right -= 1
     if left == right:
         taken[left] = digits
-    elif digits:
+    elif any(digit.labelled for digit in digits):
         return None
     return _assemble(labels, taken)
 
@@ -197,7 +198,8 @@ def _take(digits: list[_Digit], size: Dim, *, from_left: bool) -> list[_Digit] |
         if digits and size is not None and digits[end].size == size:
             return [digits.pop(end)]
         return None
-    pending, rest, part = list(digits), size, []
+    pending, rest = list(digits), size
+    part: list[_Digit] = []
     while rest > 1 or (size == 1 and not part and pending and pending[end] == _Digit(1, True)):
         if not pending or not isinstance(pending[end].size, int):
             return None

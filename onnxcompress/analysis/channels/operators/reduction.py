@@ -22,8 +22,16 @@ _NEUTRAL = {
 
 
 @operator(
-    *("ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare").split(),
-    *("ReduceLogSum ReduceLogSumExp").split(),
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
 )
 def reduce(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """A removed channel counts as the reduction's neutral element; a mean runs over the remaining channels."""

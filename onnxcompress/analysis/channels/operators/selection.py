@@ -45,13 +45,14 @@ def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -
     if labels is not None:
         expanded = labels.expanded()
         return expanded.ids if expanded is not None and expanded.axes == (axis,) else None
-    if shape is None or not isinstance(shape[axis], int):
+    length = None if shape is None else shape[axis]
+    if not isinstance(length, int):
         return None
     if isinstance(tensor, gs.Constant):
-        ids = analysis.fresh(int(shape[axis]))
+        ids = analysis.fresh(length)
         analysis.slice(node, position, Labels.along(axis, ids))
         return ids
-    return np.full(int(shape[axis]), FIXED, dtype=np.int64)
+    return np.full(length, FIXED, dtype=np.int64)
 
 
 @operator("Split")
@@ -82,7 +83,8 @@ def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
         if surgery.model.opset < 13:
             pruned.attrs["split"] = kept
         else:
-            del pruned.inputs[1:]
+            while len(pruned.inputs) > 1:
+                pruned.inputs.pop()
             pruned.inputs.append(surgery.model.new_constant(f"{pruned.name}_split", np.array(kept, np.int64)))
 
     analysis.on_removal(node, expanded, new_sizes)
@@ -143,9 +145,7 @@ def _slice_ranges(analysis: ChannelAnalysis, node: gs.Node, rank: int) -> dict[i
     return ranges
 
 
-def _pick(
-    surgery: Surgery, node: gs.Node, axis: int, ids: Ids, picked: Ids, *, other_axes: bool = False
-) -> None:
+def _pick(surgery: Surgery, node: gs.Node, axis: int, ids: Ids, picked: Ids, *, other_axes: bool = False) -> None:
     """Make a Slice node pick the kept ones of `picked`: as a range where they are neighbours, by Gather otherwise."""
     kept = surgery.kept(ids)
     place = np.cumsum(kept) - 1

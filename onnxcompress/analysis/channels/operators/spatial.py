@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 
 @operator(
-    *("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool GridSample RoiAlign MaxRoiPool").split()
+    "MaxPool",
+    "AveragePool",
+    "LpPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GlobalLpPool",
+    "GridSample",
+    "RoiAlign",
+    "MaxRoiPool",
 )
 def pooling(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """Channels (axis 1) are carried; a second output (positions of maxima) counts across channels."""
@@ -92,4 +100,4 @@ def space_to_depth(analysis: ChannelAnalysis, node: gs.Node) -> None:
 
 @operator("Shape", "Size")
 def shape(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """Reads lengths only. Lengths known before the run were folded into constants; the rest follow the pruned tensor."""
+    """Reads lengths only: those known before the run were folded into constants, the rest follow the pruned tensor."""

@@ -1,0 +1,214 @@
+"""From protobuf to graphsurgeon's nodes and tensors, with everything it would lose kept beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import Message
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+
+from onnxcompress.errors import ModelError
+from onnxcompress.serialization import load_array
+
+OLDEST_OPSET = 7
+_PLAIN_ATTRIBUTES = frozenset(
+    getattr(onnx.AttributeProto, kind) for kind in ("FLOAT", "INT", "STRING", "FLOATS", "INTS", "STRINGS")
+)
+
+
+@dataclass(frozen=True)
+class NodeExtras:
+    """What graphsurgeon would lose of one node."""
+
+    doc_string: str = ""
+    metadata: tuple[tuple[str, str], ...] = ()
+    overload: str = ""
+    attributes: tuple[onnx.AttributeProto, ...] = ()
+    captured: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What stands around the graph in the file, kept as it was."""
+
+    model: onnx.ModelProto
+    inputs: tuple[onnx.ValueInfoProto, ...]
+    outputs: tuple[onnx.ValueInfoProto, ...]
+    defaults: tuple[onnx.ValueInfoProto, ...]
+    value_info: Mapping[str, onnx.ValueInfoProto]
+    extras: Mapping[str, NodeExtras] = field(default_factory=dict)
+
+
+def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Graph, Envelope, dict[str, gs.Constant]]:
+    """Return nodes and tensors, what stands around them, and the constants that sub-graphs read.
+
+    Raises:
+        ModelError: the model is damaged or too old.
+    """
+    graph = proto.graph
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is None or opset < OLDEST_OPSET:
+        raise ModelError(
+            f"uses opset {opset} of the default domain; {OLDEST_OPSET} or later is needed: export it again"
+        )
+    _check_names(graph)
+    arrays = {tensor.name: load_array(tensor, base_dir) for tensor in graph.initializer}
+    tensors: dict[str, gs.Tensor] = {name: gs.Constant(name, array) for name, array in arrays.items()}
+    captured: dict[str, gs.Constant] = {}
+    extras: dict[str, NodeExtras] = {}
+    nodes: list[gs.Node] = []
+    free_inputs = [info for info in graph.input if info.name not in arrays]
+    for info in free_inputs:
+        tensors[info.name] = gs.Variable(info.name)
+    outputs = {info.name for info in graph.output}
+    for node_proto, name in zip(graph.node, _unique_node_names(graph.node), strict=True):
+        constant = _as_constant(node_proto, tensors, base_dir, outputs)
+        if constant is not None:
+            tensors[constant.name] = constant
+            continue
+        plain, extra = _split_node(node_proto)
+        plain.name = name
+        if extra != NodeExtras():
+            extras[name] = extra
+        nodes.append(OnnxImporter.import_node(plain, {}, tensors, opset, proto.opset_import))
+        for captured_name in extra.captured:
+            if isinstance(tensors.get(captured_name), gs.Constant):
+                captured[captured_name] = tensors[captured_name]
+    missing = sorted(outputs - set(tensors))
+    if missing:
+        raise ModelError(f"graph output '{missing[0]}' is produced by no node")
+    inputs, results = [tensors[i.name] for i in free_inputs], [tensors[o.name] for o in graph.output]
+    surroundings = Envelope(
+        model=_envelope(proto),
+        inputs=tuple(_copied(info) for info in free_inputs),
+        outputs=tuple(_copied(info) for info in graph.output),
+        defaults=tuple(_copied(info) for info in graph.input if info.name in arrays),
+        value_info={info.name: _copied(info) for info in graph.value_info},
+        extras=extras,
+    )
+    return gs.Graph(nodes, inputs, results, opset=opset), surroundings, captured
+
+
+def _envelope(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without its nodes, weights, inputs and outputs."""
+    graph = proto.graph
+    envelope = onnx.ModelProto()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name == "graph" or descriptor.name == "functions":
+            continue
+        if not isinstance(value, (str, int, float, bytes, Message)):  # repeated
+            getattr(envelope, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(envelope, descriptor.name).CopyFrom(value)
+        else:
+            setattr(envelope, descriptor.name, value)
+    envelope.graph.name = graph.name
+    envelope.graph.doc_string = graph.doc_string
+    envelope.graph.metadata_props.extend(graph.metadata_props)
+    envelope.graph.quantization_annotation.extend(graph.quantization_annotation)
+    envelope.graph.sparse_initializer.extend(graph.sparse_initializer)
+    return envelope
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    seen: set[str] = set()
+    for info in graph.output:
+        if info.name in seen:
+            raise ModelError(f"two graph outputs are named '{info.name}'; rename one of them")
+        seen.add(info.name)
+    if not graph.output:
+        raise ModelError("has no graph output")
+
+
+def _unique_node_names(nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:
+    """Yield each node's name, or a numbered one where it has none or one that stands twice."""
+    given = {node.name for node in nodes}
+    used: set[str] = set()
+    for position, node in enumerate(nodes):
+        name, number = node.name or f"{node.op_type}_{position}", position
+        while name in used or (name != node.name and name in given):
+            name, number = f"{node.name or node.op_type}_{number}", number + 1
+        used.add(name)
+        yield name
+
+
+def _as_constant(
+    node: onnx.NodeProto, tensors: Mapping[str, gs.Tensor], base_dir: Path | None, outputs: set[str]
+) -> gs.Constant | None:
+    """Return the constant that a Constant node, or an Identity of a constant, stands for."""
+    if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or node.output[0] in outputs:
+        return None
+    name = node.output[0]
+    if node.op_type == "Identity" and isinstance(tensors.get(node.input[0] if node.input else ""), gs.Constant):
+        return gs.Constant(name, tensors[node.input[0]].values)
+    if node.op_type != "Constant" or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        return gs.Constant(name, load_array(attribute.t, base_dir))
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if attribute.name in kinds:
+        return gs.Constant(name, np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name]))
+    return None
+
+
+def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
+    """Split a node into what graphsurgeon carries and what it would lose."""
+    plain = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
+    if node.domain:
+        plain.domain = node.domain
+    opaque: list[onnx.AttributeProto] = []
+    for attribute in node.attribute:
+        (plain.attribute if _is_plain(attribute) else opaque).append(_copied(attribute))
+    captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
+    metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
+    return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), tuple(captured))
+
+
+def _is_plain(attribute: onnx.AttributeProto) -> bool:
+    if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name or attribute.doc_string:
+        return False
+    try:
+        for content in (attribute.s, *attribute.strings):
+            content.decode()
+    except UnicodeDecodeError:
+        return False
+    return not (attribute.type == onnx.AttributeProto.STRINGS and not attribute.strings) and not (
+        attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS)
+        and not (attribute.ints or attribute.floats)
+    )
+
+
+def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
+    """Yield names that the sub-graphs of an attribute read from outside."""
+    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        inside = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+        inside.update(name for node in graph.node for name in node.output)
+        for node in graph.node:
+            yield from (name for name in node.input if name and name not in inside)
+            for nested in node.attribute:
+                yield from (name for name in _captured(nested) if name not in inside)
+        yield from (info.name for info in graph.output if info.name not in inside)
+
+
+def restore_extras(node: onnx.NodeProto, extras: NodeExtras) -> None:
+    """Put back what graphsurgeon does not carry."""
+    node.attribute.extend(extras.attributes)
+    if extras.doc_string:
+        node.doc_string = extras.doc_string
+    if extras.overload:
+        node.overload = extras.overload
+    for key, value in extras.metadata:
+        node.metadata_props.add(key=key, value=value)
+
+
+def _copied(message: Any) -> Any:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
