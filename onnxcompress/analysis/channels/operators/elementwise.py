@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     "Atanh",
     "Clip",
     "BitwiseNot",
-    "Bernoulli",
 )
 def unary(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """The first input carries the labels; further inputs (bounds, types) are scalars."""
