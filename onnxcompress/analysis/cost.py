@@ -1,0 +1,217 @@
+"""What a model costs: parameters, multiply-accumulates (MACs), bytes of weights.
+
+MACs are those of Conv, ConvTranspose, Gemm and MatMul for one sample: an open batch dimension counts as 1, and what a
+model with a fixed batch costs is divided by that batch. A figure whose sizes are not known is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcompress.errors import ModelError, RecipeError
+from onnxcompress.graph import Model, Shape
+
+Shapes = Mapping[str, Shape]
+"""{tensor name: shape} of everything that is not constant."""
+
+_DEFAULT_DOMAIN = (None, "", "ai.onnx")
+_BATCHED_RANK = 3
+"""From three axes on, the first axis of an input is taken as its batch; of two only where no input has three."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One node that has weights or multiplies.
+
+    Attributes:
+        node: its name.
+        op: operator.
+        params: floating-point elements of its constants; a constant that several nodes read counts at the first.
+        macs: for one sample; None where a size is not known, 0 for operators that are not counted.
+    """
+
+    node: str
+    op: str
+    params: int
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """A whole model.
+
+    Attributes:
+        params: elements of all floating-point constants.
+        macs: for one sample; None where a layer's are not known.
+        weight_bytes: bytes of all constants, of whatever type.
+        ops: {operator: how many nodes}, sorted by name.
+        layers: in graph order.
+    """
+
+    params: int
+    macs: int | None
+    weight_bytes: int
+    ops: Mapping[str, int]
+    layers: tuple[LayerCost, ...]
+
+    def layer(self, node: str) -> LayerCost | None:
+        """Return the layer of a node, None where it has neither weights nor MACs."""
+        return next((layer for layer in self.layers if layer.node == node), None)
+
+
+def model_cost(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> ModelCost:
+    """Count parameters and MACs, layer by layer.
+
+    Args:
+        model: is only read.
+        input_shapes: full shapes of graph inputs whose sizes the model leaves open; their batch is divided out.
+
+    Raises:
+        RecipeError: `input_shapes` names no input, or a shape does not fit it.
+    """
+    shapes, batch = sample_shapes(model, input_shapes)
+    counted: set[str] = set()
+    layers = []
+    for node in model.nodes:
+        params = 0
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant) and tensor.name not in counted:
+                counted.add(tensor.name)
+                params += _float_elements(model, tensor)
+        counts_macs = node.op in _MACS and node.domain in _DEFAULT_DOMAIN
+        if params or counts_macs:
+            macs = node_macs(node, shapes) if counts_macs else 0
+            layers.append(LayerCost(node.name, node.op, params, None if macs is None else _per_sample(macs, batch)))
+    constants = model.constants().values()
+    macs_of_layers = [layer.macs for layer in layers]
+    known = [macs for macs in macs_of_layers if macs is not None]
+    return ModelCost(
+        params=sum(_float_elements(model, tensor) for tensor in constants),
+        macs=sum(known) if len(known) == len(macs_of_layers) else None,
+        weight_bytes=model.weight_bytes,
+        ops=dict(sorted(Counter(node.op for node in model.nodes).items())),
+        layers=tuple(layers),
+    )
+
+
+def sample_shapes(
+    model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[dict[str, Shape], int]:
+    """Return all shapes with every open batch set to 1 and `input_shapes` applied, and the batch that is left in them.
+
+    Raises:
+        RecipeError: `input_shapes` names no input, or a shape does not fit it.
+    """
+    given = dict(input_shapes or {})
+    inputs = {tensor.name: model.shape_of(tensor) for tensor in model.graph.inputs}
+    for name, asked in given.items():
+        _check_fits(name, asked, inputs)
+    smallest = _BATCHED_RANK if any(s is not None and len(s) >= _BATCHED_RANK for s in inputs.values()) else 2
+    concrete: dict[str, tuple[int, ...]] = {}
+    batches: set[int] = set()
+    for name, shape in inputs.items():
+        if shape is None or len(shape) < smallest:
+            concrete.update({name: tuple(given[name])} if name in given else {})
+            continue
+        batch = given[name][0] if name in given else shape[0]
+        batches.add(batch if isinstance(batch, int) else 1)
+        if name in given:
+            concrete[name] = tuple(given[name])
+        elif not isinstance(batch, int):
+            concrete[name] = (1,)  # `shapes_for` sets leading dimensions and leaves the others as they are
+    batch = batches.pop() if len(batches) == 1 else 1
+    if not concrete:
+        return dict(model.shapes), max(batch, 1)
+    try:
+        return model.shapes_for(concrete), max(batch, 1)
+    except ModelError as error:
+        if given:
+            raise RecipeError(f"input shape: the model cannot run at these shapes: {error}") from error
+        return dict(model.shapes), 1
+
+
+def node_macs(node: gs.Node, shapes: Shapes) -> int | None:
+    """Return the multiply-accumulates of one node at the given shapes, None where a size is not known.
+
+    Zero for every operator but Conv, ConvTranspose, Gemm and MatMul.
+    """
+    count = _MACS.get(node.op)
+    if count is None or node.domain not in _DEFAULT_DOMAIN:
+        return 0
+    operands = [_sizes(tensor, shapes) for tensor in (*node.inputs[:2], node.outputs[0])]
+    if any(sizes is None for sizes in operands):
+        return None
+    return count(node, *(sizes for sizes in operands if sizes is not None))
+
+
+Sizes = tuple[int | None, ...]
+
+
+def _conv(node: gs.Node, data: Sizes, weight: Sizes, out: Sizes) -> int | None:
+    # Every output position of a filter costs the filter's own size, (I / group) times the kernel.
+    return _product((*weight, out[0], *out[2:]))
+
+
+def _conv_transpose(node: gs.Node, data: Sizes, weight: Sizes, out: Sizes) -> int | None:
+    # Every input position is spread by its channel's weights, (O / group) times the kernel.
+    return _product((*weight, data[0], *data[2:]))
+
+
+def _gemm(node: gs.Node, left: Sizes, right: Sizes, out: Sizes) -> int | None:
+    inner = left[0] if node.attrs.get("transA", 0) else left[-1]
+    return _product((*out, inner))
+
+
+def _matmul(node: gs.Node, left: Sizes, right: Sizes, out: Sizes) -> int | None:
+    return _product((*out, left[-1])) if left else None
+
+
+_MACS: Mapping[str, Callable[[gs.Node, Sizes, Sizes, Sizes], int | None]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}
+
+
+def _product(sizes: Sizes) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return math.prod(known) if len(known) == len(sizes) else None
+
+
+def _sizes(tensor: gs.Tensor, shapes: Shapes) -> Sizes | None:
+    shape = tuple(tensor.shape) if isinstance(tensor, gs.Constant) else shapes.get(tensor.name)
+    return None if shape is None else tuple(int(d) if isinstance(d, (int, np.integer)) else None for d in shape)
+
+
+def _per_sample(macs: int, batch: int) -> int:
+    # A layer that the batch does not reach (it multiplies constants) is not a multiple of it, and counts whole.
+    return macs // batch if macs % batch == 0 else macs
+
+
+def _float_elements(model: Model, tensor: gs.Constant) -> int:
+    values = model.values(tensor)
+    # By name: bfloat16 and the 8-bit floats are extension types of numpy, and so are 4-bit integers.
+    return int(values.size) if "float" in values.dtype.name else 0
+
+
+def _check_fits(name: str, shape: Sequence[int], inputs: Mapping[str, Shape | None]) -> None:
+    if name not in inputs:
+        raise RecipeError(f"input shape: the model has no input '{name}'; its inputs are {', '.join(inputs) or 'none'}")
+    own = inputs[name]
+    if own is None:
+        return
+    fits = len(own) == len(shape) and all(
+        not isinstance(size, int) or size == asked for size, asked in zip(own, shape, strict=True)
+    )
+    if not fits or any(size < 1 for size in shape):
+        described = "x".join(str(size) if size is not None else "?" for size in own)
+        raise RecipeError(
+            f"input shape: '{name}' is {described} in the model, {'x'.join(map(str, shape))} does not fit it"
+        )
