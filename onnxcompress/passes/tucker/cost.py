@@ -1,0 +1,64 @@
+"""What a convolution costs whole and split, in MACs and parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcompress.passes.tucker.sites import ConvSite
+
+
+@dataclass(frozen=True)
+class SplitCost:
+    """Cost before and after a split.
+
+    Attributes:
+        macs: (before, after) for one sample, None where the spatial size is not known.
+        params: (before, after), bias included.
+        relative_macs: (before, after) in MACs for one position of the smaller of input and output: always known.
+    """
+
+    macs: tuple[int, int] | None
+    params: tuple[int, int]
+    relative_macs: tuple[int, int]
+
+    @property
+    def pays(self) -> bool:
+        """Whether both MACs and parameters become fewer."""
+        before, after = self.macs or self.relative_macs
+        return after < before and self.params[1] < self.params[0]
+
+    @property
+    def macs_after(self) -> int:
+        """MACs of the split form, in units that compare between splits of the same convolution."""
+        return (self.macs or self.relative_macs)[1]
+
+
+def tucker_cost(
+    site: ConvSite, rank_in: int, rank_out: int, *, with_in: bool = True, with_out: bool = True
+) -> SplitCost:
+    """Return the cost of splitting a convolution at ranks per group.
+
+    Args:
+        site: the convolution.
+        rank_in, rank_out: per group.
+        with_in, with_out: whether the factor is a convolution of its own; without it the core has the full channels.
+    """
+    groups = site.groups
+    inner_in = groups * rank_in if with_in else site.in_channels
+    inner_out = groups * rank_out if with_out else site.out_channels
+    whole = site.in_channels * site.out_channels // groups * site.kernel_size
+    core = inner_in * inner_out // groups * site.kernel_size
+    first = site.in_channels * rank_in if with_in else 0
+    last = site.out_channels * rank_out if with_out else 0
+
+    def at(positions_in: int, positions_out: int) -> tuple[int, int]:
+        of_core = positions_in if site.op == "ConvTranspose" else positions_out
+        return whole * of_core, first * positions_in + core * of_core + last * positions_out
+
+    known = site.in_positions is not None and site.out_positions is not None
+    bias = site.out_channels if site.has_bias else 0
+    return SplitCost(
+        macs=at(site.in_positions or 0, site.out_positions or 0) if known else None,
+        params=(whole + bias, first + core + last + bias),
+        relative_macs=at(1, site.stride) if site.op == "ConvTranspose" else at(site.stride, 1),
+    )

@@ -1,0 +1,252 @@
+"""The Tucker pass: a convolution becomes 1x1, core, 1x1 (Kim et al., ICLR 2016).
+
+The core is the original convolution between fewer channels; the two 1x1 convolutions map to and from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.linalg import KernelSpectra, kernel_spectra
+from onnxcompress.linalg.parallel import parallel_map
+from onnxcompress.linalg.tucker import load_tensor_algebra
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.tucker.cache import WeightCache
+from onnxcompress.passes.tucker.cost import SplitCost, tucker_cost
+from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights, decompose, split_weights
+from onnxcompress.passes.tucker.ranks import DEFAULT_FLOOR, DEFAULT_MIN_RANK, kernel_ranks
+from onnxcompress.passes.tucker.rewrite import replace_conv, require_distinct, split_constants
+from onnxcompress.passes.tucker.sites import ConvSite, find_conv_sites
+from onnxcompress.passes.tucker.spec import RankSpec, parse_tucker_spec
+
+
+@dataclass(frozen=True)
+class TuckerConfig:
+    """What to split, and at which ranks.
+
+    Attributes:
+        spec: the rule that chooses ranks.
+        floor: EVBMF ranks are at least this share of the channels.
+        min_rank: and at least this number.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    spec: RankSpec = field(default_factory=lambda: RankSpec("auto"))
+    floor: float = DEFAULT_FLOOR
+    min_rank: int = DEFAULT_MIN_RANK
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.floor <= 1.0:
+            raise RecipeError(f"tucker: the floor is {self.floor}, expected a share from 0 to 1")
+        if self.min_rank < 1:
+            raise RecipeError(f"tucker: the smallest rank is {self.min_rank}, expected 1 or more")
+
+    @classmethod
+    def from_spec(cls, text: str) -> TuckerConfig:
+        """Return the configuration of a `--tucker` text; see `parse_tucker_spec`."""
+        return cls(parse_tucker_spec(text))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What planning found for one convolution: a split and its cost and error, or why there is none."""
+
+    split: SplitShape | None = None
+    cost: SplitCost | None = None
+    error: float = 0.0
+    reason: str = ""
+
+
+class TuckerDecomposition(Pass):
+    """Splits convolutions with a kernel larger than 1 by Tucker-2 of their weights."""
+
+    name: ClassVar[str] = "tucker"
+
+    def __init__(self, config: TuckerConfig) -> None:
+        self.config = config
+        self._cache: WeightCache[SplitWeights] = WeightCache()
+        if config.spec.rule != "off":
+            load_tensor_algebra()
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Choose ranks from the weights; every convolution that is not split says why.
+
+        Raises:
+            RecipeError: a ranks file names a node that is not there or cannot be split, or a rank out of range.
+        """
+        self._cache.clear()
+        if self.config.spec.rule == "off":
+            return Plan(self.name)
+        sites, skipped = find_conv_sites(model, context)
+        reasons = {each.node: each.reason for each in skipped}
+        self._check_ranks_file(model, sites, reasons)
+        splittable = {site.node for site in sites if why_not_split(site) is None}
+        choices = parallel_map(lambda site: self._choose(site, splittable, context), sites)
+        decisions: list[Decision] = []
+        for site, choice in zip(sites, choices, strict=True):
+            if choice.split is None or choice.cost is None:
+                reasons[site.node] = choice.reason
+            else:
+                decisions.append(_decision(site, choice.split, choice.cost, choice.error))
+        ordered = tuple(Skipped(node.name, reasons[node.name]) for node in model.nodes if node.name in reasons)
+        return Plan(self.name, tuple(decisions), ordered)
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Split the planned convolutions of `model`.
+
+        Raises:
+            RecipeError: the plan names convolutions or ranks that the model does not have.
+        """
+        sites = {site.node: site for site in find_conv_sites(model, PassContext())[0]}
+        work = [_planned(sites, decision) for decision in plan.decisions]
+        require_distinct(site.node for site, _ in work)
+        unique = {(id(site.weight), *_how(site, split)): (site, split) for site, split in work}
+        weights = dict(zip(unique, parallel_map(lambda pair: self._weights(*pair), unique.values()), strict=True))
+        self._cache.clear()
+        nodes = {node.name: node for node in model.nodes}
+        constants: dict[tuple[object, ...], list[gs.Constant]] = {}
+        for site, split in work:
+            key = (id(site.weight), *_how(site, split))
+            # Convolutions that shared their weight share its factors.
+            if key not in constants:
+                constants[key] = split_constants(model, site, weights.pop(key))
+            replace_conv(model, nodes[site.node], site.groups, split, constants[key])
+        return {}
+
+    def _weights(self, site: ConvSite, split: SplitShape) -> SplitWeights:
+        known = self._cache.take(site.weight, _how(site, split))
+        return known or split_weights(site, split, decompose(site, split))
+
+    def _choose(self, site: ConvSite, splittable: set[str], context: PassContext) -> _Choice:
+        reason = why_not_split(site) or self._why_not_asked(site)
+        if reason:
+            return _Choice(reason=reason)
+        if self.config.spec.rule == "auto" and (others := [s for s in site.sharers if s not in splittable]):
+            return _Choice(reason=f"shares its weight with '{others[0]}', which keeps it")
+        try:
+            spectra = [kernel_spectra(kernel) for kernel in site.kernels()]
+            split, reason = self._split_shape(site, spectra, context.round_to)
+            if split is None:
+                return _Choice(reason=reason)
+            weights = split_weights(site, split, decompose(site, split, spectra))
+        except (ValueError, np.linalg.LinAlgError) as error:
+            return _Choice(reason=f"its weight cannot be decomposed: {error}")
+        self._cache.put(site.weight, _how(site, split), weights)
+        return _Choice(split, _cost(site, split), weights.relative_error)
+
+    def _split_shape(
+        self, site: ConvSite, spectra: Sequence[KernelSpectra], round_to: int
+    ) -> tuple[SplitShape | None, str]:
+        spec = self.config.spec
+        if spec.ranks is not None:
+            return SplitShape(*spec.ranks[site.node]), ""
+        rank_in, rank_out = kernel_ranks(
+            spectra, spec, floor=self.config.floor, min_rank=self.config.min_rank, round_to=round_to
+        )
+        full = (rank_in, rank_out) == group_channels(site)
+        if spec.rule == "auto":
+            return _best_split(site, rank_in, rank_out)
+        if full and spec.rule != "ratio":
+            return None, f"full rank [{rank_in}, {rank_out}]: nothing to leave out"
+        return SplitShape(rank_in, rank_out), ""
+
+    def _why_not_asked(self, site: ConvSite) -> str | None:
+        spec = self.config.spec
+        return f"not in {spec.source}" if spec.ranks is not None and site.node not in spec.ranks else None
+
+    def _check_ranks_file(self, model: Model, sites: Sequence[ConvSite], reasons: dict[str, str]) -> None:
+        spec = self.config.spec
+        by_name = {site.node: site for site in sites}
+        present = {node.name for node in model.nodes}
+        for node, ranks in (spec.ranks or {}).items():
+            where = f"tucker: ranks file {spec.source}: '{node}'"
+            if node not in present:
+                raise RecipeError(f"{where}: the model has no node of this name")
+            if node not in by_name:
+                if node in reasons:
+                    continue  # excluded, or not constant: the plan says so
+                raise RecipeError(f"{where}: is not a convolution")
+            if reason := why_not_split(by_name[node]):
+                raise RecipeError(f"{where}: cannot be split: {reason}")
+            _check_ranks(by_name[node], ranks, where)
+
+
+def why_not_split(site: ConvSite) -> str | None:
+    """Return why a convolution has nothing to split, None if it has."""
+    if site.kernel_size == 1:
+        return "its kernel is 1x1: nothing to split (--svd splits such weights into two)"
+    if site.is_depthwise:
+        return "depthwise: a group has a single channel, there is nothing to split"
+    return None
+
+
+def group_channels(site: ConvSite) -> tuple[int, int]:
+    """Return the input and output channels of one group: the largest ranks."""
+    return site.in_channels // site.groups, site.out_channels // site.groups
+
+
+def _best_split(site: ConvSite, rank_in: int, rank_out: int) -> tuple[SplitShape | None, str]:
+    """Return the cheapest of splitting both modes, the output only, or the input only, if it pays."""
+    full_in, full_out = group_channels(site)
+    variants = [
+        SplitShape(rank_in, rank_out),
+        SplitShape(full_in, rank_out, with_in=False),
+        SplitShape(rank_in, full_out, with_out=False),
+    ]
+    paying = [split for split in variants if _cost(site, split).pays]
+    if not paying:
+        return None, f"no split at ranks [{rank_in}, {rank_out}] lowers both MACs and parameters"
+    return min(paying, key=lambda split: (_cost(site, split).macs_after, len(split.factors))), ""
+
+
+def _how(site: ConvSite, split: SplitShape) -> tuple[object, ...]:
+    """What determines the weights of a split besides the weight itself."""
+    return site.op, site.groups, split
+
+
+def _cost(site: ConvSite, split: SplitShape) -> SplitCost:
+    return tucker_cost(site, split.rank_in, split.rank_out, with_in=split.with_in, with_out=split.with_out)
+
+
+def _decision(site: ConvSite, split: SplitShape, cost: SplitCost, error: float) -> Decision:
+    return {
+        "node": site.node,
+        "kind": "tucker",
+        "ranks": [split.rank_in, split.rank_out],
+        "channels": list(group_channels(site)),
+        "groups": site.groups,
+        "factors": split.factors,
+        "error": error,
+        "macs": list(cost.macs) if cost.macs else None,
+        "params": list(cost.params),
+    }
+
+
+def _planned(sites: dict[str, ConvSite], decision: Decision) -> tuple[ConvSite, SplitShape]:
+    try:
+        node = str(decision["node"])
+        rank_in, rank_out = (int(rank) for rank in decision["ranks"])
+        factors = list(decision.get("factors", ["in", "core", "out"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(f"plan: a decision of pass 'tucker' lacks a node or two ranks: {dict(decision)}") from error
+    where = f"plan: node '{node}'"
+    if node not in sites:
+        raise RecipeError(f"{where} is no convolution with constant weights in this model; it is another model's plan")
+    _check_ranks(sites[node], (rank_in, rank_out), where)
+    return sites[node], SplitShape(rank_in, rank_out, with_in="in" in factors, with_out="out" in factors)
+
+
+def _check_ranks(site: ConvSite, ranks: tuple[int, int], where: str) -> None:
+    for name, rank, size in zip(("rank_in", "rank_out"), ranks, group_channels(site), strict=True):
+        if not 1 <= rank <= size:
+            of = " of a group" if site.groups > 1 else ""
+            raise RecipeError(f"{where}: {name} is {rank}, expected 1 to {size} (the channels{of})")

@@ -1,0 +1,158 @@
+"""Which convolutions can be split, as arrays and sizes, and why the others cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.cost import sample_shapes
+from onnxcompress.graph import Model, Shape
+from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.base import PassContext, Skipped
+
+Array = npt.NDArray[Any]
+
+DEFAULT_DOMAIN = (None, "", "ai.onnx")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """A convolution with constant floating-point weights.
+
+    Attributes:
+        node: its name.
+        op: `Conv` or `ConvTranspose`.
+        groups: G.
+        weight: as stored: (O, I / G, k...) of a Conv, (I, O / G, k...) of a ConvTranspose.
+        has_bias: whether it adds one.
+        in_positions, out_positions: product of the spatial sizes of input and output, None where one is not known.
+        stride: product of the strides: input positions for one output position of a Conv, the reverse where transposed.
+        sharers: other nodes that read the same weight tensor.
+    """
+
+    node: str
+    op: str
+    groups: int
+    weight: Array
+    has_bias: bool
+    in_positions: int | None
+    out_positions: int | None
+    stride: int
+    sharers: tuple[str, ...] = ()
+
+    @property
+    def in_channels(self) -> int:
+        """I, of all groups."""
+        return int(self.weight.shape[0]) if self.op == "ConvTranspose" else int(self.weight.shape[1]) * self.groups
+
+    @property
+    def out_channels(self) -> int:
+        """O, of all groups."""
+        return int(self.weight.shape[1]) * self.groups if self.op == "ConvTranspose" else int(self.weight.shape[0])
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Spatial size of the kernel."""
+        return tuple(int(d) for d in self.weight.shape[2:])
+
+    @property
+    def kernel_size(self) -> int:
+        """Positions of the kernel."""
+        return math.prod(self.kernel_shape)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each group has only one input or one output channel, so that one factor would be a mere scale."""
+        return self.groups > 1 and 1 in (self.in_channels // self.groups, self.out_channels // self.groups)
+
+    def kernels(self) -> Matrix:
+        """Return each group's kernel, float64, shape (G, O / G, I / G, k...)."""
+        double = np.asarray(self.weight, dtype=np.float64)
+        if self.op == "ConvTranspose":
+            grouped = double.reshape(self.groups, self.in_channels // self.groups, *double.shape[1:])
+            return np.swapaxes(grouped, 1, 2)
+        return double.reshape(self.groups, self.out_channels // self.groups, *double.shape[1:])
+
+
+def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite], list[Skipped]]:
+    """Return the convolutions a pass may work on, in graph order, and the others with the reason."""
+    sites: list[ConvSite] = []
+    skipped: list[Skipped] = []
+    nodes = [node for node in model.nodes if node.op in _CONVOLUTIONS and node.domain in DEFAULT_DOMAIN]
+    shapes = sample_shapes(model)[0] if nodes else {}
+    for node in nodes:
+        reason = (
+            "excluded by --exclude"
+            if context.is_excluded(node.name)
+            else why_no_float_constant(model, node, position=1)
+        )
+        reason = reason or _why_malformed(node)
+        if reason:
+            skipped.append(Skipped(node.name, reason))
+        else:
+            sites.append(conv_site(model, node, shapes))
+    return sites, skipped
+
+
+def conv_site(model: Model, node: gs.Node, shapes: dict[str, Shape]) -> ConvSite:
+    """Describe a convolution whose weight is constant; `shapes` are those of the model."""
+    tensor = node.inputs[1]
+    return ConvSite(
+        node=node.name,
+        op=node.op,
+        groups=int(node.attrs.get("group", 1)),
+        weight=model.values(tensor),
+        has_bias=has_input(node, 2),
+        in_positions=_positions(shapes.get(node.inputs[0].name)),
+        out_positions=_positions(shapes.get(node.outputs[0].name)),
+        stride=math.prod(int(s) for s in node.attrs.get("strides", (1,))),
+        sharers=tuple(dict.fromkeys(reader.name for reader in tensor.outputs if reader is not node)),
+    )
+
+
+def why_no_float_constant(model: Model, node: gs.Node, position: int) -> str | None:
+    """Return why an input is not a constant that can be decomposed, None if it is one."""
+    tensor = node.inputs[position]
+    if not model.is_constant(tensor):
+        producer = f"computed by {tensor.inputs[0].op}" if tensor.inputs else "an input of the graph"
+        quantized = " (a quantized model)" if tensor.inputs and tensor.inputs[0].op == "DequantizeLinear" else ""
+        return f"its weight is not a constant but {producer}{quantized}"
+    values = model.values(tensor)
+    if values.dtype.name not in _FLOATS:
+        return f"its weight is {values.dtype.name}, expected one of {', '.join(_FLOATS)}"
+    if not values.size:
+        return f"its weight of shape {'x'.join(map(str, values.shape))} is empty"
+    # The sum of finite values may overflow, but one that is not finite always shows in it: look closer only then.
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        return "its weight holds NaN or infinite values"
+    return None
+
+
+def has_input(node: gs.Node, position: int) -> bool:
+    """Whether an optional input is given."""
+    return len(node.inputs) > position and bool(node.inputs[position].name)
+
+
+def _why_malformed(node: gs.Node) -> str | None:
+    shape: Sequence[int] = node.inputs[1].shape
+    groups = int(node.attrs.get("group", 1))
+    if len(shape) < 3:
+        return f"its weight has {len(shape)} axes, expected filters, channels and a kernel"
+    if groups < 1 or shape[0] % groups:
+        return f"its {shape[0]} filters do not divide into {groups} groups"
+    return None
+
+
+def _positions(shape: Shape | None) -> int | None:
+    if shape is None or len(shape) < 3:
+        return None
+    sizes = [size for size in shape[2:] if isinstance(size, int)]
+    return math.prod(sizes) if len(sizes) == len(shape) - 2 else None
