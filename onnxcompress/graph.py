@@ -34,6 +34,7 @@ from onnxcompress.serialization import (
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
+Signature = tuple[tuple[str, int | None, Shape | None], ...]
 
 _FOLDED_INTO_SKELETON_BYTES = 16384
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4
@@ -184,7 +185,8 @@ class Model:
         """Give `node` a constant of its own at `position`, leaving other readers of the old constant alone."""
         old = node.inputs[position]
         uses = sum(t is old for t in old.outputs[0].inputs) if len(old.outputs) == 1 else len(old.outputs)
-        if uses == 1 and not any(old is out for out in self.graph.outputs) and old.name not in self.captured_names():
+        shared = uses > 1 or any(old is out for out in self.graph.outputs) or old.name in self.captured_names()
+        if isinstance(old, gs.Constant) and not shared:
             old.values = np.asarray(values)
             return old
         own = self.new_constant(f"{old.name}_{node.name}", values)
@@ -271,7 +273,7 @@ class Model:
         """
         onnx.checker.check_model(self.skeleton())
 
-    def signature(self) -> tuple[tuple[str, int | None, Shape | None], ...]:
+    def signature(self) -> Signature:
         """Return name, element type and shape of every graph input and output."""
         tensors = [*self._envelope.inputs, *self._envelope.outputs]
         return tuple((t.name, self.dtypes.get(t.name), self.shapes.get(t.name)) for t in tensors)

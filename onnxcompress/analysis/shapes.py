@@ -174,8 +174,45 @@ def fold_static_values(model: Model) -> int:
                 node.outputs.clear()
                 tensor.to_constant(np.array(values))
                 folded = True
+        folded |= settle_reshape_targets(model, shape_values)
         if not folded:
             break
         model.remove_unused()
         model.refresh_shapes()
     return before - len(model.nodes)
+
+
+def settle_reshape_targets(model: Model, shape_values: ShapeValues) -> bool:
+    """Make targets of Reshape constant that are computed but leave at most one length open, in place.
+
+    A length that is the input's own at the same place becomes 0 (copy), one other open length -1 (what is left): the
+    same shapes, which shape inference can follow. Returns whether a target changed.
+    """
+    changed = False
+    for node in model.nodes:
+        if node.op != "Reshape" or node.attrs.get("allowzero", 0) or isinstance(node.inputs[1], gs.Constant):
+            continue
+        known = shape_values.values(node.inputs[1])
+        if known is None:
+            continue
+        origins = shape_values.origin(node.inputs[1]) or (None,) * len(known)
+        before = model.shape_of(node.inputs[0]) or ()
+        target = []
+        for place, (length, origin) in enumerate(zip(known, origins, strict=True)):
+            own = place < len(before) and _is_dimension(model, origin, node.inputs[0].name, place)
+            target.append(length if length is not None else (0 if own else -1))
+        if target.count(-1) <= 1:
+            model.set_input(node, 1, np.array(target, np.int64))
+            changed = True
+    return changed
+
+
+def _is_dimension(model: Model, origin: tuple[str, int] | None, tensor: str, axis: int) -> bool:
+    """Whether `origin` is the length of `tensor` along `axis`, itself or by the symbol they share."""
+    if origin is None:
+        return False
+    if origin == (tensor, axis):
+        return True
+    symbol = (model.shape_of(tensor) or ())[axis]
+    theirs = model.shape_of(origin[0])
+    return isinstance(symbol, str) and theirs is not None and theirs[origin[1]] == symbol

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.errors import PassError
-from onnxcompress.graph import Model
+from onnxcompress.graph import Model, Signature
 
 Decision = Mapping[str, Any]
 """One decision of a plan: JSON values only, keyed by node and tensor names."""
@@ -115,6 +115,19 @@ class Pass(ABC):
         except Exception as error:
             raise PassError(f"pass '{self.name}' produced an invalid model: {error}") from error
         before, after = model.signature(), rewritten.signature()
-        if before != after:
+        if not _same_signature(before, after):
             raise PassError(f"pass '{self.name}' changed the graph's inputs or outputs: {before} became {after}")
         return PassResult(rewritten, True, plan, {**context.provenance, **added})
+
+
+def _same_signature(before: Signature, after: Signature) -> bool:
+    """Whether names, types, ranks and known lengths agree (a rewrite may make shape inference know more)."""
+    if [entry[:2] for entry in before] != [entry[:2] for entry in after]:
+        return False
+    for (_, _, first), (_, _, second) in zip(before, after, strict=True):
+        if first is None or second is None:
+            continue
+        known = [(a, b) for a, b in zip(first, second, strict=False) if isinstance(a, int) and isinstance(b, int)]
+        if len(first) != len(second) or any(a != b for a, b in known):
+            return False
+    return True
