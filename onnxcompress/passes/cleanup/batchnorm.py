@@ -1,0 +1,254 @@
+"""BatchNormalization in inference is folded into the linear node before it, else into the one behind it.
+
+Per channel, y = s (x - m) / sqrt(v + e) + t = a x + b with a = s / sqrt(v + e), b = t - a m (s, t, m, v: the node's
+scale, bias, mean and variance).
+
+Before it: x = W * z + c, for Conv, ConvTranspose (any group) and Gemm. Then y = (a W) * z + (a c + b), each output
+channel of W scaled by its a. In Gemm, x = alpha A B + beta C gives y = alpha A (B a) + (a beta C + b).
+
+Behind it: z = W * y + c, for Conv and Gemm. Then z = (W a) * x + (c + sum W b), each input channel of W scaled by its
+a. Where a Conv pads with zeros, y is 0 in the padding while a x + b is b: this needs b = 0 there, or no padding.
+
+Products and sums are taken in double precision and rounded once, to the type of the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.rule import excluded, has_input, is_standard, pinned_names, planned_node, remove_nodes
+
+Array = npt.NDArray[Any]
+Doubles = npt.NDArray[np.float64]
+Side = Literal["before", "behind"]
+
+_FOLDS_BEHIND = ("Conv", "ConvTranspose", "Gemm")
+_FOLDS_BEFORE = ("Conv", "Gemm")
+_STATISTICS = ("scale", "bias", "mean", "variance")
+_DEFAULT_EPSILON = 1e-5
+_WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = scale x + shift, one of each for every channel, shape (C,)."""
+
+    scale: Doubles
+    shift: Doubles
+
+
+class BatchNormFolding(Pass):
+    """Folds BatchNormalization into the weights of a neighbour."""
+
+    name: ClassVar[str] = "batchnorm"
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Find the nodes to fold, and for every other the reason."""
+        pinned = pinned_names(model)
+        decisions: list[Decision] = []
+        skipped: list[Skipped] = []
+        taken: set[str] = set()
+        for node in model.nodes:
+            if node.op != "BatchNormalization" or not is_standard(node):
+                continue
+            found = _decide(model, node, pinned, context, taken)
+            if isinstance(found, str):
+                skipped.append(Skipped(node.name, found))
+            else:
+                decisions.append(found)
+                taken.add(str(found["into"]))
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Fold the planned nodes.
+
+        Raises:
+            RecipeError: the plan names nodes that the model does not have.
+        """
+        nodes = {node.name: node for node in model.nodes}
+        removed = []
+        for decision in plan.decisions:
+            node, linear = planned_node(nodes, decision), planned_node(nodes, decision, "into")
+            _fold(model, node, linear, decision["side"])
+            removed.append(node)
+        remove_nodes(model, removed)
+        return {}
+
+
+def _decide(
+    model: Model, node: gs.Node, pinned: frozenset[str], context: PassContext, taken: set[str]
+) -> Decision | str:
+    affine = affine_of(model, node)
+    if isinstance(affine, str):
+        return affine
+    reasons = []
+    for side in ("before", "behind"):
+        linear, reason = _before(node, pinned) if side == "before" else _behind(model, node, pinned, affine)
+        if linear is not None:
+            objection = excluded([node, linear], context) or _misfit(model, linear, affine, side)
+            if objection is None and linear.name in taken:
+                # Its weights are about to change; the next round looks again.
+                return f"'{linear.name}' takes another BatchNormalization first"
+            if objection is None:
+                names = {key: node.inputs[i].name for i, key in enumerate(_STATISTICS, 1)}
+                return {
+                    "node": node.name,
+                    "into": linear.name,
+                    "side": side,
+                    "weight": linear.inputs[1].name,
+                    "input": node.inputs[0].name,
+                    "output": node.outputs[0].name,
+                    **names,
+                }
+            reason = objection
+        reasons.append(f"{side}: {reason}")
+    return "; ".join(reasons)
+
+
+def affine_of(model: Model, node: gs.Node) -> Affine | str:
+    """Return what a BatchNormalization computes in inference, or why that is not known before the model runs."""
+    if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
+        return "is in training mode: its statistics are those of the batch"
+    if not node.attrs.get("spatial", 1):
+        return "normalises every position on its own (spatial=0)"
+    statistics = []
+    for position, what in enumerate(_STATISTICS, 1):
+        tensor = node.inputs[position]
+        if not isinstance(tensor, gs.Constant):
+            return f"its {what} '{tensor.name}' is computed"
+        statistics.append(model.values(tensor).astype(np.float64).reshape(-1))
+    scale, bias, mean, variance = statistics
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(variance + float(node.attrs.get("epsilon", _DEFAULT_EPSILON)))
+        shift = bias - factor * mean
+    if not (np.isfinite(factor).all() and np.isfinite(shift).all()):
+        return "its variance plus epsilon is not positive, or its statistics are not finite"
+    return Affine(factor, shift)
+
+
+def _before(node: gs.Node, pinned: frozenset[str]) -> tuple[gs.Node | None, str]:
+    """Return the node before that can take the BatchNormalization, or why there is none."""
+    source = node.inputs[0]
+    if not source.inputs:
+        return None, f"'{source.name}' is computed by no node"
+    linear = source.inputs[0]
+    if linear.op not in _FOLDS_BEHIND or not is_standard(linear):
+        return None, f"'{linear.name}' is a {linear.op}, not one of {', '.join(_FOLDS_BEHIND)}"
+    if source.name in pinned:
+        return None, f"'{source.name}' is a graph output or read by a sub-graph"
+    if len(source.outputs) != 1:
+        return None, f"'{source.name}' has {len(source.outputs)} readers"
+    return linear, ""
+
+
+def _behind(model: Model, node: gs.Node, pinned: frozenset[str], affine: Affine) -> tuple[gs.Node | None, str]:
+    """Return the node behind that can take the BatchNormalization, or why there is none."""
+    target = node.outputs[0]
+    if target.name in pinned:
+        return None, f"'{target.name}' is a graph output or read by a sub-graph"
+    if len(target.outputs) != 1:
+        return None, f"'{target.name}' has {len(target.outputs)} readers"
+    linear = target.outputs[0]
+    if linear.op not in _FOLDS_BEFORE or not is_standard(linear) or linear.inputs[0] is not target:
+        return None, f"'{linear.name}' ({linear.op}) is not a {' or '.join(_FOLDS_BEFORE)} of '{target.name}'"
+    if linear.op == "Gemm" and linear.attrs.get("transA", 0):
+        return None, f"'{linear.name}' transposes its input"
+    if linear.op == "Conv" and affine.shift.any() and _pads_with_zeros(model, linear):
+        return None, f"'{linear.name}' pads with zeros, which are not zero before the BatchNormalization"
+    return linear, ""
+
+
+def _pads_with_zeros(model: Model, conv: gs.Node) -> bool:
+    shape = model.shape_of(conv.inputs[1])
+    automatic = conv.attrs.get("auto_pad", "NOTSET")
+    if automatic in ("SAME_UPPER", "SAME_LOWER"):
+        # A kernel of one position never reaches outside.
+        return shape is None or any(size != 1 for size in shape[2:])
+    return automatic == "NOTSET" and any(conv.attrs.get("pads", ()))
+
+
+def _misfit(model: Model, linear: gs.Node, affine: Affine, side: str) -> str | None:
+    """Return why a linear node's weights cannot take the factors, None if they can."""
+    weight = linear.inputs[1]
+    if not isinstance(weight, gs.Constant):
+        return f"the weight of '{linear.name}' is computed"
+    if has_input(linear, 2) and not isinstance(linear.inputs[2], gs.Constant):
+        return f"the bias of '{linear.name}' is computed"
+    values = model.values(weight)
+    if values.dtype.name not in _WEIGHT_TYPES:
+        return f"the weight of '{linear.name}' is of type {values.dtype}"
+    channels = _channel_factors(linear, values.shape, affine.scale, side)
+    if channels is None:
+        return f"'{linear.name}' does not have {affine.scale.size} channels on that side"
+    if values.size:
+        with np.errstate(over="ignore"):
+            limit = np.float64(np.abs(channels).max()) * np.float64(np.abs(values).max())
+            fits = np.isfinite(np.asarray([limit, np.abs(affine.shift).max()]).astype(values.dtype).astype(np.float64))
+        if not fits.all():
+            return f"the folded weight of '{linear.name}' would overflow {values.dtype}"
+    return None
+
+
+def _channel_factors(linear: gs.Node, shape: tuple[int, ...], per_channel: Doubles, side: str) -> Doubles | None:
+    """Arrange one number a channel so that it broadcasts against the weight; None if the channels do not match.
+
+    Weights are (O, I/g, k...) for Conv, (I, O/g, k...) for ConvTranspose and (K, N), or (N, K) with transB, for Gemm.
+    """
+    groups = int(linear.attrs.get("group", 1))
+    tail = (1,) * (len(shape) - 2)
+    if linear.op == "Gemm":
+        axis = 0 if (side == "before") == bool(linear.attrs.get("transB", 0)) else 1
+        return per_channel.reshape((-1, 1) if axis == 0 else (1, -1)) if shape[axis] == per_channel.size else None
+    if linear.op == "Conv" and side == "before":
+        return per_channel.reshape(-1, 1, *tail) if shape[0] == per_channel.size else None
+    if shape[1] * groups != per_channel.size or shape[0] % groups:
+        return None
+    # Each group has its own channels on this side: rows of the weight come in groups, as ConvTranspose's inputs do.
+    return np.repeat(per_channel.reshape(groups, shape[1]), shape[0] // groups, axis=0).reshape(*shape[:2], *tail)
+
+
+def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> None:
+    affine = affine_of(model, node)
+    assert isinstance(affine, Affine), affine
+    weight = model.values(linear.inputs[1])
+    factors = _channel_factors(linear, weight.shape, affine.scale, side)
+    assert factors is not None
+    bias = model.values(linear.inputs[2]).astype(np.float64) if has_input(linear, 2) else np.zeros(1)
+    bias = bias * float(linear.attrs.get("beta", 1.0))
+    if side == "before":
+        bias = bias * affine.scale + affine.shift
+    else:
+        shifts = _channel_factors(linear, weight.shape, affine.shift, side)
+        assert shifts is not None
+        summed = (weight.astype(np.float64) * shifts).sum(axis=_input_axes(linear, weight.ndim))
+        bias = bias + float(linear.attrs.get("alpha", 1.0)) * summed
+    linear.attrs.pop("beta", None)
+    model.set_input(linear, 1, (weight.astype(np.float64) * factors).astype(weight.dtype))
+    bias = bias.astype(weight.dtype)
+    if has_input(linear, 2):
+        model.set_input(linear, 2, bias)
+    elif len(linear.inputs) > 2:
+        linear.inputs[2] = model.new_constant(f"{linear.name}.bias", bias)
+    else:
+        linear.inputs.append(model.new_constant(f"{linear.name}.bias", bias))
+    source, target = node.inputs[0], node.outputs[0]
+    node.inputs.clear()
+    node.outputs.clear()
+    if side == "before":
+        linear.outputs[0] = target
+    else:
+        linear.inputs[0] = source
+
+
+def _input_axes(linear: gs.Node, rank: int) -> tuple[int, ...]:
+    """Return the axes of the weight that the node sums over."""
+    if linear.op == "Gemm":
+        return (1,) if linear.attrs.get("transB", 0) else (0,)
+    return tuple(range(1, rank))

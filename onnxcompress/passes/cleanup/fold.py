@@ -1,0 +1,177 @@
+"""Nodes whose output is the same for every input are replaced by constants: y = f(c).
+
+Two kinds. Shape arithmetic of which every element is static, though it starts from a tensor that is not
+(`analysis.shapes`). And nodes that read constants only, computed by onnxruntime's CPU kernels without its optimiser, so
+that the constant has the very bits that would have been computed at run time.
+
+A constant may not be larger than what it was computed from, small ones apart: a compressor that unpacks weights helps
+nobody. For the same reason quantised weights stay packed. What is random, holds a sub-graph or is of another domain
+stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.shapes import ShapeValues
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.constant_values import compute
+from onnxcompress.passes.cleanup.rule import excluded, is_standard, pinned_names, planned_node, remove_nodes
+
+Array = npt.NDArray[Any]
+
+ALWAYS_FOLDED_BYTES = 16 * 1024
+"""Outputs up to this size are folded however small the inputs are."""
+MAX_FOLDED_BYTES = 512 * 1024 * 1024
+"""Larger ones stay: they would be held several times over while they are computed."""
+
+_RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
+_UNPACKS_WEIGHTS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+_STATIC, _CONSTANT = "shape arithmetic", "constants"
+
+
+class ConstantFolding(Pass):
+    """Computes before the run what does not depend on the input."""
+
+    name: ClassVar[str] = "fold"
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Find the nodes to fold; a node of constants that stays says why."""
+        pinned = pinned_names(model)
+        shape_values = ShapeValues(model)
+        candidates = _Candidates(model, pinned, context)
+        static: set[str] = set()
+        for node in model.nodes:
+            if not candidates.consider(node) and _static_value(node, shape_values, pinned) is not None:
+                if reason := excluded([node], context):
+                    candidates.skipped[node.name] = reason
+                    continue
+                static.add(node.name)
+                candidates.skipped.pop(node.name, None)
+                candidates.constant.add(node.outputs[0].name)
+        _, failed = compute(model, candidates.nodes, _known(model, shape_values, static))
+        decisions: list[Decision] = []
+        kinds = dict.fromkeys(static, _STATIC) | {n.name: _CONSTANT for n in candidates.nodes if n.name not in failed}
+        for node in model.nodes:
+            if node.name in kinds:
+                outputs = [tensor.name for tensor in node.outputs if tensor.name]
+                decisions.append({"node": node.name, "op": node.op, "output": outputs, "from": kinds[node.name]})
+        skipped = {**candidates.skipped, **failed}
+        return Plan(self.name, tuple(decisions), tuple(Skipped(name, reason) for name, reason in skipped.items()))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Put constants in place of the planned nodes' outputs.
+
+        Raises:
+            RecipeError: the plan names nodes that the model does not have or that are not constant in it.
+        """
+        nodes = {node.name: node for node in model.nodes}
+        planned = [(planned_node(nodes, decision), decision["from"]) for decision in plan.decisions]
+        shape_values = ShapeValues(model)
+        static = {node.name for node, kind in planned if kind == _STATIC}
+        known = _known(model, shape_values, static)
+        values, failed = compute(model, [node for node, kind in planned if kind == _CONSTANT], known)
+        for name, reason in failed.items():
+            raise RecipeError(f"plan: clean-up folds node '{name}', which is not constant in this model ({reason})")
+        values |= known
+        outputs = [tensor for node, _ in planned for tensor in node.outputs if tensor.name]
+        for node, _ in planned:
+            node.inputs.clear()
+            node.outputs.clear()
+        remove_nodes(model, [node for node, _ in planned])
+        for tensor in outputs:
+            if tensor.name in values:
+                tensor.to_constant(np.array(values[tensor.name]))
+            elif tensor.outputs:
+                raise RecipeError(f"plan: clean-up folds '{tensor.name}', which is not constant in this model")
+        return {}
+
+
+def _static_value(node: gs.Node, shape_values: ShapeValues, pinned: frozenset[str]) -> Array | None:
+    if not is_standard(node) or len(node.outputs) != 1 or node.outputs[0].name in pinned:
+        return None
+    return shape_values.array(node.outputs[0])
+
+
+def _known(model: Model, shape_values: ShapeValues, static: Iterable[str]) -> dict[str, Array]:
+    """Return {tensor name: values} of the static outputs of these nodes."""
+    wanted = set(static)
+    found = {}
+    for node in model.nodes:
+        if node.name in wanted and (values := shape_values.array(node.outputs[0])) is not None:
+            found[node.outputs[0].name] = values
+    return found
+
+
+class _Candidates:
+    """Collects, in topological order, the nodes that read constants only and may be folded."""
+
+    def __init__(self, model: Model, pinned: frozenset[str], context: PassContext) -> None:
+        self.nodes: list[gs.Node] = []
+        self.skipped: dict[str, str] = {}
+        self.constant: set[str] = set()
+        self._model, self._pinned, self._context = model, pinned, context
+        self._with_graphs = _nodes_with_sub_graphs(model)
+
+    def consider(self, node: gs.Node) -> bool:
+        """Take the node if it reads constants only and nothing speaks against it; note why if something does."""
+        given = [tensor for tensor in node.inputs if tensor.name]
+        if not given or not all(isinstance(t, gs.Constant) or t.name in self.constant for t in given):
+            return False
+        reason = self._objection(node, given)
+        if reason is not None:
+            self.skipped[node.name] = reason
+            return False
+        self.nodes.append(node)
+        self.constant.update(tensor.name for tensor in node.outputs if tensor.name)
+        return True
+
+    def _objection(self, node: gs.Node, given: list[gs.Tensor]) -> str | None:
+        outputs = [tensor.name for tensor in node.outputs if tensor.name]
+        if not is_standard(node):
+            return f"{node.domain}.{node.op} is of another domain"
+        if node.op in _RANDOM:
+            return f"{node.op} may be random"
+        if node.op in _UNPACKS_WEIGHTS:
+            return "quantised weights stay packed"
+        if node.name in self._with_graphs:
+            return f"{node.op} holds a sub-graph"
+        pinned = sorted(self._pinned.intersection(outputs))
+        if pinned:
+            return f"'{pinned[0]}' is a graph output or read by a sub-graph"
+        sizes = [self._size(name) for name in outputs]
+        source = sum(self._size(t) or 0 for t in {t.name: t for t in given}.values())
+        if None in sizes:
+            return "the size of its output is not known"
+        total = sum(size for size in sizes if size is not None)
+        if total > MAX_FOLDED_BYTES or (total > ALWAYS_FOLDED_BYTES and total > source):
+            return f"its output of {total} bytes is larger than may be stored for {source} bytes of input"
+        return excluded([node], self._context)
+
+    def _size(self, tensor: gs.Tensor | str) -> int | None:
+        """Return a tensor's bytes; None if not known."""
+        if isinstance(tensor, gs.Constant):
+            return int(self._model.values(tensor).nbytes)
+        name = tensor if isinstance(tensor, str) else tensor.name
+        shape, dtype = self._model.shape_of(name), self._model.dtypes.get(name)
+        if shape is None or dtype in (None, onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+            return None
+        dims = [dim for dim in shape if isinstance(dim, int)]
+        if len(dims) != len(shape):
+            return None
+        return math.prod(dims) * int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype)).itemsize)
+
+
+def _nodes_with_sub_graphs(model: Model) -> frozenset[str]:
+    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    protos: Mapping[str, onnx.NodeProto] = {proto.name: proto for proto in model.skeleton().graph.node}
+    return frozenset(n for n, proto in protos.items() if any(a.type in graphs for a in proto.attribute))

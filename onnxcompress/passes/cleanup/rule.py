@@ -1,0 +1,55 @@
+"""What the clean-up rules share: names that must stay, plans that fit the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import onnx_graphsurgeon as gs
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Decision, PassContext
+
+DEFAULT_DOMAINS = (None, "", "ai.onnx")
+EXCLUDED = "excluded by --exclude"
+
+
+def pinned_names(model: Model) -> frozenset[str]:
+    """Return the names of tensors that someone outside the graph's nodes reads by name: outputs and sub-graphs."""
+    return frozenset(tensor.name for tensor in model.graph.outputs) | model.captured_names()
+
+
+def is_standard(node: gs.Node) -> bool:
+    """Whether the node is an operator of the default ONNX domain."""
+    return node.domain in DEFAULT_DOMAINS
+
+
+def has_input(node: gs.Node, position: int) -> bool:
+    """Whether an optional input is given."""
+    return position < len(node.inputs) and bool(node.inputs[position].name)
+
+
+def excluded(nodes: Iterable[gs.Node], context: PassContext) -> str | None:
+    """Return the reason to leave a rewrite that touches these nodes, if the user excluded one of them."""
+    for node in nodes:
+        if context.is_excluded(node.name):
+            return f"'{node.name}' is {EXCLUDED}"
+    return None
+
+
+def planned_node(nodes: Mapping[str, gs.Node], decision: Decision, key: str = "node") -> gs.Node:
+    """Return the node that a decision names.
+
+    Raises:
+        RecipeError: the model has no such node.
+    """
+    name = str(decision.get(key))
+    if name not in nodes:
+        raise RecipeError(f"plan: clean-up names node '{name}', which this model does not have; the plan is another's")
+    return nodes[name]
+
+
+def remove_nodes(model: Model, removed: Iterable[gs.Node]) -> None:
+    """Take nodes out of the graph, in one go; their links must already be cut."""
+    gone = {id(node) for node in removed}
+    model.graph.nodes[:] = [node for node in model.nodes if id(node) not in gone]
