@@ -33,7 +33,7 @@ def run_compress(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         with _reader_may_leave():
             console = console_for(sys.stdout)
-            print_report(result.report, console, verbose=arguments.verbose)
+            print_report(result.report, console, verbose=arguments.verbose, decisions=recipe.dry_run)
             if recipe.dry_run:
                 console.print("Dry run: nothing was measured and nothing was written.")
     return _verdict(result.report, arguments.output if not recipe.dry_run else None)

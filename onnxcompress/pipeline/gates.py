@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 
 from onnxcompress.errors import RecipeError
+from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
-from onnxcompress.report.figures import AccuracyFigures, CompressionFigures, GateResult, LatencyFigures
+from onnxcompress.report.figures import CompressionFigures, GateResult
 
 _ROUNDING = 1e-9
 """Percentages are differences of fractions: 78.5 - 77.5 must pass a limit of 1.0 whatever its last bit."""
@@ -27,8 +29,8 @@ def check_gates_can_be_measured(recipe: Recipe, *, has_data: bool) -> None:
 
 def gate_results(
     recipe: Recipe,
-    accuracy: AccuracyFigures | None,
-    latency: Sequence[LatencyFigures],
+    accuracy: Accuracy | None,
+    latency: Sequence[Latency],
     compression: CompressionFigures | None,
 ) -> tuple[GateResult, ...]:
     """Return the recipe's gates with what was measured; the slowest provider counts."""
@@ -46,7 +48,7 @@ def gate_results(
     return tuple(gates)
 
 
-def accuracy_drop(accuracy: AccuracyFigures | None) -> float | None:
+def accuracy_drop(accuracy: Accuracy | None) -> float | None:
     """Return by how many points top-1 fell; without labels, how much of the agreement with the original is gone."""
     if accuracy is None:
         return None

@@ -14,19 +14,19 @@ from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, check_output_path
 
 
 def check_outputs(
-    output: Path | None, *, overwrite: bool, reports: Mapping[str, Path | None], inputs: Iterable[Path | None]
+    output: Path | None, *, overwrite: bool, reports: Mapping[str, Path | None], inputs: Iterable[object]
 ) -> None:
     """Refuse paths that cannot be written, or that would destroy what the run reads or writes elsewhere.
 
     Args:
         output: OUT. `reports` are further files to write, by the option they belong to; they replace old ones.
-        inputs: files the run reads.
+        inputs: what the run reads; only paths among them count.
 
     Raises:
         RecipeError: the path is a directory or an input, exists without `overwrite`, or its folder is missing or not
             writable.
     """
-    read = [path for path in inputs if path is not None]
+    read = [Path(given) for given in inputs if isinstance(given, (str, Path))]
     written: dict[str, Path] = {} if output is None else {"OUT": output}
     written |= {name: path for name, path in reports.items() if path is not None}
     for name, path in written.items():
@@ -84,7 +84,7 @@ class CompressedModel:
         return hashlib.sha256(self._content or b"").hexdigest() if is_known else None
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """The size of the file, and of its side file, in bytes (with a side file: without its alignment)."""
         if self._content is not None:
             return len(self._content)

@@ -53,7 +53,7 @@ def make_request(
     if asked.plan is not None:
         check_nothing_else_decides(asked)
         saved = read_plan(asked.plan)
-    settled = asked if saved is None else asked.updated(saved.recipe, f"{asked.plan}: recipe")
+    settled = asked if saved is None else asked.updated(_replayed(saved.recipe), f"{asked.plan}: recipe")
     request = Request(
         recipe=replace(settled, round_to=_round_to(settled)),
         output=None if output is None else Path(output),
@@ -69,7 +69,7 @@ def make_request(
             request.output,
             overwrite=asked.overwrite,
             reports={"--report": asked.report, "--save-plan": asked.save_plan},
-            inputs=[path for path in (model, asked.plan) if isinstance(path, (str, Path))],
+            inputs=[model, asked.plan],
         )
     return request
 
@@ -100,3 +100,9 @@ def _round_to(recipe: Recipe) -> int:
     if recipe.round_to is None and not recipe.latency:
         return 1
     return max(preferred_block(provider) for provider in recipe.provider)
+
+
+def _replayed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan holds the ranks themselves: the file they came from need not be there any more."""
+    is_file = str(options.get("tucker", "")).startswith("ranks=")
+    return {**options, "tucker": "auto"} if is_file else dict(options)

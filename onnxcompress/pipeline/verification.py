@@ -11,6 +11,7 @@ import numpy.typing as npt
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassResult
 from onnxcompress.passes.pruning import FilterPruning, verify_pruning
+from onnxcompress.passes.tucker import SvdDecomposition, TuckerDecomposition, verify_splits
 from onnxcompress.passes.verification import Verification, sample_feeds
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -18,7 +19,13 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 
 Verifier = Callable[[Model, PassResult, Feeds], Verification]
 
-_VERIFIERS: Mapping[str, Verifier] = MappingProxyType({FilterPruning.name: verify_pruning})
+_VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
+    {
+        FilterPruning.name: verify_pruning,
+        TuckerDecomposition.name: verify_splits,
+        SvdDecomposition.name: verify_splits,
+    }
+)
 
 
 def verify_stage(before: Model, result: PassResult, feeds: Feeds) -> Verification | None:

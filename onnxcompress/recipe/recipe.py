@@ -123,7 +123,7 @@ class Recipe:
     provider_option: Mapping[str, Mapping[str, str]] = option(
         {}, ProviderOptions(), LATENCY, "P.KEY=VALUE", "an option of a provider, as onnxruntime calls it (repeatable)"
     )
-    batch: int = option(1, Whole(minimum=1), LATENCY, "N", "batch size")
+    batch: int | None = option(None, Whole(minimum=1), LATENCY, "N", "batch size (default: the model's own, or 1)")
     threads: int | None = option(None, Whole(minimum=1), LATENCY, "N", "threads (default: as many as cores)")
     warmup: int | None = option(
         None, Whole(minimum=0), LATENCY, "N", "runs before the measured ones (default: chosen by time)"

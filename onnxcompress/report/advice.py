@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
-from onnxcompress.report.figures import AccuracyFigures, Report
+from onnxcompress.report.figures import Report
 from onnxcompress.report.text import percent, times
 
 WORTH_SAYING_POINTS = 1.0
@@ -12,30 +14,39 @@ WORTH_SAYING_POINTS = 1.0
 UNUSABLE_POINTS = 10.0
 """From here on a fall of accuracy is called unusable."""
 
+WORTH_SAYING_ERROR = 0.01
+"""A smaller relative error of outputs that classify nothing is left to the table."""
 
-def result_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
-    """Return what the tables alone would not make plain enough, one line each."""
-    lines: list[str] = []
-    changed = any(stage.decisions for stage in report.stages)
-    if report.accuracy is not None:
-        lines += _accuracy(report.accuracy, recipe)
-    elif changed:
+
+def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
+    """Return what the tables alone would not make plain enough after a compression, one line each."""
+    if not any(stage.decisions for stage in report.stages):
+        return (_nothing_done(report, recipe),)
+    lines = [f"{line}{_how_to_keep_more(recipe)}" for line in accuracy_lines(report.accuracy)]
+    if report.accuracy is None and not recipe.dry_run:
         lines.append(
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
             "Give --data PATH, and --preprocess for images"
         )
-    lines += [
-        f"Latency on {figures.provider}: the compressed model is {times(figures.speedup, 'faster', 'slower')}. "
-        "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
-        for figures in report.latency
-        if figures.speedup < 0.98 and changed
-    ]
-    if not changed:
-        lines.append(_nothing_done(report, recipe))
+    advice = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
+    lines += [f"{line} {advice}" for line in latency_lines(report.latency)]
     return tuple(lines)
 
 
-def _accuracy(accuracy: AccuracyFigures, recipe: Recipe) -> list[str]:
+def comparison_warnings(report: Report) -> tuple[str, ...]:
+    """Return what the tables alone would not make plain enough after a comparison, one line each."""
+    return (*accuracy_lines(report.accuracy), *latency_lines(report.latency))
+
+
+def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
+    """Return a sentence on a fall of accuracy that must not be missed."""
+    if accuracy is None:
+        return []
+    lines = []
+    if accuracy.not_finite:
+        lines.append(
+            f"The compressed model gave NaN or infinity on {accuracy.not_finite} of {accuracy.samples} samples. "
+        )
     if accuracy.labels and accuracy.drop_top1 is not None:
         before, after, drop = accuracy.original.top1, accuracy.compressed.top1, accuracy.drop_top1
         fell = f"Top-1 fell from {percent(before)} to {percent(after)}"
@@ -43,11 +54,24 @@ def _accuracy(accuracy: AccuracyFigures, recipe: Recipe) -> list[str]:
         drop = 100.0 - accuracy.agreement
         fell = f"The compressed model agrees with the original on {percent(accuracy.agreement)} of the samples"
     else:
-        return []
-    if drop < WORTH_SAYING_POINTS:
-        return []
-    verdict = ": the model is not usable as it is. " if drop >= UNUSABLE_POINTS else ". "
-    return [f"{fell}{verdict}{_how_to_keep_more(recipe)}"]
+        error = accuracy.relative_error or 0.0
+        if error >= WORTH_SAYING_ERROR:
+            lines.append(
+                f"The compressed model's outputs differ from the original's by {percent(100 * error)} of their size. "
+            )
+        return lines
+    if drop >= WORTH_SAYING_POINTS:
+        lines.append(f"{fell}{': the model is not usable as it is' if drop >= UNUSABLE_POINTS else ''}. ")
+    return lines
+
+
+def latency_lines(latency: tuple[Latency, ...]) -> list[str]:
+    """Return a sentence on every provider on which the compressed model is slower beyond doubt."""
+    return [
+        f"Latency on {figures.provider}: the compressed model is {times(figures.speedup, 'faster', 'slower')}."
+        for figures in latency
+        if figures.interval is not None and figures.interval[1] < 1.0
+    ]
 
 
 def _how_to_keep_more(recipe: Recipe) -> str:

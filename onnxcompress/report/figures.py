@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcompress.evaluation.accuracy import Accuracy
+    from onnxcompress.evaluation.latency import Latency
 
 SCHEMA = 1
 
@@ -47,49 +51,6 @@ class StageFigures:
 
 
 @dataclass(frozen=True)
-class Hits:
-    """Percent of samples whose label is the first, or among the first five, of the model's classes."""
-
-    top1: float | None
-    top5: float | None
-
-
-@dataclass(frozen=True)
-class AccuracyFigures:
-    """Two models on the same samples: `agreement` in percent, `kl` the mean divergence from the original's output."""
-
-    samples: int
-    labels: bool
-    original: Hits
-    compressed: Hits
-    drop_top1: float | None
-    agreement: float | None
-    kl: float | None
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """Latency of one run, in ms."""
-
-    p50: float
-    p95: float
-
-
-@dataclass(frozen=True)
-class LatencyFigures:
-    """Two models on one execution provider; `provider` is the one that really ran, `requested` what was asked for."""
-
-    provider: str
-    requested: str
-    batch: int
-    threads: int | None
-    runs: int
-    original_ms: Percentiles
-    compressed_ms: Percentiles
-    speedup: float
-
-
-@dataclass(frozen=True)
 class CompressionFigures:
     """original / compressed; None where one of them is unknown or nothing is left."""
 
@@ -121,8 +82,8 @@ class Report:
     input: ModelFigures
     output: ModelFigures | None
     stages: tuple[StageFigures, ...] = ()
-    accuracy: AccuracyFigures | None = None
-    latency: tuple[LatencyFigures, ...] = ()
+    accuracy: Accuracy | None = None
+    latency: tuple[Latency, ...] = ()
     compression: CompressionFigures | None = None
     gates: tuple[GateResult, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcompress.report.figures import GateResult, LatencyFigures, ModelFigures, Report, StageFigures
+from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.latency import Latency
+from onnxcompress.report.figures import GateResult, ModelFigures, Report, StageFigures
 from onnxcompress.report.text import count, milliseconds, percent, points, printable, size, times
 
 if TYPE_CHECKING:
@@ -26,19 +28,31 @@ def console_for(stream: IO[str]) -> Console:
     """Return a console that shows text as it stands: no markup, no emoji codes, no highlighting of numbers."""
     # A pipe has no width: rich would assume 80 columns and break lines that scripts read.
     width = None if stream.isatty() else _PLAIN_WIDTH
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return _Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
-def print_report(report: Report, console: Console, *, verbose: bool = False) -> None:
-    """Show what was done, what it cost and what it gained; `verbose` names every node and decision."""
+class _Console(Console):
+    """rich ends the process where the reader of a pipe leaves; here the caller decides."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def print_report(report: Report, console: Console, *, verbose: bool = False, decisions: bool = False) -> None:
+    """Show what was done, what it cost and what it gained.
+
+    Args:
+        verbose: name every node that was left alone, and every decision.
+        decisions: name every decision.
+    """
     if report.stages:
-        console.print(_stages_table(report))
-    console.print(_before_and_after(report))
-    if report.gates:
-        console.print(_gates_table(report.gates))
-    if verbose:
+        console.print(_stages_table(report), "")
+    if verbose or decisions:
         _print_decisions(report.stages, console)
     _print_skipped(report.stages, console, verbose=verbose)
+    console.print(_before_and_after(report))
+    if report.gates:
+        console.print("", _gates_table(report.gates), sep="\n")
 
 
 def new_table(title: str, *columns: tuple[str, JustifyMethod]) -> Table:
@@ -95,16 +109,27 @@ def _accuracy_rows(report: Report) -> list[Row]:
         return [("Accuracy", "not measured", "not measured", "give --data PATH")]
     rows: list[Row] = []
     if accuracy.labels:
-        for name, before, after in [
-            ("Top-1", accuracy.original.top1, accuracy.compressed.top1),
-            ("Top-5", accuracy.original.top5, accuracy.compressed.top5),
+        for name, before, after, interval in [
+            ("Top-1", accuracy.original.top1, accuracy.compressed.top1, _interval_of_change(accuracy)),
+            ("Top-5", accuracy.original.top5, accuracy.compressed.top5, ""),
         ]:
             change = None if before is None or after is None else after - before
-            rows.append((name, percent(before), percent(after), points(change)))
-    rows.append(("Agreement with the original", "", percent(accuracy.agreement), ""))
+            rows.append((name, percent(before), percent(after), points(change) + interval))
+    if accuracy.agreement is not None:
+        rows.append(("Agreement with the original", "", percent(accuracy.agreement), ""))
+    if accuracy.relative_error is not None:
+        rows.append(("Relative error of the outputs", "", percent(100 * accuracy.relative_error), ""))
+    if accuracy.not_finite:
+        rows.append(("Samples with NaN or infinity", "", str(accuracy.not_finite), ""))
     if accuracy.kl is not None:
         rows.append(("Mean KL divergence", "", f"{accuracy.kl:.3g}", ""))
     return rows
+
+
+def _interval_of_change(accuracy: Accuracy) -> str:
+    """Return the 95 % interval of the change of top-1: the drop's, turned round."""
+    interval = accuracy.drop_top1_interval
+    return "" if interval is None else f" (95 %: {-interval[1]:+.1f} to {-interval[0]:+.1f})"
 
 
 def _size_rows(report: Report) -> list[Row]:
@@ -130,15 +155,20 @@ def _cost_rows(before: ModelFigures, after: ModelFigures | None, changes: tuple[
     ]
 
 
-def _latency_rows(latency: Iterable[LatencyFigures]) -> list[Row]:
+def _latency_rows(latency: Iterable[Latency]) -> list[Row]:
     rows: list[Row] = []
     for figures in latency:
-        threads = "" if figures.threads is None else f", {figures.threads} thread{'s' * (figures.threads != 1)}"
-        where = f"{figures.provider}, batch {figures.batch}{threads}"
+        threads = f"{figures.threads} thread{'s' * (figures.threads != 1)}"
+        where = f"{figures.requested}, batch {figures.batch}, {threads}"
         before, after = figures.original_ms, figures.compressed_ms
         change = times(figures.speedup, "faster", "slower")
+        if figures.interval is not None:
+            change += f" (95 %: {figures.interval[0]:.2f} to {figures.interval[1]:.2f})"
         rows.append((f"Latency p50 ({where})", milliseconds(before.p50), milliseconds(after.p50), change))
         rows.append(("Latency p95", milliseconds(before.p95), milliseconds(after.p95), ""))
+        if figures.compressed_elsewhere or figures.original_elsewhere:
+            counts = [str(len(nodes)) for nodes in (figures.original_elsewhere, figures.compressed_elsewhere)]
+            rows.append((f"Nodes not run by {figures.provider}", counts[0], counts[1], ""))
     return rows
 
 

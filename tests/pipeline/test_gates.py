@@ -7,17 +7,21 @@ import math
 import pytest
 
 from onnxcompress.errors import RecipeError
+from onnxcompress.evaluation.accuracy import Accuracy, Hits
+from onnxcompress.evaluation.latency import Latency
+from onnxcompress.evaluation.timing import Milliseconds
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
 from onnxcompress.recipe import Recipe
-from onnxcompress.report.figures import AccuracyFigures, CompressionFigures, Hits, LatencyFigures, Percentiles
+from onnxcompress.report.figures import CompressionFigures
 
 
-def accuracy(drop: float | None, agreement: float | None = 90.0, *, labels: bool = True) -> AccuracyFigures:
-    return AccuracyFigures(200, labels, Hits(78.5, 93.5), Hits(None, None), drop, agreement, 0.1)
+def accuracy(drop: float | None, agreement: float | None = 90.0, *, labels: bool = True) -> Accuracy:
+    return Accuracy(200, labels, "prob", Hits(78.5, 93.5), Hits(), drop_top1=drop, agreement=agreement)
 
 
-def latency(speedup: float) -> LatencyFigures:
-    return LatencyFigures("CPUExecutionProvider", "cpu", 1, 1, 10, Percentiles(1, 1), Percentiles(1, 1), speedup)
+def latency(speedup: float) -> Latency:
+    time = Milliseconds(1.0, 1.0)
+    return Latency("CPUExecutionProvider", "cpu", {}, 1, 1, None, True, 5, 10, time, time, speedup, None)
 
 
 @pytest.mark.parametrize(

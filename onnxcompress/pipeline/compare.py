@@ -1,0 +1,79 @@
+"""Two models side by side, with the gates of compression."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from onnxcompress.analysis.cost import model_cost
+from onnxcompress.errors import RecipeError
+from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
+from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
+from onnxcompress.pipeline.outputs import check_outputs
+from onnxcompress.pipeline.request import RecipeLike, resolve_recipe
+from onnxcompress.pipeline.source import ModelLike, read_source
+from onnxcompress.report import environment
+from onnxcompress.report.advice import comparison_warnings
+from onnxcompress.report.figures import Report, compression_between
+from onnxcompress.report.json_file import report_to_json, write_json
+from onnxcompress.report.progress import Progress, no_progress
+
+
+def compare(
+    original: ModelLike,
+    compressed: ModelLike,
+    recipe: RecipeLike = None,
+    *,
+    data: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Compare accuracy, latency, size and cost of two models.
+
+    Args:
+        original, compressed: paths, serialized bytes, `onnx.ModelProto`s or `Model`s.
+        recipe, options: as in `compress`; those for data, latency and gates count, and `report`.
+        data: as in `compress`.
+        progress: as in `compress`.
+
+    Returns:
+        The report, without stages. Look at `passed`: a failed gate raises nothing.
+
+    Raises:
+        RecipeError, ModelError, DataError, ProviderUnavailableError: as in `compress`.
+    """
+    started = time.perf_counter()
+    asked = resolve_recipe(recipe, options)
+    data = asked.data if data is None else data
+    if data is None and not asked.latency:
+        raise RecipeError("nothing to compare: give --data for accuracy, or leave --no-latency out")
+    check_gates_can_be_measured(asked, has_data=data is not None)
+    check_outputs(None, overwrite=False, reports={"--report": asked.report}, inputs=[original, compressed])
+    providers = resolve_providers(asked)
+    first, second = read_source(original), read_source(compressed)
+    figures = [each.figures(model_cost(each.model, asked.input_shape)) for each in (first, second)]
+    data_sets = open_data(first.content, asked, data, None, needs_calibration=False)
+    measured = measure(first.content, second.content, data_sets.evaluation, providers, asked, progress or no_progress)
+    ratios = compression_between(*figures)
+    report = Report(
+        input=figures[0],
+        output=figures[1],
+        accuracy=measured.accuracy,
+        latency=measured.latency,
+        compression=ratios,
+        gates=gate_results(asked, measured.accuracy, measured.latency, ratios),
+        recipe=asked.to_json(),
+        seed=asked.seed,
+        versions=environment.versions(),
+        platform=environment.machine(),
+    )
+    report = replace(
+        report,
+        warnings=comparison_warnings(report),
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=environment.peak_rss_bytes(),
+    )
+    if asked.report is not None:
+        write_json(report_to_json(report), asked.report)
+    return report

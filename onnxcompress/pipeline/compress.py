@@ -1,0 +1,200 @@
+"""The pipeline: load, prune, decompose, verify, measure, judge, write."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.analysis.cost import ModelCost, model_cost
+from onnxcompress.evaluation.compare import Evaluation
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+from onnxcompress.pipeline.gates import gate_results
+from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
+from onnxcompress.pipeline.outputs import CompressedModel
+from onnxcompress.pipeline.plan_file import DECIDING_OPTIONS, SavedPlan
+from onnxcompress.pipeline.request import RecipeLike, Request, make_request
+from onnxcompress.pipeline.source import ModelLike, Source, read_source
+from onnxcompress.pipeline.stages import (
+    Stage,
+    Work,
+    check_something_can_be_compressed,
+    passes_of,
+    planned_work,
+    run_pass,
+)
+from onnxcompress.pipeline.verification import Feeds, sample_feeds, verify_stage
+from onnxcompress.recipe import Recipe
+from onnxcompress.report import environment
+from onnxcompress.report.advice import compression_warnings
+from onnxcompress.report.figures import ModelFigures, Report, compression_between
+from onnxcompress.report.json_file import json_text, report_to_json
+from onnxcompress.report.progress import Progress, no_progress
+from onnxcompress.serialization import atomic_file
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed model, what was decided, and what that cost and gained."""
+
+    model: Model
+    plan: SavedPlan
+    report: Report
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return self.report.passed
+
+
+def compress(
+    model: ModelLike,
+    recipe: RecipeLike = None,
+    *,
+    output: str | Path | None = None,
+    data: Any = None,
+    calib: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> CompressionResult:
+    """Compress a model.
+
+    Args:
+        model: a path, serialized bytes, an `onnx.ModelProto` or a `Model`; it is not changed.
+        recipe: a `Recipe`, a mapping of its fields, or the path of a TOML file.
+        output: where to write the compressed model; None writes none. A model that fails a gate is written only with
+            `keep_failed`. The recipe's `report` and `save_plan` are written either way, and nothing with `dry_run`.
+        data, calib: a path or `module:callable`, or any iterable of {input name: array (B, ...)}, optionally with
+            `labels`, or an onnxruntime CalibrationDataReader.
+        progress: called with what is being done, the steps done, and how many there are.
+        options: fields of the recipe, such as `prune=0.4, tucker="auto"`; they win over `recipe`.
+
+    Returns:
+        The model, the plan and the report. Look at `passed`: a failed gate raises nothing.
+
+    Raises:
+        RecipeError: a value cannot be used, or a file cannot be written.
+        ModelError: the model cannot be read, is invalid, or holds nothing that can be compressed.
+        DataError: the data are missing, malformed, or do not fit the model.
+        ProviderUnavailableError: a provider is not there.
+        PassError: a pass broke its contract; nothing was written.
+    """
+    started = time.perf_counter()
+    tell = progress or no_progress
+    request = make_request(recipe, options, model=model, output=output, data=data, calib=calib)
+    asked = request.recipe
+    providers = resolve_providers(asked)
+    passes = passes_of(asked)
+    tell("loading the model", 0, None)
+    source = read_source(model)
+    name = str(source.path or "model")
+    check_something_can_be_compressed(source.model, asked, name)
+    original_cost = model_cost(source.model, asked.input_shape)
+    saved = request.saved_plan
+    if saved is not None:
+        saved.check_is_for(source, str(asked.plan))
+    work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
+    data_sets = open_data(
+        source.content, asked, request.data, request.calib, needs_calibration=request.needs_calibration
+    )
+    context = PassContext(asked.seed, int(asked.round_to or 1), asked.exclude, data_sets.calibration_samples)
+    stages = _run_passes(work, source, context, asked, tell)
+    result = stages[-1].result.model if stages else source.model
+
+    compressed = CompressedModel(result, external=asked.external_data)
+    measured = Evaluation(None, ())
+    if not asked.dry_run:
+        with compressed.loadable() as content:
+            measured = measure(source.content, content, data_sets.evaluation, providers, asked, tell)
+    report = _report(request, source, original_cost, stages, compressed, measured)
+    report = replace(report, seconds=time.perf_counter() - started, peak_rss_bytes=environment.peak_rss_bytes())
+    plan = _plan(request, source, stages)
+    if not asked.dry_run:
+        tell("writing", 0, None)
+        report = _write(request, compressed, plan, report)
+    return CompressionResult(result, plan, report)
+
+
+def _run_passes(work: Work, source: Source, context: PassContext, asked: Recipe, tell: Progress) -> list[Stage]:
+    """Run the passes one after another, each proved before the next one starts."""
+    stages: list[Stage] = []
+    feeds: Feeds | None = None
+    model = source.model
+    for number, (each, plan) in enumerate(work):
+        tell(each.name, number, len(work))
+        stage, context = run_pass(each, model, context, plan, asked.input_shape)
+        if asked.verify and stage.result.modified:
+            tell(f"verifying {each.name}", number, len(work))
+            feeds = feeds or sample_feeds(source.model, asked.input_shape, asked.seed)
+            verify_stage(model, stage.result, feeds)
+        stages.append(stage)
+        model = stage.result.model
+    return stages
+
+
+def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPlan:
+    options = request.recipe.to_json()
+    return SavedPlan(
+        sha256=source.sha256,
+        side_files=source.side_files,
+        recipe={name: options[name] for name in DECIDING_OPTIONS},
+        plans=tuple(stage.result.plan for stage in stages),
+        model_path=str(source.path) if source.path else None,
+        made_by=environment.versions(),
+    )
+
+
+def _report(
+    request: Request,
+    source: Source,
+    original_cost: ModelCost,
+    stages: Sequence[Stage],
+    compressed: CompressedModel,
+    measured: Evaluation,
+) -> Report:
+    cost = stages[-1].cost if stages else original_cost
+    opset = compressed.model.opset
+    before = source.figures(original_cost)
+    after = ModelFigures(None, compressed.sha256, compressed.size_bytes, cost.params, cost.macs, opset, dict(cost.ops))
+    ratios = compression_between(before, after)
+    gates = gate_results(request.recipe, measured.accuracy, measured.latency, ratios)
+    report = Report(
+        input=before,
+        output=after,
+        stages=tuple(stage.figures for stage in stages),
+        accuracy=measured.accuracy,
+        latency=measured.latency,
+        compression=ratios,
+        gates=() if request.recipe.dry_run else gates,
+        recipe=request.recipe.to_json(),
+        seed=request.recipe.seed,
+        versions=environment.versions(),
+        platform=environment.machine(),
+    )
+    return replace(report, warnings=compression_warnings(report, request.recipe))
+
+
+def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, report: Report) -> Report:
+    """Write OUT and the reports: all of them, or none where one of them fails."""
+    asked, output = request.recipe, request.output
+    if output is not None and (report.passed or asked.keep_failed) and report.output is not None:
+        report = replace(report, output=replace(report.output, path=str(output)))
+    else:
+        output = None
+    with contextlib.ExitStack() as files:
+        streams = {
+            path: files.enter_context(atomic_file(path)) for path in (asked.report, asked.save_plan) if path is not None
+        }
+        if asked.save_plan is not None:
+            streams[asked.save_plan].write(json_text(plan.to_json()).encode())
+        if asked.report is not None:
+            streams[asked.report].write(json_text(report_to_json(report)).encode())
+        for stream in streams.values():
+            stream.flush()  # a full disk shows here, before OUT takes its place
+        if output is not None:
+            compressed.save(output, overwrite=asked.overwrite)
+    return report

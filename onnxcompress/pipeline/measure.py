@@ -1,0 +1,102 @@
+"""Data and measurements of a run: what is opened before the work, and what is measured after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.evaluation.compare import Evaluation, compare_models
+from onnxcompress.evaluation.latency import LatencySettings
+from onnxcompress.passes.base import Samples
+from onnxcompress.recipe import Recipe
+from onnxcompress.report.progress import Progress
+from onnxcompress.runtime.data import dataset_for
+from onnxcompress.runtime.dataset import Dataset
+from onnxcompress.runtime.providers import Provider, resolve_provider
+from onnxcompress.runtime.session import Session, SessionSettings
+
+CALIBRATION_SHARE = 0.25
+"""Part of the evaluation data that becomes calibration data, where no other data are given for what needs it."""
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Opened data; None where there are none."""
+
+    evaluation: Dataset | None = None
+    calibration: Dataset | None = None
+
+    @property
+    def calibration_samples(self) -> Samples | None:
+        """A fresh stream of calibration batches at each call."""
+        return None if self.calibration is None else self.calibration.samples()
+
+
+def open_data(model: bytes | Path, recipe: Recipe, data: Any, calib: Any, *, needs_calibration: bool) -> DataSets:
+    """Open evaluation and calibration data for a model, so that unusable data cost no work.
+
+    Raises:
+        DataError: they are missing, malformed, or do not fit the model.
+        RecipeError: the preprocessing is unknown or missing.
+    """
+    if data is None and calib is None:
+        return DataSets()
+    session = Session(model, settings=SessionSettings(optimize=False))
+
+    def opened(given: Any) -> Dataset | None:
+        return None if given is None else dataset_for(session, given, preprocess=recipe.preprocess)
+
+    evaluation, calibration = opened(data), opened(calib)
+    if needs_calibration and calibration is None and evaluation is not None:
+        # Before `limited`: a sample must never be on both sides.
+        calibration, evaluation = evaluation.split(CALIBRATION_SHARE, recipe.seed)
+    return DataSets(_limited(evaluation, recipe), _limited(calibration, recipe))
+
+
+def resolve_providers(recipe: Recipe) -> tuple[Provider, ...]:
+    """Return the execution providers that a recipe names.
+
+    Raises:
+        RecipeError: onnxruntime knows no such provider.
+        ProviderUnavailableError: this installation does not have it.
+    """
+    return tuple(resolve_provider(name, recipe.provider_option) for name in recipe.provider)
+
+
+def measure(
+    original: bytes | Path,
+    compressed: bytes | Path,
+    data: Dataset | None,
+    providers: Sequence[Provider],
+    recipe: Recipe,
+    progress: Progress,
+) -> Evaluation:
+    """Measure accuracy where there are data, and latency unless the recipe turns it off.
+
+    Raises:
+        DataError, ModelError, ProviderUnavailableError: as the measurements raise them.
+    """
+    if data is None and not recipe.latency:
+        return Evaluation(None, ())
+    settings = LatencySettings(
+        batch=recipe.batch,
+        threads=recipe.threads,
+        warmup=recipe.warmup,
+        repeat=recipe.repeat,
+        shapes=recipe.input_shape,
+        seed=recipe.seed,
+    )
+    return compare_models(
+        original,
+        compressed,
+        data=data,
+        latency=settings if recipe.latency else None,
+        providers=providers,
+        progress=progress,
+    )
+
+
+def _limited(data: Dataset | None, recipe: Recipe) -> Dataset | None:
+    return data if data is None or recipe.samples is None else data.limit(recipe.samples)

@@ -1,0 +1,95 @@
+"""A model as it was given: a path, bytes, a protobuf or a Model, with the figures that tell it from others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxcompress.analysis.cost import ModelCost
+from onnxcompress.errors import ModelError
+from onnxcompress.graph import Model
+from onnxcompress.report.figures import ModelFigures
+
+ModelLike = Model | onnx.ModelProto | bytes | str | Path
+"""What the Python functions take as a model."""
+
+InputShapes = Mapping[str, Sequence[int]]
+"""{graph input name: shape} of inputs whose sizes the model leaves open."""
+
+_HASHED_AT_ONCE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model and where it came from.
+
+    Attributes:
+        path: the model's file, None for a model given in memory.
+        sha256: of the file, or of the serialized model.
+        size_bytes: of the file and its side files together.
+        side_files: {file name: sha256} of the files that hold external data.
+        content: what onnxruntime loads: the path, or the serialized model.
+    """
+
+    model: Model
+    path: Path | None
+    sha256: str
+    size_bytes: int
+    content: bytes | Path = field(repr=False)
+    side_files: Mapping[str, str] = field(default_factory=dict)
+
+    def figures(self, cost: ModelCost) -> ModelFigures:
+        """Return the model's line in the report."""
+        path = str(self.path) if self.path else None
+        return ModelFigures(
+            path, self.sha256, self.size_bytes, cost.params, cost.macs, self.model.opset, dict(cost.ops)
+        )
+
+
+def read_source(given: ModelLike) -> Source:
+    """Load a model from whatever it was given as.
+
+    Raises:
+        ModelError: the model cannot be read or is invalid.
+    """
+    if isinstance(given, (str, Path)):
+        return _read_file(Path(given))
+    if isinstance(given, bytes):
+        return Source(Model.from_bytes(given), None, hashlib.sha256(given).hexdigest(), len(given), given)
+    if not isinstance(given, (Model, onnx.ModelProto)):
+        raise ModelError(f"a {type(given).__name__} is no model; give a path, bytes, an onnx.ModelProto or a Model")
+    model = given if isinstance(given, Model) else Model.from_proto(given)
+    content = model.to_bytes()
+    return Source(model, None, hashlib.sha256(content).hexdigest(), len(content), content)
+
+
+def _read_file(path: Path) -> Source:
+    try:
+        model = Model.load(path)
+        files = side_files_of(model)
+        hashes = {file.name: file_sha256(file) for file in files}
+        total = path.stat().st_size + sum(file.stat().st_size for file in files)
+        return Source(model, path, file_sha256(path), total, path, hashes)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def side_files_of(model: Model) -> list[Path]:
+    """Return the files that the model's weights are mapped from."""
+    mapped = (Model.values(tensor) for tensor in model.constants().values())
+    names = {Path(array.filename) for array in mapped if isinstance(array, np.memmap) and array.filename}
+    return sorted(names)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_HASHED_AT_ONCE_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""The passes of a run, in their order, and one run of each with what it did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnxcompress.analysis.cost import ModelCost, model_cost
+from onnxcompress.errors import ModelError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
+from onnxcompress.passes.pruning import FilterPruning, PruningConfig
+from onnxcompress.passes.tucker import (
+    SvdConfig,
+    SvdDecomposition,
+    TuckerConfig,
+    TuckerDecomposition,
+    parse_svd_spec,
+    parse_tucker_spec,
+)
+from onnxcompress.pipeline.source import InputShapes
+from onnxcompress.recipe import Recipe
+from onnxcompress.report.figures import SkippedNode, StageFigures
+from onnxcompress.report.json_file import plain_json
+
+_SPLIT_BY_SVD = frozenset({"Gemm", "MatMul"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
+Work = tuple[tuple[Pass, Plan | None], ...]
+"""The passes of a run, each with its plan where one is replayed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass after it ran: its result, what the model costs after it, and its line in the report."""
+
+    result: PassResult
+    cost: ModelCost
+    figures: StageFigures
+
+
+def passes_of(recipe: Recipe) -> tuple[Pass, ...]:
+    """Return the passes that a recipe asks for, in the order in which they run.
+
+    Raises:
+        RecipeError: a file that an option names cannot be used.
+    """
+    passes: list[Pass] = []
+    if recipe.prune > 0:
+        passes.append(FilterPruning(PruningConfig(recipe.prune, recipe.prune_scope, recipe.importance)))
+    if recipe.tucker != "off":
+        passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))
+    if recipe.svd != "off":
+        passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
+    return tuple(passes)
+
+
+def planned_work(passes: Sequence[Pass], plans: Sequence[Plan] | None, where: str) -> Work:
+    """Return the passes with the saved plans they replay, or without plans where `plans` is None.
+
+    Raises:
+        RecipeError: a plan is of a pass that the plan's own recipe does not ask for.
+    """
+    if plans is None:
+        return tuple((each, None) for each in passes)
+    known = {each.name: each for each in passes}
+    unknown = [plan.pass_name for plan in plans if plan.pass_name not in known]
+    if unknown:
+        raise RecipeError(f"{where}: holds a plan of pass '{unknown[0]}', which its recipe does not ask for")
+    return tuple((known[plan.pass_name], plan) for plan in plans)
+
+
+def run_pass(
+    each: Pass, model: Model, context: PassContext, plan: Plan | None, input_shapes: InputShapes
+) -> tuple[Stage, PassContext]:
+    """Plan (unless a plan is given) and apply one pass; return what it did, and the context for the next one."""
+    started = time.perf_counter()
+    result = each.apply(model, each.plan(model, context) if plan is None else plan, context)
+    seconds = time.perf_counter() - started
+    cost = model_cost(result.model, input_shapes)
+    decisions: list[dict[str, Any]] = plain_json([dict(d) for d in result.plan.decisions])
+    skipped = tuple(SkippedNode(s.node, s.reason) for s in result.plan.skipped)
+    figures = StageFigures(each.name, seconds, cost.params, cost.macs, tuple(decisions), skipped)
+    return Stage(result, cost, figures), replace(context, provenance=result.provenance)
+
+
+def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) -> None:
+    """Refuse a model that has nothing of what is compressed.
+
+    Raises:
+        ModelError: there is no convolution (and, where `svd` is asked for, no Gemm or MatMul either).
+    """
+    ops = {node.op for node in model.nodes}
+    wanted = _CONVOLUTIONS | (_SPLIT_BY_SVD if recipe.svd != "off" else frozenset())
+    if not ops & wanted:
+        names = ", ".join(sorted(wanted))
+        seen = ", ".join(sorted(ops)[:8]) or "nothing"
+        raise ModelError(f"{where}: holds nothing that can be compressed: no {names} (it has {seen})")

@@ -1,0 +1,70 @@
+"""Models of a few kilobytes and data for them, for tests of what stands around the passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CLASSES = 4
+SIZE = 8
+
+
+def conv_net(seed: int = 0, channels: int = 16, batch: int | str = "batch") -> onnx.ModelProto:
+    """Return Conv, Relu, Conv of stride 2, Relu, Flatten, Gemm: `x` (N, 3, 8, 8) to `y` (N, 4)."""
+    generator = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        values = generator.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:]) or 1)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "second", pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Relu", ["c2"], ["r2"], "relu2"),
+        helper.make_node("Flatten", ["r2"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], "classifier", transB=1),
+    ]
+    weights = [
+        weight("w1", channels, 3, 3, 3),
+        weight("b1", channels),
+        weight("w2", channels, channels, 3, 3),
+        weight("b2", channels),
+        weight("w3", CLASSES, channels * (SIZE // 2) ** 2),
+        numpy_helper.from_array(np.zeros(CLASSES, np.float32), "b3"),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, SIZE, SIZE])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, CLASSES])]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def dense_net() -> onnx.ModelProto:
+    """Return a single Gemm: nothing that filter pruning or Tucker works on."""
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])]
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], "dense")], "dense", inputs, outputs, [weight]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def samples(count: int = 40, seed: int = 1) -> npt.NDArray[np.float32]:
+    """Return inputs for `conv_net`, shape (count, 3, 8, 8)."""
+    return np.random.default_rng(seed).standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)
+
+
+def save_data(path: Path, model: onnx.ModelProto, count: int = 40) -> Path:
+    """Write an `.npz` of inputs, labelled with the classes that `model` itself gives them."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = samples(count)
+    labels = np.concatenate([session.run(None, {"x": inputs[n : n + 1]})[0].argmax(axis=1) for n in range(count)])
+    np.savez(path, x=inputs, labels=labels.astype(np.int64))
+    return path
