@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Plan
@@ -30,7 +31,9 @@ def clean(model: Model, *steps: str, context: PassContext | None = None) -> tupl
 
 
 def outputs(model: Model, feeds: dict[str, Any]) -> list[Any]:
-    """Return the graph outputs, by onnxruntime without its optimiser."""
+    """Return the graph outputs, by onnxruntime without its optimiser; onnx's reference for what it lacks on the CPU."""
+    if any(t.values.dtype == np.float64 for t in model.constants().values()):
+        return list(ReferenceEvaluator(model.to_proto()).run(None, feeds))
     return list(session(model.to_bytes()).run(None, feeds))
 
 

@@ -32,7 +32,7 @@ Side = Literal["before", "behind"]
 _FOLDS_BEHIND = ("Conv", "ConvTranspose", "Gemm")
 _FOLDS_BEFORE = ("Conv", "Gemm")
 _STATISTICS = ("scale", "bias", "mean", "variance")
-_DEFAULT_EPSILON = 1e-5
+_DEFAULT_EPSILON = float(np.float32(1e-5))  # attributes are single precision
 _WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
 
 
