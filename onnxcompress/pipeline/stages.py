@@ -11,6 +11,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
+from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.tucker import (
     SvdConfig,
@@ -47,7 +48,7 @@ def passes_of(recipe: Recipe) -> tuple[Pass, ...]:
     Raises:
         RecipeError: a file that an option names cannot be used.
     """
-    passes: list[Pass] = []
+    passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup()]
     if recipe.prune > 0:
         passes.append(FilterPruning(PruningConfig(recipe.prune, recipe.prune_scope, recipe.importance)))
     if recipe.tucker != "off":

@@ -10,17 +10,25 @@ import numpy.typing as npt
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassResult
+from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning, verify_pruning
 from onnxcompress.passes.tucker import SvdDecomposition, TuckerDecomposition, verify_splits
-from onnxcompress.passes.verification import Verification, sample_feeds
+from onnxcompress.passes.verification import Verification, sample_feeds, verify
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 """One batch of inputs, {graph input name: array (B, ...)}."""
 
 Verifier = Callable[[Model, PassResult, Feeds], Verification]
 
+
+def _verify_equal(before: Model, result: PassResult, feeds: Feeds) -> Verification:
+    """A clean-up changes nothing that the model computes."""
+    return verify(result.plan.pass_name, before, result.model, feeds)
+
+
 _VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {
+        Cleanup.name: _verify_equal,
         FilterPruning.name: verify_pruning,
         TuckerDecomposition.name: verify_splits,
         SvdDecomposition.name: verify_splits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
-from onnxcompress.report.figures import Report
+from onnxcompress.report.figures import Report, StageFigures
 from onnxcompress.report.text import percent, times
 
 WORTH_SAYING_POINTS = 1.0
@@ -20,7 +20,7 @@ WORTH_SAYING_ERROR = 0.01
 
 def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a compression, one line each."""
-    if not any(stage.decisions for stage in report.stages):
+    if not any(stage.decisions for stage in _compressing(report)):
         return (_nothing_done(report, recipe),)
     lines = [f"{line}{_how_to_keep_more(recipe)}" for line in accuracy_lines(report.accuracy)]
     if report.accuracy is None and not recipe.dry_run:
@@ -93,6 +93,11 @@ def _how_to_keep_more(recipe: Recipe) -> str:
 def _nothing_done(report: Report, recipe: Recipe) -> str:
     if recipe.plan is None and recipe.prune == 0 and recipe.tucker == "off" and recipe.svd == "off":
         return "Nothing was compressed, because nothing was asked for: give --prune R, --tucker SPEC or --svd SPEC"
-    skipped = sum(len(stage.skipped) for stage in report.stages)
+    skipped = sum(len(stage.skipped) for stage in _compressing(report))
     reasons = f" ({skipped} nodes were left alone; -v says why)" if skipped else ""
     return f"Nothing was compressed: no pass found anything to change{reasons}"
+
+
+def _compressing(report: Report) -> list[StageFigures]:
+    """The stages that lose something; clean-up is exact."""
+    return [stage for stage in report.stages if stage.pass_name != "cleanup"]

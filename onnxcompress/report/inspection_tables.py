@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from onnxcompress.report.inspection import GroupFigures, Inspection, LayerFigures
@@ -13,6 +13,7 @@ from onnxcompress.report.text import count, size
 
 _MOST_LAYERS = 20
 _MOST_NODES = 3
+_READ_BY: tuple[tuple[str, JustifyMethod], ...] = (("read by", "left"),)
 
 
 def print_inspection(inspection: Inspection, console: Console, *, verbose: bool = False) -> None:
@@ -21,13 +22,13 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
     ops = ", ".join(f"{number} {op}" for op, number in sorted(model.ops.items(), key=lambda item: (-item[1], item[0])))
     console.print(cell(f"{model.path or 'model'}: {size(model.bytes)}, opset {model.opset}", "bold"))
     console.print(cell(f"{count(model.params)} parameters, {count(model.macs)} MACs per sample"))
-    console.print(cell(f"nodes: {ops}"))
+    console.print(cell(f"nodes: {ops}"), "", sep="\n")
     layers = inspection.layers
     shown = layers if verbose else sorted(layers, key=lambda layer: -(layer.macs or 0))[:_MOST_LAYERS]
     console.print(_layers_table(shown, model.macs, everything=len(shown) == len(layers)))
     if len(shown) < len(layers):
         console.print(cell(f"{len(layers) - len(shown)} cheaper layers are not shown (-v shows all)"))
-    console.print(_groups_table(inspection.groups, verbose=verbose))
+    console.print("", _groups_table(inspection.groups, verbose=verbose), sep="\n")
     free = sum(group.prunable for group in inspection.groups)
     total = sum(group.channels for group in inspection.groups)
     console.print(cell(f"{free} of {total} filters can be removed"))
@@ -61,21 +62,19 @@ def _layers_table(layers: Iterable[LayerFigures], all_macs: int | None, *, every
 def _groups_table(groups: Iterable[GroupFigures], *, verbose: bool) -> Table:
     table = new_table(
         "Groups of channels",
-        ("group", "left"),
+        ("filters of", "left"),
         ("channels", "right"),
         ("prunable", "right"),
-        ("made by", "left"),
-        ("read by", "left"),
-        ("the rest stays because it", "left"),
+        *_READ_BY[not verbose :],
+        ("the rest stays, because it", "left"),
     )
     for group in groups:
         reasons = "; ".join(f"{reason} ({number})" for reason, number in group.kept.items())
         table.add_row(
-            cell(group.name),
+            cell(_names(group.producers, verbose=verbose)),
             str(group.channels),
             str(group.prunable),
-            cell(_names(group.producers, verbose=verbose)),
-            cell(_names(group.consumers, verbose=verbose)),
+            *([cell(_names(group.consumers, verbose=verbose))] if verbose else []),
             cell(reasons),
         )
     return table

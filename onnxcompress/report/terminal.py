@@ -11,6 +11,7 @@ from rich.text import Text
 
 from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.latency import Latency
+from onnxcompress.report.decisions import decision_line
 from onnxcompress.report.figures import GateResult, ModelFigures, Report, StageFigures
 from onnxcompress.report.text import count, milliseconds, percent, points, printable, size, times
 
@@ -187,21 +188,6 @@ def _print_decisions(stages: Iterable[StageFigures], console: Console) -> None:
             console.print(cell(f"Decisions of {stage.pass_name}", "bold"))
         for decision in stage.decisions:
             console.print(cell("  " + decision_line(decision)))
-
-
-def decision_line(decision: object) -> str:
-    """Return a decision on one line; long lists are shown by their length."""
-    if not isinstance(decision, dict):
-        return str(decision)
-    return ", ".join(f"{key}: {_value_text(value)}" for key, value in decision.items())
-
-
-def _value_text(value: object) -> str:
-    if isinstance(value, (list, tuple)) and len(value) > 8:
-        return f"[{len(value)} values]"
-    if isinstance(value, dict) and len(value) > 8:
-        return f"{{{len(value)} entries}}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print_skipped(stages: Iterable[StageFigures], console: Console, *, verbose: bool) -> None:
