@@ -161,12 +161,12 @@ def _rows(archive: zipfile.ZipFile, member: Member, path: Path) -> Iterator[Call
             if whole is not None:
                 return whole[positions]
             rows = np.empty((len(positions), *row_shape), member.dtype)
-            for row, position in zip(rows, positions, strict=True):
+            for number, position in enumerate(positions):
                 stream.seek(start + int(position) * row_bytes)
                 data = stream.read(row_bytes)
                 if len(data) != row_bytes:
                     raise DataError(f"{path}: array '{member.name}' ends early, at row {position}")
-                row[...] = np.frombuffer(data, member.dtype).reshape(row_shape)
+                rows[number] = np.frombuffer(data, member.dtype).reshape(row_shape)
             return rows
 
         def checked(positions: Positions) -> Array:

@@ -81,7 +81,8 @@ class StreamDataset(Dataset):
             yield Batch(inputs, np.concatenate(labels) if labels else None, len(pending))
 
     def _chosen(self) -> Iterator[Batch]:
-        generators = [np.random.default_rng(part.seed) for part in self._parts]
+        # The depth is part of the seed: a split of a split with the same seed must not repeat the first one's choice.
+        generators = [np.random.default_rng((part.seed, depth)) for depth, part in enumerate(self._parts)]
         for sample in self._samples():
             # Each generator advances at each sample, so that one split's choice does not depend on another's.
             drawn = [generator.random() for generator in generators]

@@ -1,0 +1,54 @@
+"""Patches times filters are the convolution, at the sampled places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from onnxcompress.runtime.patches import PositionSampler, Window, input_patches, output_rows
+from onnxcompress.runtime.session import Session
+from tests.runtime.networks import proto_of
+
+
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        ((9,), Window((3,), (2,), (1, 0), (1,))),
+        ((8, 11), Window((1, 1), (1, 1), (0, 0, 0, 0), (1, 1))),
+        ((8, 11), Window((3, 5), (1, 2), (1, 2, 0, 1), (2, 1))),
+        ((5, 6, 7), Window((2, 3, 1), (1, 2, 3), (0, 1, 0, 1, 1, 0), (1, 1, 2))),
+    ],
+)
+def test_patches_reproduce_a_convolution(size: tuple[int, ...], window: Window) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((4, 3, *size), dtype=np.float32)
+    weights = generator.standard_normal((5, 3, *window.kernel), dtype=np.float32)
+    attributes: dict[str, Any] = {"strides": window.strides, "pads": window.pads, "dilations": window.dilations}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)]
+    model = proto_of(
+        nodes, {"x": (TensorProto.FLOAT, x.shape)}, {"y": (TensorProto.FLOAT, [None] * x.ndim)}, {"w": weights}
+    )
+    y = Session(model.SerializeToString()).run({"x": x})["y"]
+    assert y.shape[2:] == window.output_size(size)
+    places = PositionSampler(10, seed=1).draw(4, y.shape[2:])
+    patches = input_patches(x, window, places)
+    expected = output_rows(y, places)
+    assert expected.shape == (4 * places.shape[1], 5)
+    np.testing.assert_allclose(patches @ weights.reshape(5, -1).T, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_depend_on_the_image_not_on_the_batch() -> None:
+    whole = PositionSampler(6, seed=3).draw(10, (7, 8))
+    parts = PositionSampler(6, seed=3)
+    np.testing.assert_array_equal(np.concatenate([parts.draw(n, (7, 8)) for n in (1, 4, 5)]), whole)
+    assert (whole != PositionSampler(6, seed=4).draw(10, (7, 8))).any()
+    assert (whole[0] != whole[1]).any()
+
+
+def test_positions_are_distinct_and_no_more_than_there_are() -> None:
+    places = PositionSampler(100, seed=0).draw(2, (3, 4))
+    assert places.shape == (2, 12, 2)
+    assert len({tuple(place) for place in places[0]}) == 12

@@ -1,0 +1,148 @@
+"""Providers: names, availability, options, and no silent fall-back."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from onnxcompress.errors import ModelError, ProviderUnavailableError, RecipeError
+from onnxcompress.runtime import providers
+from onnxcompress.runtime.providers import (
+    CPU_PROVIDER,
+    SHORT_NAMES,
+    Provider,
+    complaint_of,
+    provider_name,
+    resolve_provider,
+)
+from onnxcompress.runtime.session import Session, SessionSettings
+from tests.runtime.networks import classifier
+
+MODEL = classifier().SerializeToString()
+
+
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation that says it has CUDA and TensorRT; the sessions of this machine still start on the CPU."""
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(providers, "preload_libraries", lambda provider: None)
+
+
+class FakeSession:
+    """What onnxruntime gives when a provider's libraries do not load: a line on standard error, and the CPU."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        os.write(2, b"2025-01-01 00:00:00.0 [W:onnxruntime:Default, a.cc:1 f] Failed to create it. Require cuDNN 9.*\n")
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", "cpuexecutionprovider"])
+def test_cpu_under_all_its_names(name: str) -> None:
+    provider = resolve_provider(name)
+    assert (provider.name, provider.requested, provider.is_cpu) == ("CPUExecutionProvider", name, True)
+    assert provider.as_onnxruntime() == [("CPUExecutionProvider", {})]
+
+
+@pytest.mark.parametrize(("short", "full"), SHORT_NAMES.items())
+def test_short_names_are_names_that_onnxruntime_has(short: str, full: str) -> None:
+    assert provider_name(short) == full
+    assert full in onnxruntime.get_all_providers()
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match=r"'gpu' is not known.*cpu, cuda, tensorrt.*CUDAExecutionProvider"):
+        resolve_provider("gpu")
+
+
+def test_a_missing_provider_says_what_is_there_and_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(
+        ProviderUnavailableError,
+        match=r"'cuda' \(CUDAExecutionProvider\).* has CPUExecutionProvider; install onnxruntime-gpu",
+    ) as failure:
+        resolve_provider("cuda")
+    assert failure.value.exit_code == 6
+    with pytest.raises(ProviderUnavailableError, match="onnxruntime-openvino"):
+        resolve_provider("OpenVINOExecutionProvider")
+    with pytest.raises(ProviderUnavailableError, match="install a build of onnxruntime that has it"):
+        resolve_provider("XnnpackExecutionProvider")
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_options_are_pinned_given_and_passed_behind() -> None:
+    assert resolve_provider("cuda").as_onnxruntime() == [
+        ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"}),
+        ("CPUExecutionProvider", {}),
+    ]
+    given = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC", "device_id": "1"}}
+    assert resolve_provider("cuda", given).options == given["cuda"]
+    assert resolve_provider("cuda", given).device_id == 1
+    assert resolve_provider("tensorrt", given).as_onnxruntime() == [
+        ("TensorrtExecutionProvider", {}),
+        ("CUDAExecutionProvider", given["cuda"]),
+        ("CPUExecutionProvider", {}),
+    ]
+    with pytest.raises(RecipeError, match="'cdua' is not known"):
+        resolve_provider("cpu", {"cdua": {}})
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_a_provider_that_does_not_start_is_no_cpu_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    with pytest.raises(
+        ProviderUnavailableError,
+        match=r"^provider 'cuda' \(CUDAExecutionProvider\) is installed but does not start: Fail",
+    ) as failure:
+        Session(MODEL, resolve_provider("cuda"))
+    assert "Require cuDNN 9.*" in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.usefixtures("with_cuda")
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ('Unknown provider option: "foo"', RecipeError),
+        ("CUDA failure 100: no CUDA-capable device is detected", ProviderUnavailableError),
+    ],
+)
+def test_a_provider_that_raises(message: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = onnxruntime.InferenceSession
+
+    def start(source: Any, options: Any, providers: Any, **kwargs: Any) -> Any:
+        if providers[0][0] == "CUDAExecutionProvider":
+            raise RuntimeError(message)
+        return genuine(source, options, providers=["CPUExecutionProvider"], **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(error, match=message[:15]):
+        Session(MODEL, resolve_provider("cuda"))
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_a_broken_model_is_not_blamed_on_the_provider() -> None:
+    with pytest.raises(ModelError, match="cannot load it"):
+        Session(b"no model", Provider("cuda", "CUDAExecutionProvider"))
+
+
+def test_the_complaint_of_a_silent_failure_and_standard_error_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
+    assert complaint_of(lambda: None) == "it gave no reason"
+    assert complaint_of(lambda: [][1]) == "list index out of range"
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
+
+
+def test_a_device_number_that_is_none() -> None:
+    with pytest.raises(RecipeError, match="device_id"):
+        _ = Provider("cuda", "CUDAExecutionProvider", {"device_id": "first"}).device_id
+
+
+def test_the_provider_that_runs_is_recorded() -> None:
+    session = Session(MODEL, CPU_PROVIDER, SessionSettings(threads=1))
+    assert session.providers == ("CPUExecutionProvider",)
