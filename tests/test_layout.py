@@ -13,6 +13,11 @@ import pytest
 
 import onnxcompress
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "onnxcompress"
 MOST_LINES = 420  # about 400, says the design
@@ -116,6 +121,20 @@ def test_version_has_a_single_source() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", onnxcompress.__version__)
     stated = [path for path in PACKAGE.rglob("*.py") if re.search(r"^__version__\s*=", path.read_text("utf-8"), re.M)]
     assert stated == [PACKAGE / "__init__.py"]
+
+
+# By the name of the import: the package that brings it, where the names differ or another one brings it along.
+BROUGHT_BY = {"PIL": "pillow", "google": "onnx", "onnx_graphsurgeon": "onnx-graphsurgeon"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Something that only the development tools happen to bring would be missing at a user's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in (*project["dependencies"], "torch")}
+    assert "torch" in " ".join(project["optional-dependencies"]["train"])
+    tops = {name.partition(".")[0] for path in MODULES for name in imported_modules(path.read_text("utf-8"))}
+    third_party = tops - set(sys.stdlib_module_names) - {"onnxcompress", "tomllib"}
+    assert {BROUGHT_BY.get(name, name) for name in third_party} - declared == set()
 
 
 @pytest.mark.parametrize("folder", ["onnxcompress", "models", "tests"])
