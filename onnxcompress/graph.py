@@ -38,6 +38,13 @@ Signature = tuple[tuple[str, int | None, Shape | None], ...]
 
 _FOLDED_INTO_SKELETON_BYTES = 16384
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4
+_STAND_INS = {
+    "GroupNormalization": ("Identity", 1),
+    "MeanVarianceNormalization": ("Identity", 1),
+    "GreaterOrEqual": ("Greater", 2),
+    "LessOrEqual": ("Less", 2),
+}
+"""Operators that onnx infers nothing of (some only in some opsets), and one of the same shapes, with its inputs."""
 
 
 class Model:
@@ -343,9 +350,21 @@ class Model:
 
 
 def _infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Infer shapes and element types, strictly, with the values of shape computations propagated."""
+    """Infer shapes and element types, strictly, with the values of shape computations propagated.
+
+    Propagation has bugs of its own (onnx 1.23 makes an empty vector of a Slice by a computed start): where only it
+    finds a contradiction, there is none.
+    """
+    _stand_in(proto.graph)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    free_inputs = [info for info in proto.graph.input if info.name not in constants]
+    del proto.graph.input[:]
+    proto.graph.input.extend(free_inputs)  # onnx takes a listed constant's values for unknown
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        except onnx.shape_inference.InferenceError:
+            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     except Exception as error:
         raise ModelError(f"its shapes contradict each other: {_one_line(error)}") from error
     shapes: dict[str, Shape] = {}
@@ -356,6 +375,17 @@ def _infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
             if info.type.tensor_type.HasField("shape"):
                 shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
     return shapes, dtypes
+
+
+def _stand_in(graph: onnx.GraphProto) -> None:
+    """Replace operators whose inference onnx lacks by one of the same types and shapes."""
+    for node in graph.node:
+        if node.domain in ("", "ai.onnx") and node.op_type in _STAND_INS:
+            node.op_type, inputs = _STAND_INS[node.op_type]
+            del node.input[inputs:], node.attribute[:]
+        for attribute in node.attribute:
+            for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _stand_in(nested)
 
 
 def _array_info(name: str, array: Array) -> onnx.ValueInfoProto:
