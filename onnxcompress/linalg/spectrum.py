@@ -13,7 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float64]
-"""float64, any number of axes; the docstrings give the shapes."""
+"""float64 (float32 where `working` says so), any number of axes; the docstrings give the shapes."""
+
+_LARGEST_IN_DOUBLE = 2**25
+_BLOCK = 2**22
+"""Elements of a tensor that are converted at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,34 @@ def left_spectrum(matrix: npt.NDArray[np.floating]) -> Spectrum:
     return Spectrum(singular, vectors, (rows, columns))
 
 
+def working(tensor: npt.NDArray[np.floating]) -> Matrix:
+    """Return a tensor as the decompositions work on it: float64, or float32 above 32 M elements to spare memory.
+
+    Gram matrices and energies are float64 either way; float32 is what the products with the bases are rounded to.
+    """
+    dtype = np.float64 if tensor.size <= _LARGEST_IN_DOUBLE or tensor.dtype == np.float64 else np.float32
+    return np.asarray(tensor, dtype=dtype)
+
+
+def energy(tensor: npt.NDArray[np.floating]) -> float:
+    """Return the sum of squares, in float64."""
+    flat = tensor.reshape(-1)
+    blocks = (np.asarray(flat[at : at + _BLOCK], np.float64) for at in range(0, flat.size, _BLOCK))
+    return float(sum(np.dot(block, block) for block in blocks))
+
+
 def gram(matrix: npt.NDArray[np.floating]) -> Matrix:
     """Return `matrix @ matrix.T` in float64, shape (rows, rows).
 
     Raises:
         ValueError: the matrix holds NaN or infinite values.
     """
-    double = np.asarray(matrix, dtype=np.float64)
-    product: Matrix = double @ double.T
+    rows, columns = matrix.shape
+    step = columns if matrix.dtype == np.float64 else max(1, _BLOCK // rows)
+    product: Matrix = np.zeros((rows, rows))
+    for at in range(0, columns, step):
+        double = np.asarray(matrix[:, at : at + step], dtype=np.float64)
+        product += double @ double.T
     if not np.isfinite(product).all():
         raise ValueError("the matrix holds NaN or infinite values, or values whose squares overflow")
     return product

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.linalg.spectrum import Matrix, Spectrum, left_spectrum
+from onnxcompress.linalg.spectrum import Matrix, Spectrum, energy, left_spectrum, working
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,17 @@ def truncated_svd(matrix: npt.NDArray[np.floating], rank: int, *, spectrum: Spec
         raise ValueError(
             f"rank must be from 1 to {min(rows, columns)} for a matrix of shape {matrix.shape}, got {rank}"
         )
-    double = np.asarray(matrix, dtype=np.float64)
-    basis = (spectrum or short_side_spectrum(double)).basis(rank)
-    left, right = (basis, basis.T @ double) if rows <= columns else (double @ basis, basis.T)
-    carrier = right if rows <= columns else left
-    return TruncatedSvd(left, right, relative_error(double, carrier))
+    matrix = working(matrix)
+    basis = (spectrum or short_side_spectrum(matrix)).basis(rank).astype(matrix.dtype, copy=False)
+    left, right = (basis, basis.T @ matrix) if rows <= columns else (matrix @ basis, basis.T)
+    # The basis is orthonormal: the factor beside it carries the energy that is kept.
+    kept = energy(right if rows <= columns else left)
+    return TruncatedSvd(left, right, error_of_energies(energy(matrix), kept))
 
 
-def relative_error(original: Matrix, kept: Matrix) -> float:
-    """Return the relative Frobenius error of an orthogonal projection whose coefficients are `kept`.
+def error_of_energies(whole: float, kept: float) -> float:
+    """Return the relative Frobenius error of an orthogonal projection that keeps `kept` of the energy `whole`.
 
     By Pythagoras the error needs no reconstruction: |W - P W|^2 = |W|^2 - |P W|^2.
     """
-    whole = float(np.vdot(original, original))
-    if whole == 0.0:
-        return 0.0
-    return math.sqrt(max(0.0, 1.0 - float(np.vdot(kept, kept)) / whole))
+    return math.sqrt(max(0.0, 1.0 - kept / whole)) if whole > 0.0 else 0.0

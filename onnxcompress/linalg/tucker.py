@@ -20,8 +20,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.linalg.spectrum import Matrix, Spectrum, descending_eigenpairs, gram, left_spectrum
-from onnxcompress.linalg.svd import relative_error
+from onnxcompress.linalg.spectrum import (
+    Matrix,
+    Spectrum,
+    descending_eigenpairs,
+    energy,
+    gram,
+    left_spectrum,
+    working,
+)
+from onnxcompress.linalg.svd import error_of_energies
 
 OUTPUT_MODE = 0
 INPUT_MODE = 1
@@ -73,8 +81,8 @@ def kernel_spectra(kernel: npt.NDArray[np.floating]) -> KernelSpectra:
     Raises:
         ValueError: the kernel is empty, has fewer than two axes, or holds NaN or infinite values.
     """
-    double = _double(kernel)
-    return KernelSpectra(*(left_spectrum(unfold(double, mode)) for mode in (OUTPUT_MODE, INPUT_MODE)))
+    kernel = _working(kernel)
+    return KernelSpectra(*(left_spectrum(unfold(kernel, mode)) for mode in (OUTPUT_MODE, INPUT_MODE)))
 
 
 def tucker2(
@@ -86,7 +94,7 @@ def tucker2(
     sweeps: int = DEFAULT_SWEEPS,
     tolerance: float = DEFAULT_TOLERANCE,
 ) -> Tucker2:
-    """Decompose a kernel (O, I, k...) with any number of spatial axes, in float64.
+    """Decompose a kernel (O, I, k...) with any number of spatial axes.
 
     Args:
         kernel: (O, I, k...).
@@ -99,25 +107,24 @@ def tucker2(
     Raises:
         ValueError: a rank is out of range, or the kernel is empty or holds NaN or infinite values.
     """
-    double = _double(kernel)
-    for name, rank, size in (("rank_out", rank_out, double.shape[0]), ("rank_in", rank_in, double.shape[1])):
+    kernel = _working(kernel)
+    for name, rank, size in (("rank_out", rank_out, kernel.shape[0]), ("rank_in", rank_in, kernel.shape[1])):
         if not 1 <= rank <= size:
-            raise ValueError(f"{name} must be from 1 to {size} for a kernel of shape {double.shape}, got {rank}")
-    spectra = spectra or kernel_spectra(double)
+            raise ValueError(f"{name} must be from 1 to {size} for a kernel of shape {kernel.shape}, got {rank}")
+    spectra = spectra or kernel_spectra(kernel)
     basis_out, basis_in = spectra.output.basis(rank_out), spectra.input.basis(rank_in)
+    whole = energy(kernel)
     done, error = 0, math.inf
     # With one mode at full rank the other's HOSVD basis is optimal already.
-    both_truncated = rank_out < double.shape[0] and rank_in < double.shape[1]
+    both_truncated = rank_out < kernel.shape[0] and rank_in < kernel.shape[1]
     for _ in range(sweeps if both_truncated else 0):
-        basis_in = _best_basis(double, basis_out, fixed=OUTPUT_MODE, wanted=INPUT_MODE, rank=rank_in)
-        narrowed = mode_products(double, {INPUT_MODE: basis_in.T})
-        values, vectors = descending_eigenpairs(gram(unfold(narrowed, OUTPUT_MODE)))
-        basis_out, done = vectors[:, :rank_out], done + 1
-        before, error = error, _error_of_kept(double, float(np.sum(values[:rank_out])))
+        basis_in, _ = _best_basis(kernel, basis_out, fixed=OUTPUT_MODE, wanted=INPUT_MODE, rank=rank_in)
+        basis_out, kept = _best_basis(kernel, basis_in, fixed=INPUT_MODE, wanted=OUTPUT_MODE, rank=rank_out)
+        before, error, done = error, error_of_energies(whole, kept), done + 1
         if before - error <= tolerance * error:
             break
-    core = mode_products(double, {OUTPUT_MODE: basis_out.T, INPUT_MODE: basis_in.T})
-    return Tucker2(core, basis_out, basis_in, relative_error(double, core), done)
+    core = mode_products(kernel, {OUTPUT_MODE: basis_out.T, INPUT_MODE: basis_in.T})
+    return Tucker2(core, basis_out, basis_in, error_of_energies(whole, energy(core)), done)
 
 
 def load_tensor_algebra() -> None:
@@ -139,23 +146,20 @@ def mode_products(tensor: Matrix, matrices: dict[int, Matrix]) -> Matrix:
     from tensorly import backend_context, tenalg
 
     modes: Sequence[int] = sorted(matrices)
+    factors = [matrices[mode].astype(tensor.dtype, copy=False) for mode in modes]
     with backend_context("numpy", local_threadsafe=True):
-        product: Matrix = tenalg.multi_mode_dot(tensor, [matrices[m] for m in modes], modes=modes)
+        product: Matrix = tenalg.multi_mode_dot(tensor, factors, modes=modes)
     return product
 
 
-def _best_basis(kernel: Matrix, given: Matrix, *, fixed: int, wanted: int, rank: int) -> Matrix:
+def _best_basis(kernel: Matrix, given: Matrix, *, fixed: int, wanted: int, rank: int) -> tuple[Matrix, float]:
+    """Return the best basis of one mode given the other's, and the energy that both keep."""
     narrowed = mode_products(kernel, {fixed: given.T})
-    _, vectors = descending_eigenpairs(gram(unfold(narrowed, wanted)))
-    return vectors[:, :rank]
+    values, vectors = descending_eigenpairs(gram(unfold(narrowed, wanted)))
+    return vectors[:, :rank], float(np.sum(values[:rank]))
 
 
-def _error_of_kept(kernel: Matrix, kept_energy: float) -> float:
-    whole = float(np.vdot(kernel, kernel))
-    return math.sqrt(max(0.0, 1.0 - kept_energy / whole)) if whole > 0.0 else 0.0
-
-
-def _double(kernel: npt.NDArray[np.floating]) -> Matrix:
+def _working(kernel: npt.NDArray[np.floating]) -> Matrix:
     if kernel.ndim < 2 or not kernel.size:
         raise ValueError(f"expected a kernel (O, I, k...), got shape {kernel.shape}")
-    return np.asarray(kernel, dtype=np.float64)
+    return working(kernel)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.linalg import KernelSpectra, Tucker2, kernel_spectra, tucker2
-from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.linalg.spectrum import Matrix, energy
 from onnxcompress.linalg.tucker import INPUT_MODE, OUTPUT_MODE, mode_products
 from onnxcompress.passes.tucker.sites import Array, ConvSite
 
@@ -103,7 +103,7 @@ def _core(group: Tucker2, split: SplitShape) -> Matrix:
 def _pooled_error(site: ConvSite, groups: Sequence[Tucker2]) -> float:
     if len(groups) == 1:
         return groups[0].relative_error
-    energies = np.array([float(np.vdot(kernel, kernel)) for kernel in site.kernels()])
+    energies = np.array([energy(kernel) for kernel in site.kernels()])
     errors = np.array([group.relative_error for group in groups])
     whole = float(energies.sum())
     return float(np.sqrt(np.sum(errors**2 * energies) / whole)) if whole > 0.0 else 0.0

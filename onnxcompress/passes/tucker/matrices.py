@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
-from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.linalg.spectrum import Matrix, working
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.passes.tucker.cost import SplitCost
-from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, Array, has_input, why_no_float_constant
+from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, Array, has_input, positions_of, why_no_float_constant
 
 _OPERATORS = ("Conv", "Gemm", "MatMul")
 
@@ -47,9 +46,9 @@ class MatrixSite:
         return (rows, columns) if self.transposed else (columns, rows)
 
     def matrix(self) -> Matrix:
-        """Return the weight as float64, (O, I)."""
-        double = np.asarray(self.weight, dtype=np.float64).reshape(self.weight.shape[:2])
-        return double if self.transposed else double.T
+        """Return the weight as (O, I)."""
+        weight = working(self.weight).reshape(self.weight.shape[:2])
+        return weight if self.transposed else weight.T
 
     def cost(self, rank: int) -> SplitCost:
         """Return the cost of two factors of a rank."""
@@ -68,13 +67,13 @@ def find_matrix_sites(model: Model, context: PassContext) -> tuple[list[MatrixSi
     skipped: list[Skipped] = []
     nodes = [node for node in model.nodes if node.op in _OPERATORS and node.domain in DEFAULT_DOMAIN]
     nodes = [node for node in nodes if node.op != "Conv" or _is_pointwise(model, node)]
-    shapes = sample_shapes(model)[0] if nodes else {}
+    shapes, batch = sample_shapes(model) if nodes else ({}, 1)
     for node in nodes:
         reason = _why_not(model, node, context)
         if reason:
             skipped.append(Skipped(node.name, reason))
         else:
-            sites.append(_site(model, node, shapes))
+            sites.append(_site(model, node, shapes, batch))
     return sites, skipped
 
 
@@ -98,19 +97,15 @@ def _is_pointwise(model: Model, node: gs.Node) -> bool:
     return shape is not None and len(shape) >= 3 and all(size == 1 for size in shape[2:])
 
 
-def _site(model: Model, node: gs.Node, shapes: dict[str, Shape]) -> MatrixSite:
+def _site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int) -> MatrixSite:
     tensor = node.inputs[1]
-    out = shapes.get(node.outputs[0].name)
-    # Every axis but the features', and for a Conv but the sample's.
-    rows: Shape | None = None if out is None else (out[2:] if node.op == "Conv" else out[:-1])
-    sizes = [size for size in rows or () if isinstance(size, int)]
     return MatrixSite(
         node=node.name,
         op=node.op,
         weight=model.values(tensor),
         transposed=node.op == "Conv" or bool(node.attrs.get("transB", 0)),
         bias=_elements(model.shape_of(node.inputs[2])) if has_input(node, 2) else 0,
-        positions=math.prod(sizes) if rows is not None and len(sizes) == len(rows) else None,
+        positions=positions_of(shapes.get(node.outputs[0].name), batch, features=1 if node.op == "Conv" else -1),
         sharers=tuple(dict.fromkeys(reader.name for reader in tensor.outputs if reader is not node)),
     )
 

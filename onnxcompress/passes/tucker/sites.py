@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
-from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.linalg.spectrum import Matrix, working
 from onnxcompress.passes.base import PassContext, Skipped
 
 Array = npt.NDArray[Any]
@@ -33,7 +33,8 @@ class ConvSite:
         groups: G.
         weight: as stored: (O, I / G, k...) of a Conv, (I, O / G, k...) of a ConvTranspose.
         has_bias: whether it adds one.
-        in_positions, out_positions: product of the spatial sizes of input and output, None where one is not known.
+        in_positions, out_positions: of one sample: product of the sizes of input and output but the channels, None
+            where one is not known.
         stride: product of the strides: input positions for one output position of a Conv, the reverse where transposed.
         sharers: other nodes that read the same weight tensor.
     """
@@ -74,12 +75,12 @@ class ConvSite:
         return self.groups > 1 and 1 in (self.in_channels // self.groups, self.out_channels // self.groups)
 
     def kernels(self) -> Matrix:
-        """Return each group's kernel, float64, shape (G, O / G, I / G, k...)."""
-        double = np.asarray(self.weight, dtype=np.float64)
+        """Return each group's kernel, shape (G, O / G, I / G, k...)."""
+        weight = working(self.weight)
         if self.op == "ConvTranspose":
-            grouped = double.reshape(self.groups, self.in_channels // self.groups, *double.shape[1:])
+            grouped = weight.reshape(self.groups, self.in_channels // self.groups, *weight.shape[1:])
             return np.swapaxes(grouped, 1, 2)
-        return double.reshape(self.groups, self.out_channels // self.groups, *double.shape[1:])
+        return weight.reshape(self.groups, self.out_channels // self.groups, *weight.shape[1:])
 
 
 def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite], list[Skipped]]:
@@ -87,7 +88,7 @@ def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite],
     sites: list[ConvSite] = []
     skipped: list[Skipped] = []
     nodes = [node for node in model.nodes if node.op in _CONVOLUTIONS and node.domain in DEFAULT_DOMAIN]
-    shapes = sample_shapes(model)[0] if nodes else {}
+    shapes, batch = sample_shapes(model) if nodes else ({}, 1)
     for node in nodes:
         reason = (
             "excluded by --exclude"
@@ -98,12 +99,11 @@ def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite],
         if reason:
             skipped.append(Skipped(node.name, reason))
         else:
-            sites.append(conv_site(model, node, shapes))
+            sites.append(_conv_site(model, node, shapes, batch))
     return sites, skipped
 
 
-def conv_site(model: Model, node: gs.Node, shapes: dict[str, Shape]) -> ConvSite:
-    """Describe a convolution whose weight is constant; `shapes` are those of the model."""
+def _conv_site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int) -> ConvSite:
     tensor = node.inputs[1]
     return ConvSite(
         node=node.name,
@@ -111,8 +111,8 @@ def conv_site(model: Model, node: gs.Node, shapes: dict[str, Shape]) -> ConvSite
         groups=int(node.attrs.get("group", 1)),
         weight=model.values(tensor),
         has_bias=has_input(node, 2),
-        in_positions=_positions(shapes.get(node.inputs[0].name)),
-        out_positions=_positions(shapes.get(node.outputs[0].name)),
+        in_positions=positions_of(shapes.get(node.inputs[0].name), batch, features=1),
+        out_positions=positions_of(shapes.get(node.outputs[0].name), batch, features=1),
         stride=math.prod(int(s) for s in node.attrs.get("strides", (1,))),
         sharers=tuple(dict.fromkeys(reader.name for reader in tensor.outputs if reader is not node)),
     )
@@ -151,8 +151,13 @@ def _why_malformed(node: gs.Node) -> str | None:
     return None
 
 
-def _positions(shape: Shape | None) -> int | None:
-    if shape is None or len(shape) < 3:
+def positions_of(shape: Shape | None, batch: int, *, features: int) -> int | None:
+    """Return the product of all sizes but that of axis `features`, for one sample; None where one is not known."""
+    if not shape:
         return None
-    sizes = [size for size in shape[2:] if isinstance(size, int)]
-    return math.prod(sizes) if len(sizes) == len(shape) - 2 else None
+    others = [size for axis, size in enumerate(shape) if axis != features % len(shape)]
+    sizes = [size for size in others if isinstance(size, int)]
+    if len(sizes) < len(others):
+        return None
+    positions = math.prod(sizes)
+    return positions // batch if positions % batch == 0 else positions

@@ -1,0 +1,191 @@
+"""Parameters and MACs against counts by hand, and the known figures of the real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from onnxcompress.analysis.cost import model_cost, node_macs, sample_shapes
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from tests.passes.tucker_models import conv_model, model_of, weight_of
+
+
+@pytest.mark.parametrize(
+    ("weight", "shape", "attributes", "positions"),
+    [
+        ((8, 6, 3, 3), (1, 6, 9, 10), {}, 7 * 8),
+        ((8, 6, 3, 3), ("batch", 6, 9, 10), {}, 7 * 8),
+        ((8, 6, 3, 3), (4, 6, 9, 10), {}, 7 * 8),
+        ((8, 6, 3, 3), (1, 6, 9, 10), {"strides": [2, 2], "pads": [1, 1, 1, 1]}, 5 * 5),
+        ((8, 6, 3, 3), (1, 6, 9, 10), {"dilations": [2, 2]}, 5 * 6),
+        ((8, 6, 3, 3), (1, 6, 9, 10), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, 5 * 5),
+        ((8, 3, 3, 3), (1, 6, 9, 10), {"group": 2}, 7 * 8),
+        ((8, 1, 3, 3), (1, 8, 9, 10), {"group": 8}, 7 * 8),
+        ((8, 6, 5), (1, 6, 9), {}, 5),
+        ((8, 6, 3, 3, 3), (1, 6, 5, 5, 5), {}, 27),
+    ],
+)
+def test_conv_costs_its_weights_at_every_output_position(weight, shape, attributes, positions):
+    cost = model_cost(conv_model(weight_of(*weight), shape, **attributes))
+    assert cost.macs == np.prod(weight) * positions
+    assert cost.params == np.prod(weight) + weight[0]
+
+
+@pytest.mark.parametrize(("weight", "group"), [((6, 8, 4, 4), 1), ((6, 4, 4, 4), 2)])
+def test_conv_transpose_costs_its_weights_at_every_input_position(weight, group):
+    model = conv_model(weight_of(*weight), (2, 6, 5, 7), op="ConvTranspose", strides=[2, 2], group=group)
+    assert model_cost(model).macs == np.prod(weight) * 5 * 7
+    assert model_cost(model).layers[0].op == "ConvTranspose"
+
+
+@pytest.mark.parametrize("attributes", [{}, {"transB": 1}, {"transA": 1}, {"transA": 1, "transB": 1}])
+def test_gemm(attributes):
+    weight = weight_of(7, 12) if "transB" in attributes else weight_of(12, 7)
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["y"], name="g", **attributes)]
+    if "transA" in attributes:
+        nodes[0].input[0] = "t"
+        nodes.insert(0, helper.make_node("Transpose", ["x"], ["t"], name="t"))
+    model = model_of(nodes, {"w": weight}, ("n", 12))
+    assert (model_cost(model).macs, model_cost(model).params) == (84, 84)
+
+
+@pytest.mark.parametrize(
+    ("shape", "macs"), [(("n", 12), 84), ((5, 12), 84), ((1, 4, 12), 4 * 84), (("n", 2, 4, 12), 8 * 84), ((12,), 84)]
+)
+def test_matmul(shape, macs):
+    model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], {"w": weight_of(12, 7)}, shape)
+    assert model_cost(model).macs == macs
+
+
+def test_matmul_of_two_activations_is_counted():
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="t", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["x", "t"], ["y"], name="m"),
+    ]
+    cost = model_cost(model_of(nodes, {}, ("n", 5, 6)))
+    assert (cost.macs, cost.params) == (5 * 5 * 6, 0)
+
+
+def test_the_other_operators_cost_no_macs_but_count_their_weights():
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["h"], name="bn"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("Reshape", ["r", "shape"], ["y"], name="reshape"),
+    ]
+    vectors = {name: np.ones(6, np.float32) for name in "sbmv"}
+    model = model_of(nodes, {**vectors, "shape": np.array([0, -1])}, (1, 6, 4, 4))
+    cost = model_cost(model)
+    assert (cost.macs, cost.params) == (0, 24)
+    assert [(layer.node, layer.params, layer.macs) for layer in cost.layers] == [("bn", 24, 0)]
+    assert cost.ops == {"BatchNormalization": 1, "Relu": 1, "Reshape": 1}
+    assert cost.weight_bytes == 24 * 4 + 2 * 8
+    assert cost.layer("relu") is None
+
+
+def test_a_shared_weight_counts_once_but_multiplies_twice():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="one", pads=[1] * 4),
+        helper.make_node("Conv", ["h", "w"], ["y"], name="two", pads=[1] * 4),
+    ]
+    cost = model_cost(model_of(nodes, {"w": weight_of(6, 6, 3, 3)}, (1, 6, 8, 8)))
+    assert cost.params == 6 * 6 * 9
+    assert [layer.params for layer in cost.layers] == [324, 0]
+    assert cost.macs == 2 * 324 * 64
+
+
+def test_layers_sum_to_the_whole():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["h"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "g", "c"], ["y"], name="gemm"),
+    ]
+    constants = {"w": weight_of(8, 6, 3, 3), "g": weight_of(8, 5), "c": weight_of(5)}
+    cost = model_cost(model_of(nodes, constants, ("n", 6, 8, 8)))
+    assert cost.macs == sum(layer.macs for layer in cost.layers) == 8 * 6 * 9 * 36 + 40
+    assert cost.params == sum(layer.params for layer in cost.layers) == 432 + 45
+
+
+def test_what_is_not_known_is_none_and_can_be_given():
+    model = conv_model(weight_of(8, 6, 3, 3), ("n", 6, "h", "w"))
+    cost = model_cost(model)
+    assert cost.macs is None
+    assert cost.layers[0].macs is None
+    assert cost.params == 8 * 6 * 9 + 8
+    assert model_cost(model, {"x": (1, 6, 9, 10)}).macs == 432 * 56
+    assert model_cost(model, {"x": (4, 6, 9, 10)}).macs == 432 * 56
+
+
+def test_an_unknown_layer_leaves_the_known_ones():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["h"], ["p"], name="pool"),
+        helper.make_node("Conv", ["p", "v"], ["y"], name="last"),
+    ]
+    model = model_of(nodes, {"w": weight_of(8, 6, 3, 3), "v": weight_of(4, 8, 1, 1)}, ("n", 6, "h", "w"))
+    cost = model_cost(model)
+    assert [layer.macs for layer in cost.layers] == [None, 32]
+    assert cost.macs is None
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"z": (1, 6, 9, 9)}, "no input 'z'"),
+        ({"x": (1, 5, 9, 9)}, "1x5x9x9 does not fit"),
+        ({"x": (1, 6, 9)}, "1x6x9 does not fit"),
+        ({"x": (0, 6, 9, 9)}, "0x6x9x9 does not fit"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes, message):
+    with pytest.raises(RecipeError, match=message):
+        model_cost(conv_model(weight_of(8, 6, 3, 3), ("n", 6, "h", "w")), shapes)
+
+
+def test_shapes_that_contradict_the_model_are_refused():
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["f"], name="reshape"),
+        helper.make_node("MatMul", ["f", "w"], ["y"], name="last"),
+    ]
+    constants = {"flat": np.array([1, -1]), "w": weight_of(6 * 4, 5)}
+    model = model_of(nodes, constants, (1, 6, "h", "w"))
+    assert model_cost(model, {"x": (1, 6, 2, 2)}).macs == 120
+    with pytest.raises(RecipeError, match="cannot run at these shapes"):
+        model_cost(model, {"x": (1, 6, 3, 3)})
+
+
+def test_sample_shapes_leave_the_model_alone():
+    model = conv_model(weight_of(8, 6, 3, 3), ("n", 6, 9, 9))
+    before = dict(model.shapes)
+    shapes, batch = sample_shapes(model)
+    assert (shapes["y"], batch) == ((1, 8, 7, 7), 1)
+    assert model.shapes == before
+    assert node_macs(model.nodes[0], shapes) == 432 * 49
+    assert node_macs(model.nodes[0], {}) is None
+
+
+def test_only_floating_point_elements_are_parameters():
+    weights = {"w": weight_of(6, 6, 1, 1, dtype=np.float16)}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], name="cast", to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["h", "w"], ["y"], name="conv"),
+    ]
+    cost = model_cost(model_of(nodes, weights, (1, 6, 2, 2)))
+    assert (cost.params, cost.weight_bytes) == (36, 72)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "mega_macs", "convs"),
+    [("googlenet-bvlc", 6_998_552, 1582.67, 57), ("squeezenet-1.0", 1_235_496, None, 26)],
+)
+def test_real_models(shared_data: Path, name, params, mega_macs, convs):
+    cost = model_cost(Model.load(shared_data / f"{name}.onnx"))
+    assert cost.params == params
+    assert cost.ops["Conv"] == convs
+    assert cost.macs is not None
+    if mega_macs is not None:
+        assert cost.macs / 1e6 == pytest.approx(mega_macs, abs=0.005)
