@@ -295,6 +295,7 @@ RULES: Mapping[str, Rule] = {
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
     "Cast": _cast,
+    "CastLike": _cast,
     "Floor": _rounding(np.floor),
     "Ceil": _rounding(np.ceil),
     "Neg": _unary(np.negative),

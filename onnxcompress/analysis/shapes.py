@@ -135,6 +135,8 @@ class ShapeValues:
         attributes = dict(node.attrs)
         if node.op == "Cast" and isinstance(attributes.get("to"), int):
             attributes["to"] = onnx.helper.tensor_dtype_to_np_dtype(attributes["to"])
+        if node.op == "CastLike":
+            attributes["to"] = self._dtype(node.outputs[0].name)
         if node.op == "ConstantOfShape":
             attributes.update(self._tensors_of(node))
         return attributes
@@ -183,28 +185,34 @@ def fold_static_values(model: Model) -> int:
 
 
 def settle_reshape_targets(model: Model, shape_values: ShapeValues) -> bool:
-    """Make targets of Reshape constant that are computed but leave at most one length open, in place.
-
-    A length that is the input's own at the same place becomes 0 (copy), one other open length -1 (what is left): the
-    same shapes, which shape inference can follow. Returns whether a target changed.
-    """
+    """Make computed targets of Reshape constant where `settled_target` finds one, in place; return whether it did."""
     changed = False
     for node in model.nodes:
-        if node.op != "Reshape" or node.attrs.get("allowzero", 0) or isinstance(node.inputs[1], gs.Constant):
-            continue
-        known = shape_values.values(node.inputs[1])
-        if known is None:
-            continue
-        origins = shape_values.origin(node.inputs[1]) or (None,) * len(known)
-        before = model.shape_of(node.inputs[0]) or ()
-        target = []
-        for place, (length, origin) in enumerate(zip(known, origins, strict=True)):
-            own = place < len(before) and _is_dimension(model, origin, node.inputs[0].name, place)
-            target.append(length if length is not None else (0 if own else -1))
-        if target.count(-1) <= 1:
+        target = settled_target(model, node, shape_values)
+        if target is not None:
             model.set_input(node, 1, np.array(target, np.int64))
             changed = True
     return changed
+
+
+def settled_target(model: Model, node: gs.Node, shape_values: ShapeValues) -> list[int] | None:
+    """Return a constant target for a Reshape whose target is computed but leaves at most one length open, else None.
+
+    A length that is the input's own at the same place becomes 0 (copy), one other open length -1 (what is left): the
+    same shapes, which shape inference can follow.
+    """
+    if node.op != "Reshape" or node.attrs.get("allowzero", 0) or isinstance(node.inputs[1], gs.Constant):
+        return None
+    known = shape_values.values(node.inputs[1])
+    if known is None:
+        return None
+    origins = shape_values.origin(node.inputs[1]) or (None,) * len(known)
+    before = model.shape_of(node.inputs[0]) or ()
+    target = []
+    for place, (length, origin) in enumerate(zip(known, origins, strict=True)):
+        own = place < len(before) and _is_dimension(model, origin, node.inputs[0].name, place)
+        target.append(length if length is not None else (0 if own else -1))
+    return target if target.count(-1) <= 1 else None
 
 
 def _is_dimension(model: Model, origin: tuple[str, int] | None, tensor: str, axis: int) -> bool:

@@ -25,7 +25,8 @@ def check_against_runtime(model: Model, sizes: Sequence[Sequence[int]]) -> int:
     shape_values, claims = ShapeValues(model), 0
     for size in sizes:
         feed = {"x": np.zeros(size, np.float32)}
-        computed = {**feed, **run_all(model, feed)}
+        constants = {name: tensor.values for name, tensor in model.constants().items()}
+        computed = {**feed, **constants, **run_all(model, feed)}
         for tensor in [t for n in model.nodes for t in n.outputs]:
             actual = computed[tensor.name]
             values, origins = shape_values.values(tensor), shape_values.origin(tensor)
@@ -246,6 +247,19 @@ def test_expand_as_decides_that_a_dimension_is_not_minus_one() -> None:
     check_against_runtime(model, [(2, 6, 5, 5), (0, 6, 1, 1)])
 
 
+def test_a_bias_of_zeros_as_the_dynamo_exporter_spells_it() -> None:
+    nodes = [
+        node("CastLike", ["zero", "x"], "real"),
+        node("Shape", ["w"], "s", start=0, end=1),
+        node("Expand", ["real", "s"], "bias"),
+        node("Conv", ["x", "w", "bias"], "y"),
+    ]
+    model = build(nodes, {"zero": np.array(0, np.int64), "w": np.ones((4, 6, 1, 1), np.float32)})
+    assert check_against_runtime(model, [(1, 6, 2, 2)]) == 5
+    fold_static_values(model)
+    assert [n.op for n in model.nodes] == ["Conv"]
+
+
 def test_an_unknown_part_of_a_concat_leaves_the_other_parts_known() -> None:
     nodes = [
         node("Shape", ["x"], "s"),
@@ -334,8 +348,10 @@ def test_fold_removes_what_is_static_and_changes_no_bit() -> None:
     }
     model = build(nodes, constants, outputs=["y"])
     folded = model.copy()
-    assert fold_static_values(folded) == 5
-    assert [n.op for n in folded.nodes] == ["Shape", "Gather", "Concat", "Reshape", "Transpose", "Concat", "Reshape"]
+    assert fold_static_values(folded) == 9
+    assert [n.op for n in folded.nodes] == ["Reshape", "Transpose", "Reshape"]
+    # The batch is copied (0), the last length follows (-1).
+    assert [n.inputs[1].values.tolist() for n in folded.nodes if n.op == "Reshape"] == [[0, 2, 3, -1], [0, 6, -1]]
     assert len(model.nodes) == len(nodes)
     folded.check()
     feed = {"x": np.random.default_rng(0).standard_normal((BATCH, 6, HEIGHT, WIDTH)).astype(np.float32)}

@@ -171,9 +171,14 @@ def test_every_step_can_be_switched_off() -> None:
         node("Conv", ["a", "wt"], "c"),
         node("BatchNormalization", ["c", *"sbmv"], "y"),
         node("Neg", ["a"], "unread"),
+        node("Shape", ["x"], "s0"),
+        node("Gather", ["s0", "first"], "n"),
+        node("Concat", ["n", "rest"], "target", axis=0),
+        node("Reshape", ["x", "target"], "z"),
     ]
-    statistics = {name: np.full(4, 0.5, np.float32) for name in "sbmv"}
-    model = build(nodes, {"w": weight.transpose(1, 0, 2, 3), **statistics}, outputs=["y"])
+    constants = {name: np.full(4, 0.5, np.float32) for name in "sbmv"}
+    constants |= {"first": np.array([0]), "rest": np.array([-1]), "w": weight.transpose(1, 0, 2, 3)}
+    model = build(nodes, constants, outputs=["y", "z"])
     done = {decision["step"] for decision in clean(model)[1].decisions}
     assert done == set(STEPS)
     for step in STEPS:
@@ -183,6 +188,31 @@ def test_every_step_can_be_switched_off() -> None:
     unchanged = Cleanup(CleanupConfig(())).plan(model, PassContext())
     assert unchanged == Plan("cleanup")
     assert not Cleanup(CleanupConfig(())).apply(model, unchanged, PassContext()).modified
+
+
+def test_a_computed_target_is_settled_unless_two_lengths_are_open() -> None:
+    nodes = [
+        node("Shape", ["x"], "s"),
+        node("Split", ["s"], "n", "c", "h", "w", axis=0),
+        node("Gather", ["s", "spatial"], "hw"),
+        node("ReduceProd", ["hw"], "area"),
+        node("Gather", ["s", "first"], "batch"),
+        node("Concat", ["batch", "groups", "area"], "flat", axis=0),
+        node("Reshape", ["x", "flat"], "y"),
+        node("Concat", ["w", "h", "groups", "n"], "odd", axis=0),
+        node("Reshape", ["x", "odd"], "z"),
+    ]
+    constants = {"spatial": np.array([2, 3]), "first": np.array([0]), "groups": np.array([6])}
+    model = build(nodes, constants, outputs=["y", "z"])
+    cleaned, plan = clean(model)
+    settled = [d for d in plan.decisions if d["step"] == "reshape"]
+    assert [(d["node"], d["computed"], d["target"]) for d in settled] == [("Reshape_6", "flat", [0, 6, -1])]
+    assert reasons(plan) == {
+        "Reshape_8": "reshape: more than one length of its target 'odd' is not known before the run"
+    }
+    assert ops(cleaned) == ["Shape", "Split", "Reshape", "Concat", "Reshape"]
+    for sizes in ({"n": 1, "h": 4, "w": 5}, {"n": 3, "h": 6, "w": 2}):
+        assert_same_bits(model, cleaned, **sizes)
 
 
 def test_excluded_nodes_are_left_alone() -> None:

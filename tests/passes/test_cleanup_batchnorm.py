@@ -53,6 +53,7 @@ def test_folds_into_the_conv_before(opset: int, bias: bool, group: int) -> None:
             "step": "batchnorm",
             "round": 1,
             "node": "BatchNormalization_1",
+            "op": "BatchNormalization",
             "into": "Conv_0",
             "side": "before",
             "weight": "w",

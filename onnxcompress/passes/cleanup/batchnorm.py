@@ -100,6 +100,7 @@ def _decide(
                 names = {key: node.inputs[i].name for i, key in enumerate(_STATISTICS, 1)}
                 return {
                     "node": node.name,
+                    "op": node.op,
                     "into": linear.name,
                     "side": side,
                     "weight": linear.inputs[1].name,

@@ -13,10 +13,11 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.cleanup.batchnorm import BatchNormFolding
 from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
+from onnxcompress.passes.cleanup.reshape import ReshapeSettling
 from onnxcompress.passes.cleanup.unused import UnusedRemoval
 
 RULES: Mapping[str, type[Pass]] = {
-    rule.name: rule for rule in (IdentityRemoval, ConstantFolding, BatchNormFolding, UnusedRemoval)
+    rule.name: rule for rule in (IdentityRemoval, ConstantFolding, ReshapeSettling, BatchNormFolding, UnusedRemoval)
 }
 STEPS = tuple(RULES)
 """Names of all steps, in the order in which they run."""
