@@ -58,7 +58,7 @@ class Surgery:
         shape = self.model.shape_of(tensor)
         if shape is None or len(shape) != 1 or not isinstance(shape[0], int):
             raise PassError(f"the vector '{tensor.name}' of '{node.name}' has no known length")
-        mask, values = np.zeros(shape[0], bool), np.zeros(shape[0], np.int64)
+        mask, values = np.zeros(shape[0], bool), np.zeros(shape[0], self.model.dtype_of(tensor))
         for at, value in entries.items():
             mask[at], values[at] = True, value
         patched = self.model.new_variable(f"{tensor.name}_pruned")

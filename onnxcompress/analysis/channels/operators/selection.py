@@ -96,7 +96,8 @@ def slice_(analysis: ChannelAnalysis, node: gs.Node) -> None:
     labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
     if labels is None or shape is None:
         return
-    ranges = _slice_ranges(analysis, node, len(shape))
+    axes = _slice_axes(analysis, node, len(shape))
+    ranges = None if axes is None else _slice_ranges(analysis, node, axes)
     cut = None if ranges is None else {axis: r for axis, r in ranges.items() if axis in labels.axes}
     if cut == {}:
         analysis.set(node.outputs[0], labels)
@@ -114,82 +115,70 @@ def slice_(analysis: ChannelAnalysis, node: gs.Node) -> None:
     analysis.set(node.outputs[0], taken)
     analysis.keep_one(taken.ids)
 
+    entry, only = (axes or []).index(axis), len(axes or []) == 1
+
     def new_range(surgery: Surgery, pruned: gs.Node) -> None:
-        _pick(surgery, pruned, axis, expanded.ids, picked, other_axes=len(ranges or ()) > 1)
+        kept = surgery.kept(expanded.ids)
+        positions = (np.cumsum(kept) - 1)[picked[kept[picked]]]
+        _pick(surgery, pruned, axis, entry, positions, only=only)
 
     analysis.on_removal(node, expanded, new_range)
 
 
-def _slice_ranges(analysis: ChannelAnalysis, node: gs.Node, rank: int) -> dict[int, slice | None] | None:
-    """Return {axis: range} of a Slice node, None where an axis, or the value of a range, is not known."""
+def _slice_axes(analysis: ChannelAnalysis, node: gs.Node, rank: int) -> list[int] | None:
+    """Return which axis each entry of a Slice's vectors belongs to, None if that is not known."""
+    axes: tuple[int | None, ...] | None
     if analysis.model.opset < 10:
-        starts, ends = node.attrs["starts"], node.attrs["ends"]
-        axes, steps = node.attrs.get("axes", range(len(starts))), [1] * len(starts)
-        return {a % rank: slice(s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)}
-    known_starts, known_ends = analysis.ints(node, 1), analysis.ints(node, 2)
-    axes_input = analysis.input(node, 3)
-    count = len(known_starts or known_ends or ())
-    known_axes = analysis.ints(node, 3) if axes_input is not None else tuple(range(count or rank))
-    if known_axes is None or None in known_axes:
+        axes = tuple(node.attrs.get("axes", range(len(node.attrs["starts"]))))
+    elif analysis.input(node, 3) is not None:
+        axes = analysis.ints(node, 3)
+    else:
+        axes = tuple(range(len(analysis.ints(node, 1) or analysis.ints(node, 2) or range(rank))))
+    if axes is None or None in axes:
         return None
-    steps_known = analysis.ints(node, 4) if analysis.input(node, 4) is not None else (1,) * len(known_axes)
+    return [int(axis or 0) % rank for axis in axes]
+
+
+def _slice_ranges(analysis: ChannelAnalysis, node: gs.Node, axes: list[int]) -> dict[int, slice | None]:
+    """Return {axis: range} of a Slice node, None for a range that is not known."""
+    vectors: list[tuple[int | None, ...] | None]
+    if analysis.model.opset < 10:
+        vectors = [tuple(node.attrs["starts"]), tuple(node.attrs["ends"]), (1,) * len(axes)]
+    else:
+        steps = analysis.ints(node, 4) if analysis.input(node, 4) is not None else (1,) * len(axes)
+        vectors = [analysis.ints(node, 1), analysis.ints(node, 2), steps]
     ranges: dict[int, slice | None] = {}
-    for i, a in enumerate(known_axes):
-        values = [None if v is None or i >= len(v) else v[i] for v in (known_starts, known_ends, steps_known)]
-        start, end, step = values
+    for entry, axis in enumerate(axes):
+        start, end, step = (None if v is None or entry >= len(v) else v[entry] for v in vectors)
         if start is None or end is None or step is None:
-            ranges[int(a or 0) % rank] = None
+            ranges[axis] = None
             continue
         before_first = step < 0 and end < -(2**31)
-        ranges[int(a or 0) % rank] = slice(start, None if before_first else end, step)
+        ranges[axis] = slice(start, None if before_first else end, step)
     return ranges
 
 
-def _pick(surgery: Surgery, node: gs.Node, axis: int, ids: Ids, picked: Ids, *, other_axes: bool = False) -> None:
-    """Make a Slice node pick the kept ones of `picked`: as a range where they are neighbours, by Gather otherwise."""
-    kept = surgery.kept(ids)
-    place = np.cumsum(kept) - 1
-    positions = place[picked[kept[picked]]]
-    if np.array_equal(positions, np.arange(positions[0], positions[0] + len(positions))):
-        start, end = int(positions[0]), int(positions[-1]) + 1
-        if surgery.model.opset < 10:
-            at = [a % 8 for a in node.attrs.get("axes", range(len(node.attrs["starts"])))].index(axis)
-            node.attrs["starts"][at], node.attrs["ends"][at] = start, end
+def _pick(surgery: Surgery, node: gs.Node, axis: int, entry: int, positions: Ids, *, only: bool) -> None:
+    """Make a Slice node pick `positions`: as a range where they are neighbours, behind a Gather otherwise."""
+    start = int(positions[0])
+    if not np.array_equal(positions, np.arange(start, start + len(positions))):
+        source, output = node.inputs[0], node.outputs[0]
+        indices = surgery.model.new_constant(f"{node.name}_positions", positions)
+        gathered = output if only else surgery.model.new_variable(f"{output.name}_gathered")
+        if only:
+            node.outputs.clear()
+        name = surgery.model.unique_name(f"{node.name}_gather")
+        surgery.model.insert_before(node, [gs.Node("Gather", name, {"axis": axis}, [source, indices], [gathered])])
+        if only:
             return
-        at = _slice_entry(surgery, node, axis)
-        surgery.patch_vector(node, 1, {at: start})
-        surgery.patch_vector(node, 2, {at: end})
-        if len(node.inputs) > 4 and node.inputs[4].name:
-            surgery.patch_vector(node, 4, {at: 1})
-        return
-    source, output = node.inputs[0], node.outputs[0]
-    indices = surgery.model.new_constant(f"{node.name}_positions", positions)
-    name = surgery.model.unique_name(f"{node.name}_gather")
-    if not other_axes:
-        node.outputs.clear()
-        surgery.model.insert_before(node, [gs.Node("Gather", name, {"axis": axis}, [source, indices], [output])])
-        return
-    gathered = surgery.model.new_variable(f"{output.name}_gathered")
-    surgery.model.insert_before(node, [gs.Node("Gather", name, {"axis": axis}, [source, indices], [gathered])])
-    node.inputs[0] = gathered
+        node.inputs[0], start = gathered, 0
     if surgery.model.opset < 10:
-        at = [a % 8 for a in node.attrs.get("axes", range(len(node.attrs["starts"])))].index(axis)
-        node.attrs["starts"][at], node.attrs["ends"][at] = 0, len(positions)
+        node.attrs["starts"][entry], node.attrs["ends"][entry] = start, start + len(positions)
         return
-    at = _slice_entry(surgery, node, axis)
-    surgery.patch_vector(node, 1, {at: 0})
-    surgery.patch_vector(node, 2, {at: len(positions)})
+    surgery.patch_vector(node, 1, {entry: start})
+    surgery.patch_vector(node, 2, {entry: start + len(positions)})
     if len(node.inputs) > 4 and node.inputs[4].name:
-        surgery.patch_vector(node, 4, {at: 1})
-
-
-def _slice_entry(surgery: Surgery, node: gs.Node, axis: int) -> int:
-    """Return which entry of a Slice's vectors belongs to `axis`."""
-    if len(node.inputs) < 4 or not node.inputs[3].name:
-        return axis
-    rank = len(surgery.model.shape_of(node.inputs[0]) or ())
-    axes = np.asarray(node.inputs[3].values).reshape(-1) % rank
-    return int(np.flatnonzero(axes == axis)[0])
+        surgery.patch_vector(node, 4, {entry: 1})
 
 
 @operator("Gather")
