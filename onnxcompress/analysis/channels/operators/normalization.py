@@ -115,7 +115,7 @@ def group_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     groups = int(node.attrs["num_groups"])
     parameters = [analysis.constant(node, position) for position in (1, 2)]
-    if labels.axes != (1,) or labels.inner != (1,) or len(labels.ids) % groups or None in parameters:
+    if labels.axes != (1,) or labels.inner != (1,) or len(labels.ids) % groups or any(p is None for p in parameters):
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return
     if groups == len(labels.ids):
