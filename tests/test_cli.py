@@ -45,7 +45,7 @@ def test_compress_writes_a_smaller_valid_model_and_its_report(folder: Path, caps
     assert report["output"]["path"] == "out.onnx"
     assert report["output"]["bytes"] == Path("out.onnx").stat().st_size
     assert report["output"]["params"] < 0.6 * report["input"]["params"]
-    assert [stage["pass"] for stage in report["stages"]] == ["prune", "tucker"]
+    assert [stage["pass"] for stage in report["stages"]] == ["cleanup", "prune", "tucker"]
     assert report["accuracy"]["original"]["top1"] == 100.0
     assert report["accuracy"]["samples"] == 40
     assert report["latency"] == []
@@ -140,7 +140,7 @@ def test_a_recipe_file_gives_options_and_the_command_line_wins(folder: Path) -> 
     Path("recipe.toml").write_text('prune = 0.5\ntucker = "auto"\nreport = "r.json"\nlatency = false\n')
     assert main(["in.onnx", "out.onnx", "--recipe", "recipe.toml", "--tucker", "off", "--no-progress", "-q"]) == 0
     report = json.loads(Path("r.json").read_text())
-    assert [stage["pass"] for stage in report["stages"]] == ["prune"]
+    assert [stage["pass"] for stage in report["stages"]] == ["cleanup", "prune"]
     assert report["recipe"]["prune"] == 0.5
 
 

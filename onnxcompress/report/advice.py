@@ -28,6 +28,8 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
             "Give --data PATH, and --preprocess for images"
         )
+    if recipe.calib is not None and not (recipe.prune > 0 and recipe.importance == "activation"):
+        lines.append("The calibration data were not used: only --prune with --importance activation needs them")
     advice = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
     lines += [f"{line} {advice}" for line in latency_lines(report.latency)]
     return tuple(lines)
@@ -78,14 +80,12 @@ def _how_to_keep_more(recipe: Recipe) -> str:
     """Name what of this recipe can be made gentler."""
     ways = []
     if recipe.prune > 0:
-        ways.append(f"lower --prune (now {recipe.prune:g}; start from 0.05)")
-        if recipe.importance != "activation":
-            ways.append("rank filters by data (--importance activation with --calib)")
+        ways.append(f"lower --prune (now {recipe.prune:g}; start from 0.02)")
     if recipe.tucker not in ("off", "energy=0.99"):
         ways.append("keep more of each Conv (--tucker energy=0.99, or off)")
     if recipe.svd not in ("off", "energy=0.99"):
         ways.append("keep more of each 1x1 Conv (--svd energy=0.99, or off)")
-    ways.append("spare sensitive layers (--exclude REGEX)")
+    ways.append("spare sensitive layers (--exclude REGEX), or train the compressed model further before use")
     gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
     return f"To keep more: {', '.join(ways)}{gate}"
 
