@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model, Shape
 
@@ -21,6 +22,7 @@ Shapes = Mapping[str, Shape]
 """{tensor name: shape} of everything that is not constant."""
 
 _DEFAULT_DOMAIN = (None, "", "ai.onnx")
+_MAX_FOLDING_ROUNDS = 4
 _BATCHED_RANK = 3
 """From three axes on, the first axis of an input is taken as its batch; of two only where no input has three."""
 
@@ -126,14 +128,31 @@ def sample_shapes(
         elif not isinstance(batch, int):
             concrete[name] = (1,)  # `shapes_for` sets leading dimensions and leaves the others as they are
     batch = batches.pop() if len(batches) == 1 else 1
-    if not concrete:
-        return dict(model.shapes), max(batch, 1)
     try:
-        return model.shapes_for(concrete), max(batch, 1)
+        shapes = model.shapes_for(concrete) if concrete else dict(model.shapes)
     except ModelError as error:
         if given:
             raise RecipeError(f"input shape: the model cannot run at these shapes: {error}") from error
         return dict(model.shapes), 1
+    return _completed(model, shapes, concrete), max(batch, 1)
+
+
+def _completed(model: Model, shapes: dict[str, Shape], inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+    """Fill in what shape inference leaves open behind shape arithmetic (Shape, Gather, Slice, …) by folding it."""
+    folded: Model | None = None
+    for _ in range(_MAX_FOLDING_ROUNDS):
+        if all(node_macs(node, shapes) is not None for node in model.nodes):
+            break
+        folded = folded or model.copy()
+        # What folds depends on these shapes: with the batch known, more does.
+        folded.shapes = shapes
+        try:
+            if not fold_static_values(folded):
+                break
+            shapes = {**shapes, **folded.shapes_for(inputs)}
+        except ModelError:  # a declared output shape may contradict this batch
+            break
+    return shapes
 
 
 def node_macs(node: gs.Node, shapes: Shapes) -> int | None:

@@ -132,6 +132,24 @@ def test_an_unknown_layer_leaves_the_known_ones():
     assert cost.macs is None
 
 
+def test_sizes_behind_shape_arithmetic_are_known():
+    """`x.reshape(n, 3, 2, h, w)` as exporters spell it: the lengths are computed from the input's shape."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], name="shape"),
+        *(helper.make_node("Gather", ["shape", f"at{i}"], [f"d{i}"], name=f"gather{i}", axis=0) for i in (0, 2, 3)),
+        *(helper.make_node("Unsqueeze", [f"d{i}", "zero"], [f"u{i}"], name=f"unsqueeze{i}") for i in (0, 2, 3)),
+        helper.make_node("Concat", ["u0", "six", "u2", "u3"], ["target"], name="concat", axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["r"], name="reshape"),
+        helper.make_node("Conv", ["r", "w"], ["y"], name="conv"),
+    ]
+    positions = {f"at{i}": np.array(i) for i in (0, 2, 3)}
+    constants = {**positions, "zero": np.array([0]), "six": np.array([6]), "w": weight_of(8, 6, 3, 3)}
+    model = model_of(nodes, constants, ("n", 6, 9, 10))
+    before = model.to_bytes()
+    assert model_cost(model).macs == 432 * 56
+    assert model.to_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

@@ -208,8 +208,13 @@ def test_a_shared_weight_is_split_once_and_its_factors_are_shared():
     assert [d["node"] for d in result.plan.decisions] == ["one", "two"]
     assert len(result.model.constants()) == 3
     assert verify_splits(model, result, {"x": x}).difference < 1e-5
+    assert saved_params(result.plan) == model_cost(model).params - model_cost(result.model).params
     full = tucker(model, "ratio=1.0")
     assert difference(run(model, x), run(full.model, x)) < 2e-6
+
+
+def saved_params(plan: Plan) -> int:
+    return sum(before - after for before, after in (d["params"] for d in plan.decisions))
 
 
 def test_a_shared_weight_stays_whole_for_a_reader_that_keeps_it():
@@ -219,6 +224,7 @@ def test_a_shared_weight_stays_whole_for_a_reader_that_keeps_it():
     x = input_of(1, 16, 8, 8)
     assert difference(run(model, x), run(result.model, x)) < 2e-6
     assert "w1" in result.model.constants()
+    assert saved_params(result.plan) == model_cost(model).params - model_cost(result.model).params
     reasons = {s.node: s.reason for s in tucker(model, "auto", excluded).plan.skipped}
     assert reasons["one"] == "shares its weight with 'two', which keeps it"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
 from onnxcompress.passes.tucker.sites import ConvSite
@@ -14,11 +15,13 @@ class SplitCost:
     Attributes:
         macs: (before, after) for one sample, None where the spatial size is not known.
         params: (before, after), bias included.
+        bias: how many of the parameters are the bias.
         relative_macs: (before, after) in MACs for one position of the smaller of input and output: always known.
     """
 
     macs: tuple[int, int] | None
     params: tuple[int, int]
+    bias: int
     relative_macs: tuple[int, int]
 
     @property
@@ -31,6 +34,30 @@ class SplitCost:
     def macs_after(self) -> int:
         """MACs of the split form, in units that compare between splits of the same convolution."""
         return (self.macs or self.relative_macs)[1]
+
+
+class ParamsLedger:
+    """Counts parameters over the decisions of a plan, a weight that several nodes read only once."""
+
+    def __init__(self, split: Collection[str]) -> None:
+        self._split = frozenset(split)
+        self._gone: set[str] = set()
+        self._made: set[Hashable] = set()
+
+    def enter(self, cost: SplitCost, *, weight: str, sharers: Collection[str], factors: Hashable) -> list[int]:
+        """Return [before, after] of the next decision, so that the differences sum to the model's.
+
+        Args:
+            cost: of this node alone.
+            weight: name of its weight tensor, which stays in the model where one of the `sharers` is not split.
+            factors: equal for decisions that share the new weights.
+        """
+        counts_before = weight not in self._gone and self._split.issuperset(sharers)
+        counts_after = factors not in self._made
+        self._gone.add(weight)
+        self._made.add(factors)
+        whole, split = (params - cost.bias for params in cost.params)
+        return [cost.bias + whole * counts_before, cost.bias + split * counts_after]
 
 
 def tucker_cost(
@@ -60,5 +87,6 @@ def tucker_cost(
     return SplitCost(
         macs=at(site.in_positions or 0, site.out_positions or 0) if known else None,
         params=(whole + bias, first + core + last + bias),
+        bias=bias,
         relative_macs=at(1, site.stride) if site.op == "ConvTranspose" else at(site.stride, 1),
     )

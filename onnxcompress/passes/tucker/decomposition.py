@@ -19,7 +19,7 @@ from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.tucker import load_tensor_algebra
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.tucker.cache import WeightCache
-from onnxcompress.passes.tucker.cost import SplitCost, tucker_cost
+from onnxcompress.passes.tucker.cost import ParamsLedger, SplitCost, tucker_cost
 from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights, decompose, split_weights
 from onnxcompress.passes.tucker.ranks import DEFAULT_FLOOR, DEFAULT_MIN_RANK, kernel_ranks
 from onnxcompress.passes.tucker.rewrite import replace_conv, require_distinct, split_constants
@@ -58,10 +58,9 @@ class TuckerConfig:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What planning found for one convolution: a split and its cost and error, or why there is none."""
+    """What planning found for one convolution: a split and its error, or why there is none."""
 
     split: SplitShape | None = None
-    cost: SplitCost | None = None
     error: float = 0.0
     reason: str = ""
 
@@ -92,11 +91,12 @@ class TuckerDecomposition(Pass):
         splittable = {site.node for site in sites if why_not_split(site) is None}
         choices = parallel_map(lambda site: self._choose(site, splittable, context), sites)
         decisions: list[Decision] = []
+        ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.split})
         for site, choice in zip(sites, choices, strict=True):
-            if choice.split is None or choice.cost is None:
+            if choice.split is None:
                 reasons[site.node] = choice.reason
             else:
-                decisions.append(_decision(site, choice.split, choice.cost, choice.error))
+                decisions.append(_decision(site, choice.split, choice.error, ledger))
         ordered = tuple(Skipped(node.name, reasons[node.name]) for node in model.nodes if node.name in reasons)
         return Plan(self.name, tuple(decisions), ordered)
 
@@ -141,7 +141,7 @@ class TuckerDecomposition(Pass):
         except (ValueError, np.linalg.LinAlgError) as error:
             return _Choice(reason=f"its weight cannot be decomposed: {error}")
         self._cache.put(site.weight, _how(site, split), weights)
-        return _Choice(split, _cost(site, split), weights.relative_error)
+        return _Choice(split, weights.relative_error)
 
     def _split_shape(
         self, site: ConvSite, spectra: Sequence[KernelSpectra], round_to: int
@@ -217,7 +217,9 @@ def _cost(site: ConvSite, split: SplitShape) -> SplitCost:
     return tucker_cost(site, split.rank_in, split.rank_out, with_in=split.with_in, with_out=split.with_out)
 
 
-def _decision(site: ConvSite, split: SplitShape, cost: SplitCost, error: float) -> Decision:
+def _decision(site: ConvSite, split: SplitShape, error: float, ledger: ParamsLedger) -> Decision:
+    cost = _cost(site, split)
+    factors = (id(site.weight), *_how(site, split))
     return {
         "node": site.node,
         "kind": "tucker",
@@ -227,7 +229,7 @@ def _decision(site: ConvSite, split: SplitShape, cost: SplitCost, error: float) 
         "factors": split.factors,
         "error": error,
         "macs": list(cost.macs) if cost.macs else None,
-        "params": list(cost.params),
+        "params": ledger.enter(cost, weight=site.weight_name, sharers=site.sharers, factors=factors),
     }
 
 

@@ -28,6 +28,7 @@ class MatrixSite:
         transposed: whether it is stored (O, I).
         bias: number of elements added, 0 without.
         positions: rows that are multiplied for one sample, None where not known.
+        weight_name: of the weight tensor.
         sharers: other nodes that read the same weight tensor.
     """
 
@@ -37,6 +38,7 @@ class MatrixSite:
     transposed: bool
     bias: int
     positions: int | None
+    weight_name: str
     sharers: tuple[str, ...] = ()
 
     @property
@@ -55,7 +57,7 @@ class MatrixSite:
         rows, columns = self.weight.shape[:2]
         whole, split = int(rows * columns), rank * int(rows + columns)
         known = None if self.positions is None else (whole * self.positions, split * self.positions)
-        return SplitCost(known, (whole + self.bias, split + self.bias), (whole, split))
+        return SplitCost(known, (whole + self.bias, split + self.bias), self.bias, (whole, split))
 
 
 def find_matrix_sites(model: Model, context: PassContext) -> tuple[list[MatrixSite], list[Skipped]]:
@@ -106,6 +108,7 @@ def _site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int) -> 
         transposed=node.op == "Conv" or bool(node.attrs.get("transB", 0)),
         bias=_elements(model.shape_of(node.inputs[2])) if has_input(node, 2) else 0,
         positions=positions_of(shapes.get(node.outputs[0].name), batch, features=1 if node.op == "Conv" else -1),
+        weight_name=tensor.name,
         sharers=tuple(dict.fromkeys(reader.name for reader in tensor.outputs if reader is not node)),
     )
 

@@ -36,6 +36,7 @@ class ConvSite:
         in_positions, out_positions: of one sample: product of the sizes of input and output but the channels, None
             where one is not known.
         stride: product of the strides: input positions for one output position of a Conv, the reverse where transposed.
+        weight_name: of the weight tensor.
         sharers: other nodes that read the same weight tensor.
     """
 
@@ -47,6 +48,7 @@ class ConvSite:
     in_positions: int | None
     out_positions: int | None
     stride: int
+    weight_name: str
     sharers: tuple[str, ...] = ()
 
     @property
@@ -114,6 +116,7 @@ def _conv_site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int
         in_positions=positions_of(shapes.get(node.inputs[0].name), batch, features=1),
         out_positions=positions_of(shapes.get(node.outputs[0].name), batch, features=1),
         stride=math.prod(int(s) for s in node.attrs.get("strides", (1,))),
+        weight_name=tensor.name,
         sharers=tuple(dict.fromkeys(reader.name for reader in tensor.outputs if reader is not node)),
     )
 

@@ -21,6 +21,7 @@ from onnxcompress.linalg.spectrum import Matrix, Spectrum
 from onnxcompress.linalg.svd import short_side_spectrum, truncated_svd
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.tucker.cache import WeightCache
+from onnxcompress.passes.tucker.cost import ParamsLedger
 from onnxcompress.passes.tucker.matrices import MatrixSite, find_matrix_sites
 from onnxcompress.passes.tucker.ranks import rounded_up
 from onnxcompress.passes.tucker.rewrite import Link, replace_by_chain, require_distinct
@@ -97,9 +98,10 @@ class SvdDecomposition(Pass):
         splittable = {site.node for site in sites}
         choices = parallel_map(lambda site: self._choose(site, splittable, context.round_to), sites)
         decisions: list[Decision] = []
+        ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.rank})
         for site, choice in zip(sites, choices, strict=True):
             if choice.rank:
-                decisions.append(_decision(site, choice))
+                decisions.append(_decision(site, choice, ledger))
             else:
                 reasons[site.node] = choice.reason
         ordered = tuple(Skipped(node.name, reasons[node.name]) for node in model.nodes if node.name in reasons)
@@ -196,8 +198,9 @@ def _how(site: MatrixSite, rank: int) -> tuple[object, ...]:
     return site.transposed, rank
 
 
-def _decision(site: MatrixSite, choice: _Choice) -> Decision:
+def _decision(site: MatrixSite, choice: _Choice, ledger: ParamsLedger) -> Decision:
     cost = site.cost(choice.rank)
+    factors = (id(site.weight), *_how(site, choice.rank))
     return {
         "node": site.node,
         "kind": "svd",
@@ -205,7 +208,7 @@ def _decision(site: MatrixSite, choice: _Choice) -> Decision:
         "channels": list(reversed(site.matrix_shape)),
         "error": choice.error,
         "macs": list(cost.macs) if cost.macs else None,
-        "params": list(cost.params),
+        "params": ledger.enter(cost, weight=site.weight_name, sharers=site.sharers, factors=factors),
     }
 
 
