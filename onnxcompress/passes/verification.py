@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,10 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcompress.errors import DataError, ModelError, PassError
+from onnxcompress.errors import DataError, PassError
 from onnxcompress.graph import Model
-from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
+from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.runtime.tensors import TensorInfo, concrete_shapes, random_inputs
-from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
 
 Array = npt.NDArray[Any]
 
@@ -112,22 +109,26 @@ def sample_feeds(
     Raises:
         DataError: no tried length fits; `--input-shape` is asked for.
     """
-    with model_source(model) as source:
-        session = Session(source, settings=SessionSettings(spinning="never"))
-        given = dict(input_shapes or {})
-        try:
-            return random_inputs(session.inputs, concrete_shapes(session.inputs, given), seed)
-        except DataError as error:
-            asked = error
+    inputs = [_input_info(model, tensor) for tensor in model.graph.inputs]
+    given = dict(input_shapes or {})
+    try:
+        return random_inputs(inputs, concrete_shapes(inputs, given), seed)
+    except DataError as error:
         if given:
-            raise asked
-        for length in _GUESSED_LENGTHS:
-            shapes = {info.name: _guessed(info, length) for info in session.inputs}
-            feeds = random_inputs(session.inputs, shapes, seed)
-            with contextlib.suppress(Exception):
-                session.raw.run(None, feeds)
-                return feeds
-        raise asked
+            raise
+        asked = error
+    for length in _GUESSED_LENGTHS:
+        feeds = random_inputs(inputs, {info.name: _guessed(info, length) for info in inputs}, seed)
+        with contextlib.suppress(Exception):
+            run_model(model, feeds, [tensor.name for tensor in model.graph.outputs])
+            return feeds
+    raise asked
+
+
+def _input_info(model: Model, tensor: gs.Tensor) -> TensorInfo:
+    dtype = model.dtype_of(tensor)
+    element = model.dtypes[tensor.name]
+    return TensorInfo(tensor.name, np.dtype(np.float32) if element in _WIDENED else dtype, model.shapes[tensor.name])
 
 
 def _guessed(info: TensorInfo, length: int) -> tuple[int, ...]:
@@ -137,38 +138,26 @@ def _guessed(info: TensorInfo, length: int) -> tuple[int, ...]:
 def run_model(model: Model, feeds: Mapping[str, Array], tensors: Sequence[str]) -> dict[str, Array]:
     """Return the values of `tensors` (outputs or not), computed by onnxruntime on the CPU.
 
-    Types that onnxruntime's CPU kernels lack (bfloat16, float64) are computed in float32.
+    The weights are fed like inputs, so that a model of any size runs without a second copy of them. Types that
+    onnxruntime's CPU kernels lack (bfloat16, float64) are computed in float32.
     """
-    with model_source(model, tensors) as source:
-        session = Session(source, settings=SessionSettings(spinning="never"))
-        typed = {i.name: np.asarray(feeds[i.name]).astype(i.dtype) for i in session.inputs if i.name in feeds}
-        return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
-
-
-@contextlib.contextmanager
-def model_source(model: Model, tensors: Sequence[str] = ()) -> Iterator[ModelSource]:
-    """Yield what a session loads: bytes, or a temporary file above 2 GB; `tensors` are added as outputs."""
-    large = model.weight_bytes > PROTOBUF_LIMIT_BYTES
-    proto = model.skeleton() if large else model.to_proto()
+    proto = model.skeleton()
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    weights = {name: tensor.values for name, tensor in model.constants().items() if name not in stored}
     present = {info.name for info in proto.graph.output}
-    extra = [onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in present]
-    if large:
-        if extra:
-            raise ModelError("a tensor inside a model above 2 GB cannot be read")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            model.save(path)
-            yield path
-        return
-    proto.graph.output.extend(extra)
-    _widen(proto)
-    yield proto.SerializeToString(deterministic=True)
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in tensors if n not in present)
+    if any(onnx.helper.np_dtype_to_tensor_dtype(values.dtype) in _WIDENED for values in weights.values()) or any(
+        tensor.data_type in _WIDENED and tensor.dims for tensor in proto.graph.initializer
+    ):
+        _widen(proto)
+    session = Session(proto.SerializeToString(deterministic=True), settings=SessionSettings(spinning="never"))
+    fed = {**weights, **feeds}
+    typed = {info.name: np.asarray(fed[info.name]).astype(info.dtype, copy=False) for info in session.inputs}
+    return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
 
 
 def _widen(proto: onnx.ModelProto) -> None:
-    """Turn bfloat16 and float64 into float32 throughout, if the model's weights are of these types."""
-    if not any(tensor.data_type in _WIDENED and tensor.dims for tensor in proto.graph.initializer):
-        return
+    """Turn bfloat16 and float64 into float32 throughout."""
     for tensor in proto.graph.initializer:
         _widen_tensor(tensor)
     for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
