@@ -247,6 +247,21 @@ def test_expand_as_decides_that_a_dimension_is_not_minus_one() -> None:
     check_against_runtime(model, [(2, 6, 5, 5), (0, 6, 1, 1)])
 
 
+def test_comparisons_with_zero_and_what_they_choose_are_not_known() -> None:
+    nodes = [
+        node("Shape", ["x"], "s"),
+        node("Greater", ["s", "zero"], "some"),
+        node("Equal", ["zero", "s"], "empty"),
+        node("Where", ["some", "two", "three"], "chosen"),
+        node("Where", ["empty", "two", "s"], "guarded"),
+    ]
+    constants = {name: np.array(value, np.int64) for name, value in (("zero", 0), ("two", 2), ("three", 3))}
+    model = build(nodes, constants, outputs=["chosen", "guarded"])
+    assert look(model, "chosen")[0] == (None, 2, None, None)
+    assert look(model, "guarded") == ((None, 6, None, None), (None, ("x", 1), None, None))
+    check_against_runtime(model, [(0, 6, 5, 5), (1, 6, 0, 5)])
+
+
 def test_a_bias_of_zeros_as_the_dynamo_exporter_spells_it() -> None:
     nodes = [
         node("CastLike", ["zero", "x"], "real"),

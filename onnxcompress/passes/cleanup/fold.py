@@ -12,7 +12,7 @@ stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +35,7 @@ MAX_FOLDED_BYTES = 512 * 1024 * 1024
 """Larger ones stay: they would be held several times over while they are computed."""
 
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
+_WITH_SUB_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _UNPACKS_WEIGHTS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _STATIC, _CONSTANT = "shape arithmetic", "constants"
 
@@ -120,7 +121,6 @@ class _Candidates:
         self.skipped: dict[str, str] = {}
         self.constant: set[str] = set()
         self._model, self._pinned, self._context = model, pinned, context
-        self._with_graphs = _nodes_with_sub_graphs(model)
 
     def consider(self, node: gs.Node) -> bool:
         """Take the node if it reads constants only and nothing speaks against it; note why if something does."""
@@ -143,7 +143,7 @@ class _Candidates:
             return f"{node.op} may be random"
         if node.op in _UNPACKS_WEIGHTS:
             return "quantised weights stay packed"
-        if node.name in self._with_graphs:
+        if node.op in _WITH_SUB_GRAPHS:
             return f"{node.op} holds a sub-graph"
         pinned = sorted(self._pinned.intersection(outputs))
         if pinned:
@@ -169,9 +169,3 @@ class _Candidates:
         if len(dims) != len(shape):
             return None
         return math.prod(dims) * int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype)).itemsize)
-
-
-def _nodes_with_sub_graphs(model: Model) -> frozenset[str]:
-    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-    protos: Mapping[str, onnx.NodeProto] = {proto.name: proto for proto in model.skeleton().graph.node}
-    return frozenset(n for n, proto in protos.items() if any(a.type in graphs for a in proto.attribute))

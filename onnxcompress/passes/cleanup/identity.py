@@ -28,8 +28,10 @@ class IdentityRemoval(Pass):
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes to remove; a Dropout or Identity that stays says why."""
+        pinned = pinned_names(model)
+        if not any(_does_nothing(model, node, pinned) for node in model.nodes):
+            return Plan(self.name)
         working = model.copy()
-        pinned = pinned_names(working)
         decisions: list[Decision] = []
         skipped: list[Skipped] = []
         removed = []
