@@ -1,0 +1,181 @@
+"""The Python API: what it takes, what it returns, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import onnxcompress
+from onnxcompress.errors import DataError, ModelError, ProviderUnavailableError, RecipeError
+from tests.tiny_models import conv_net, dense_net, samples, save_data
+
+QUICK: dict[str, Any] = {"latency": False}
+
+
+def outputs(model: onnxcompress.Model, inputs: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.to_bytes(), providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {"x": inputs})[0]
+    return result
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    onnx.save(conv_net(), tmp_path / "in.onnx")
+    return tmp_path / "in.onnx"
+
+
+def test_a_model_may_be_given_in_any_form(path: Path) -> None:
+    given = [path, str(path), path.read_bytes(), onnx.load(path), onnxcompress.Model.load(path)]
+    results = [onnxcompress.compress(model, prune=0.5, **QUICK) for model in given]
+    assert len({result.model.to_bytes() for result in results}) == 1
+    assert results[0].report.input.path == str(path)
+    assert results[2].report.input.path is None
+    with pytest.raises(ModelError, match="a float is no model"):
+        onnxcompress.compress(0.5)  # type: ignore[arg-type]
+
+
+def test_the_given_model_is_not_changed(path: Path) -> None:
+    proto, model = onnx.load(path), onnxcompress.Model.load(path)
+    before = proto.SerializeToString(deterministic=True), model.to_bytes()
+    for given in (proto, model):
+        onnxcompress.compress(given, prune=0.5, tucker="ratio=0.5", svd="ratio=0.5", **QUICK)
+    assert (proto.SerializeToString(deterministic=True), model.to_bytes()) == before
+
+
+def test_a_recipe_may_be_given_in_any_form_and_options_win(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("prune = 0.25\nlatency = false\n")
+    recipe = onnxcompress.Recipe(prune=0.25, latency=False)
+    for given in (recipe, {"prune": 0.25, "latency": False}, tmp_path / "recipe.toml"):
+        assert onnxcompress.compress(path, given).report.recipe["prune"] == 0.25
+        assert onnxcompress.compress(path, given, prune=0.5).report.recipe["prune"] == 0.5
+    with pytest.raises(RecipeError, match="prume: unknown key; did you mean 'prune'"):
+        onnxcompress.compress(path, prume=0.5)
+    with pytest.raises(RecipeError, match="is no recipe"):
+        onnxcompress.compress(path, 0.5)  # type: ignore[arg-type]
+
+
+def test_nothing_asked_for_changes_no_output_bit(path: Path) -> None:
+    result = onnxcompress.compress(path, prune=0, tucker="off", cleanup="off", **QUICK)
+    inputs = samples()
+    assert np.array_equal(outputs(result.model, inputs), outputs(onnxcompress.Model.load(path), inputs))
+    assert result.report.stages == ()
+    assert "nothing was asked for" in result.report.warnings[0]
+
+
+def test_tucker_at_full_rank_reproduces_the_original(path: Path) -> None:
+    result = onnxcompress.compress(path, tucker="ratio=1.0", **QUICK)
+    expected, seen = (outputs(model, samples()) for model in (onnxcompress.Model.load(path), result.model))
+    assert len(result.plan.plans[-1].decisions) == 2
+    assert np.abs(expected - seen).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_stages_add_up(path: Path) -> None:
+    report = onnxcompress.compress(path, prune=0.5, tucker="energy=0.9", svd="ratio=0.5", **QUICK).report
+    assert [stage.pass_name for stage in report.stages] == ["cleanup", "prune", "tucker", "svd"]
+    assert report.output is not None
+    assert report.output.params == report.stages[-1].params
+    assert report.output.macs == report.stages[-1].macs
+    assert report.input.params > report.stages[1].params > report.stages[2].params
+    assert report.compression is not None
+    assert report.compression.params == report.input.params / report.output.params
+    assert report.output.bytes == len(onnxcompress.compress(path, report.recipe).model.to_bytes())
+
+
+def test_excluded_nodes_are_left_alone(path: Path) -> None:
+    report = onnxcompress.compress(path, prune=0.5, tucker="ratio=0.5", exclude=["^second$"], **QUICK).report
+    for stage in report.stages[1:]:
+        assert "second" not in {decision["node"] for decision in stage.decisions}
+        assert any(skipped.node == "second" for skipped in stage.skipped)
+
+
+def test_data_may_be_arrays_without_a_file(path: Path) -> None:
+    feeds = [{"x": samples(8), "labels": np.zeros(8, np.int64)}, {"x": samples(8, 2), "labels": np.ones(8, np.int64)}]
+    report = onnxcompress.compress(path, prune=0.5, data=feeds, **QUICK).report
+    assert report.accuracy is not None
+    assert (report.accuracy.samples, report.accuracy.labels) == (16, True)
+
+    def unlabelled() -> Iterator[dict[str, np.ndarray]]:
+        yield {"x": samples(8)}
+
+    report = onnxcompress.compress(path, prune=0.5, data=unlabelled, samples=5, **QUICK).report
+    assert report.accuracy is not None
+    assert (report.accuracy.samples, report.accuracy.labels) == (5, False)
+    assert report.accuracy.original.top1 is None
+
+
+def test_calibration_is_split_off_the_data_where_there_is_no_other(path: Path, tmp_path: Path) -> None:
+    data = save_data(tmp_path / "data.npz", conv_net(), count=40)
+    report = onnxcompress.compress(path, prune=0.5, importance="activation", data=data, **QUICK).report
+    assert report.accuracy is not None
+    assert report.accuracy.samples == 30
+    report = onnxcompress.compress(path, prune=0.5, importance="activation", data=data, calib=data, **QUICK).report
+    assert report.accuracy is not None
+    assert report.accuracy.samples == 40
+    few = save_data(tmp_path / "few.npz", conv_net(), count=1)
+    with pytest.raises(DataError, match="too few"):
+        onnxcompress.compress(path, prune=0.5, importance="activation", data=few, **QUICK)
+
+
+def test_failed_gates_raise_nothing_and_write_nothing(path: Path, tmp_path: Path) -> None:
+    result = onnxcompress.compress(path, prune=0.5, min_compression=99, output=tmp_path / "out.onnx", **QUICK)
+    assert not result.passed
+    assert not (tmp_path / "out.onnx").exists()
+    assert onnxcompress.compress(path, prune=0.5, min_compression=1, **QUICK).passed
+
+
+def test_the_plan_of_a_result_replays(path: Path, tmp_path: Path) -> None:
+    first = onnxcompress.compress(path, prune=0.5, tucker="auto", save_plan=tmp_path / "plan.json", **QUICK)
+    again = onnxcompress.compress(path, plan=tmp_path / "plan.json", **QUICK)
+    assert first.model.to_bytes() == again.model.to_bytes()
+    assert json.loads((tmp_path / "plan.json").read_text()) == first.plan.to_json()
+    assert [plan.to_json() for plan in again.plan.plans] == [plan.to_json() for plan in first.plan.plans]
+
+
+def test_progress_is_told_and_nothing_is_printed(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    data = [{"x": samples(8)}]
+    onnxcompress.compress(path, prune=0.5, data=data, progress=lambda *event: told.append(event), **QUICK)
+    assert {"prune", "verifying prune", "writing"} <= {doing for doing, _, _ in told}
+    assert any("accuracy" in doing and done == 8 for doing, done, _ in told)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_errors_are_raised_as_documented(path: Path) -> None:
+    with pytest.raises(ModelError):
+        onnxcompress.compress(dense_net(), prune=0.5)
+    with pytest.raises(RecipeError):
+        onnxcompress.compress(path, prune=1.5)
+    with pytest.raises(ProviderUnavailableError):
+        onnxcompress.compress(path, prune=0.5, provider=["coreml"])
+
+
+def test_compare_and_inspect(path: Path, tmp_path: Path) -> None:
+    onnxcompress.compress(path, prune=0.5, output=tmp_path / "out.onnx", **QUICK)
+    report = onnxcompress.compare(path, tmp_path / "out.onnx", data=[{"x": samples(8)}], latency=False, max_drop=100)
+    assert report.passed
+    assert report.accuracy is not None
+    assert report.accuracy.samples == 8
+    assert report.output is not None
+    assert report.output.params < report.input.params
+    inspection = onnxcompress.inspect(path)
+    assert {group.name for group in inspection.groups} == {"first", "second", "classifier"}
+
+
+def test_public_names_are_importable_in_any_order() -> None:
+    import onnxcompress.pipeline.compress
+    import onnxcompress.pipeline.inspect
+
+    for name in onnxcompress.__all__:
+        assert getattr(onnxcompress, name) is not None
+    assert callable(onnxcompress.compress)
+    assert callable(onnxcompress.inspect)
+    assert set(onnxcompress.__all__) <= set(dir(onnxcompress))
+    with pytest.raises(AttributeError, match="no attribute 'expand'"):
+        _ = onnxcompress.expand
