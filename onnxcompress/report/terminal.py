@@ -9,11 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcompress.evaluation.accuracy import Accuracy
-from onnxcompress.evaluation.latency import Latency
 from onnxcompress.report.decisions import decision_line
-from onnxcompress.report.figures import GateResult, ModelFigures, Report, StageFigures
-from onnxcompress.report.text import count, milliseconds, percent, points, printable, size, times
+from onnxcompress.report.figures import GateResult, Report, StageFigures
+from onnxcompress.report.rows import before_and_after, before_and_after_title
+from onnxcompress.report.text import count, printable
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH = 120
 _MOST_REASONS = 6
 _MOST_NODES = 3
-
-Row = tuple[str, str, str, str]
 
 
 def console_for(stream: IO[str]) -> Console:
@@ -94,83 +91,12 @@ def _stages_table(report: Report) -> Table:
 
 
 def _before_and_after(report: Report) -> Table:
-    title = "Before and after"
-    if report.accuracy is not None:
-        samples = report.accuracy.samples
-        title += f" (accuracy on {samples} samples: one is {100 / samples:.2g} points)"
-    table = new_table(title, ("", "left"), ("original", "right"), ("compressed", "right"), ("", "left"))
-    for name, before, after, change in [*_accuracy_rows(report), *_size_rows(report), *_latency_rows(report.latency)]:
+    table = new_table(
+        before_and_after_title(report), ("", "left"), ("original", "right"), ("compressed", "right"), ("", "left")
+    )
+    for name, before, after, change in before_and_after(report):
         table.add_row(cell(name), before, after, change)
     return table
-
-
-def _accuracy_rows(report: Report) -> list[Row]:
-    accuracy = report.accuracy
-    if accuracy is None:
-        return [("Accuracy", "not measured", "not measured", "give --data PATH")]
-    rows: list[Row] = []
-    if accuracy.labels:
-        for name, before, after, interval in [
-            ("Top-1", accuracy.original.top1, accuracy.compressed.top1, _interval_of_change(accuracy)),
-            ("Top-5", accuracy.original.top5, accuracy.compressed.top5, ""),
-        ]:
-            change = None if before is None or after is None else after - before
-            rows.append((name, percent(before), percent(after), points(change) + interval))
-    if accuracy.agreement is not None:
-        rows.append(("Agreement with the original", "", percent(accuracy.agreement), ""))
-    if accuracy.relative_error is not None:
-        rows.append(("Relative error of the outputs", "", percent(100 * accuracy.relative_error), ""))
-    if accuracy.not_finite:
-        rows.append(("Samples with NaN or infinity", "", str(accuracy.not_finite), ""))
-    if accuracy.kl is not None:
-        rows.append(("Mean KL divergence", "", f"{accuracy.kl:.3g}", ""))
-    return rows
-
-
-def _interval_of_change(accuracy: Accuracy) -> str:
-    """Return the 95 % interval of the change of top-1: the drop's, turned round."""
-    interval = accuracy.drop_top1_interval
-    return "" if interval is None else f" (95 %: {-interval[1]:+.1f} to {-interval[0]:+.1f})"
-
-
-def _size_rows(report: Report) -> list[Row]:
-    before, after = report.input, report.output
-    ratios = report.compression
-    if after is None or ratios is None:
-        return [("File size", size(before.bytes), "-", ""), *_cost_rows(before, None)]
-    file_row = (
-        "File size",
-        size(before.bytes),
-        size(after.bytes, before.bytes),
-        times(ratios.bytes, "smaller", "larger"),
-    )
-    changes = (times(ratios.params, "fewer", "more"), times(ratios.macs, "fewer", "more"))
-    return [file_row, *_cost_rows(before, after, changes)]
-
-
-def _cost_rows(before: ModelFigures, after: ModelFigures | None, changes: tuple[str, str] = ("", "")) -> list[Row]:
-    params, macs = (after.params, after.macs) if after else (None, None)
-    return [
-        ("Parameters", count(before.params), count(params, before.params), changes[0]),
-        ("MACs per sample", count(before.macs), count(macs, before.macs), changes[1]),
-    ]
-
-
-def _latency_rows(latency: Iterable[Latency]) -> list[Row]:
-    rows: list[Row] = []
-    for figures in latency:
-        threads = f"{figures.threads} thread{'s' * (figures.threads != 1)}"
-        where = f"{figures.requested}, batch {figures.batch}, {threads}"
-        before, after = figures.original_ms, figures.compressed_ms
-        change = times(figures.speedup, "faster", "slower")
-        if figures.interval is not None:
-            change += f" (95 %: {figures.interval[0]:.2f} to {figures.interval[1]:.2f})"
-        rows.append((f"Latency p50 ({where})", milliseconds(before.p50), milliseconds(after.p50), change))
-        rows.append(("Latency p95", milliseconds(before.p95), milliseconds(after.p95), ""))
-        if figures.compressed_elsewhere or figures.original_elsewhere:
-            counts = [str(len(nodes)) for nodes in (figures.original_elsewhere, figures.compressed_elsewhere)]
-            rows.append((f"Nodes not run by {figures.provider}", counts[0], counts[1], ""))
-    return rows
 
 
 def _gates_table(gates: Iterable[GateResult]) -> Table:

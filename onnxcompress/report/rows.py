@@ -1,0 +1,95 @@
+"""Before and after as rows of text: one source for the terminal, the Markdown summary and the HTML report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.latency import Latency
+from onnxcompress.report.figures import ModelFigures, Report
+from onnxcompress.report.text import count, milliseconds, percent, points, size, times
+
+Row = tuple[str, str, str, str]
+"""What it is, the original's figure, the compressed model's, and the change in words."""
+
+
+def before_and_after(report: Report) -> list[Row]:
+    """Return the rows of the table that every report begins with."""
+    return [*_accuracy_rows(report), *_size_rows(report), *_latency_rows(report.latency)]
+
+
+def before_and_after_title(report: Report) -> str:
+    """Return the table's title, with what one sample weighs: few samples tell little."""
+    if report.accuracy is None:
+        return "Before and after"
+    samples = report.accuracy.samples
+    return f"Before and after (accuracy on {samples} samples: one is {100 / samples:.2g} points)"
+
+
+def _accuracy_rows(report: Report) -> list[Row]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return [("Accuracy", "not measured", "not measured", "give --data PATH")]
+    rows: list[Row] = []
+    if accuracy.labels:
+        for name, before, after, interval in [
+            ("Top-1", accuracy.original.top1, accuracy.compressed.top1, _interval_of_change(accuracy)),
+            ("Top-5", accuracy.original.top5, accuracy.compressed.top5, ""),
+        ]:
+            change = None if before is None or after is None else after - before
+            rows.append((name, percent(before), percent(after), points(change) + interval))
+    if accuracy.agreement is not None:
+        rows.append(("Agreement with the original", "", percent(accuracy.agreement), ""))
+    if accuracy.relative_error is not None:
+        rows.append(("Relative error of the outputs", "", percent(100 * accuracy.relative_error), ""))
+    if accuracy.not_finite:
+        rows.append(("Samples with NaN or infinity", "", str(accuracy.not_finite), ""))
+    if accuracy.kl is not None:
+        rows.append(("Mean KL divergence", "", f"{accuracy.kl:.3g}", ""))
+    return rows
+
+
+def _interval_of_change(accuracy: Accuracy) -> str:
+    """Return the 95 % interval of the change of top-1: the drop's, turned round."""
+    interval = accuracy.drop_top1_interval
+    return "" if interval is None else f" (95 %: {-interval[1]:+.1f} to {-interval[0]:+.1f})"
+
+
+def _size_rows(report: Report) -> list[Row]:
+    before, after = report.input, report.output
+    ratios = report.compression
+    if after is None or ratios is None:
+        return [("File size", size(before.bytes), "-", ""), *_cost_rows(before, None)]
+    file_row = (
+        "File size",
+        size(before.bytes),
+        size(after.bytes, before.bytes),
+        times(ratios.bytes, "smaller", "larger"),
+    )
+    changes = (times(ratios.params, "fewer", "more"), times(ratios.macs, "fewer", "more"))
+    return [file_row, *_cost_rows(before, after, changes)]
+
+
+def _cost_rows(before: ModelFigures, after: ModelFigures | None, changes: tuple[str, str] = ("", "")) -> list[Row]:
+    params, macs = (after.params, after.macs) if after else (None, None)
+    return [
+        ("Parameters", count(before.params), count(params, before.params), changes[0]),
+        ("MACs per sample", count(before.macs), count(macs, before.macs), changes[1]),
+    ]
+
+
+def _latency_rows(latency: Iterable[Latency]) -> list[Row]:
+    rows: list[Row] = []
+    for figures in latency:
+        threads = f"{figures.threads} thread{'s' * (figures.threads != 1)}"
+        where = f"{figures.requested}, batch {figures.batch}, {threads}"
+        before, after = figures.original_ms, figures.compressed_ms
+        change = times(figures.speedup, "faster", "slower")
+        if figures.interval is not None:
+            change += f" (95 %: {figures.interval[0]:.2f} to {figures.interval[1]:.2f})"
+        rows.append((f"Latency p50 ({where})", milliseconds(before.p50), milliseconds(after.p50), change))
+        rows.append(("Latency p95", milliseconds(before.p95), milliseconds(after.p95), ""))
+        if figures.compressed_elsewhere or figures.original_elsewhere:
+            counts = [str(len(nodes)) for nodes in (figures.original_elsewhere, figures.compressed_elsewhere)]
+            rows.append((f"Nodes not run by {figures.provider}", counts[0], counts[1], ""))
+    return rows
