@@ -21,6 +21,9 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxcompress.errors import ModelError
 from onnxcompress.importing import Envelope, import_graph, restore_extras
+from onnxcompress.inference import Dim as Dim
+from onnxcompress.inference import Shape as Shape
+from onnxcompress.inference import infer
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
@@ -32,19 +35,10 @@ from onnxcompress.serialization import (
     write_proto,
 )
 
-Dim = int | str | None
-Shape = tuple[Dim, ...]
 Signature = tuple[tuple[str, int | None, Shape | None], ...]
 
 _FOLDED_INTO_SKELETON_BYTES = 16384
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4
-_STAND_INS = {
-    "GroupNormalization": ("Identity", 1),
-    "MeanVarianceNormalization": ("Identity", 1),
-    "GreaterOrEqual": ("Greater", 2),
-    "LessOrEqual": ("Less", 2),
-}
-"""Operators that onnx infers nothing of (some only in some opsets), and one of the same shapes, with its inputs."""
 
 
 class Model:
@@ -260,7 +254,7 @@ class Model:
         Raises:
             ModelError: shapes contradict each other.
         """
-        self.shapes, self.dtypes = _infer(self.skeleton())
+        self.shapes, self.dtypes = infer(self.skeleton())
 
     def shapes_for(self, input_shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
         """Return {tensor name: shape} for inputs of the given full shapes."""
@@ -270,7 +264,7 @@ class Model:
                 dims = info.type.tensor_type.shape.dim
                 for dim, length in zip(dims, input_shapes[info.name], strict=False):
                     dim.dim_value = int(length)
-        return _infer(proto)[0]
+        return infer(proto)[0]
 
     def check(self) -> None:
         """Run the onnx checker on the structure (weights are checked when they are read).
@@ -349,54 +343,9 @@ class Model:
         return proto, weights
 
 
-def _infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Infer shapes and element types, strictly, with the values of shape computations propagated.
-
-    Propagation has bugs of its own (onnx 1.23 makes an empty vector of a Slice by a computed start): where only it
-    finds a contradiction, there is none.
-    """
-    _stand_in(proto.graph)
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    free_inputs = [info for info in proto.graph.input if info.name not in constants]
-    del proto.graph.input[:]
-    proto.graph.input.extend(free_inputs)  # onnx takes a listed constant's values for unknown
-    try:
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
-        except onnx.shape_inference.InferenceError:
-            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-    except Exception as error:
-        raise ModelError(f"its shapes contradict each other: {_one_line(error)}") from error
-    shapes: dict[str, Shape] = {}
-    dtypes: dict[str, int] = {}
-    for info in _chain(inferred.graph.value_info, inferred.graph.input, inferred.graph.output):
-        if info.type.HasField("tensor_type"):
-            dtypes[info.name] = info.type.tensor_type.elem_type
-            if info.type.tensor_type.HasField("shape"):
-                shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
-    return shapes, dtypes
-
-
-def _stand_in(graph: onnx.GraphProto) -> None:
-    """Replace operators whose inference onnx lacks by one of the same types and shapes."""
-    for node in graph.node:
-        if node.domain in ("", "ai.onnx") and node.op_type in _STAND_INS:
-            node.op_type, inputs = _STAND_INS[node.op_type]
-            del node.input[inputs:], node.attribute[:]
-        for attribute in node.attribute:
-            for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _stand_in(nested)
-
-
 def _array_info(name: str, array: Array) -> onnx.ValueInfoProto:
     dtype = onnx.TensorProto.STRING if array.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnx.helper.make_tensor_value_info(name, dtype, array.shape)
-
-
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    return str(dim.dim_param) or None
 
 
 def _one_line(error: Exception) -> str:

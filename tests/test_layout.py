@@ -26,7 +26,7 @@ MOST_LINES = 420  # about 400, says the design
 TIERS = (
     {"errors"},
     {"recipe", "serialization"},
-    {"importing"},
+    {"importing", "inference"},
     {"graph"},
     {"analysis", "linalg", "runtime"},
     {"evaluation", "passes", "report"},

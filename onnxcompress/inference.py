@@ -1,0 +1,178 @@
+"""Shapes and element types of every tensor, by onnx's inference, strictly and as far as they can be known.
+
+onnx's inference is helped where it is known to fall short, on a private copy that is only looked at:
+
+- operators that it knows nothing of have a stand-in of the same shapes;
+- constants that are listed as graph inputs count as constants;
+- values of shape arithmetic (Shape, Gather, Concat, …) are propagated from opset 15 on only, so that older models are
+  spelled in opset 15 first (lists that were attributes are inputs there);
+- propagation has bugs of its own (onnx 1.23 makes an empty vector of a Slice by a computed start): where only it
+  finds a contradiction, there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import onnx
+
+from onnxcompress.errors import ModelError
+
+Dim = int | str | None
+Shape = tuple[Dim, ...]
+
+_FIRST_OPSET_WITH_SHAPE_VALUES = 15
+
+_STAND_INS = {
+    "GroupNormalization": ("Identity", 1),
+    "MeanVarianceNormalization": ("Identity", 1),
+    "GreaterOrEqual": ("Greater", 2),
+    "LessOrEqual": ("Less", 2),
+}
+"""Operators that onnx infers nothing of (some only in some opsets), and one of the same shapes, with its inputs."""
+
+
+def infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Return {tensor name: shape} and {tensor name: onnx element type}; `proto` is used up.
+
+    Raises:
+        ModelError: shapes contradict each other.
+    """
+    for graph in _graphs(proto.graph):
+        _stand_in(graph)
+    _drop_listed_constants(proto.graph)
+    inferred = _inferred(proto)
+    shapes: dict[str, Shape] = {}
+    dtypes: dict[str, int] = {}
+    for info in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        if info.type.HasField("tensor_type"):
+            dtypes[info.name] = info.type.tensor_type.elem_type
+            if info.type.tensor_type.HasField("shape"):
+                shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
+    return shapes, dtypes
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer by the first of three ways that finds no contradiction: modern spelling, as it is, without propagation."""
+    infer_shapes, failure = onnx.shape_inference.infer_shapes, onnx.shape_inference.InferenceError
+    opset = next((o for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is not None and opset.version < _FIRST_OPSET_WITH_SHAPE_VALUES:
+        modern = onnx.ModelProto()
+        modern.CopyFrom(proto)
+        for graph in _graphs(modern.graph):
+            _modernise(graph)
+        next(o for o in modern.opset_import if o.domain == opset.domain).version = _FIRST_OPSET_WITH_SHAPE_VALUES
+        try:
+            return infer_shapes(modern, strict_mode=True, data_prop=True)
+        except failure:
+            pass
+    try:
+        try:
+            return infer_shapes(proto, strict_mode=True, data_prop=True)
+        except failure:
+            return infer_shapes(proto, strict_mode=True)
+    except Exception as error:
+        raise ModelError(f"its shapes contradict each other: {' '.join(str(error).split())[:300]}") from error
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and the sub-graphs of its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(nested)
+
+
+def _stand_in(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if node.domain in ("", "ai.onnx") and node.op_type in _STAND_INS:
+            node.op_type, inputs = _STAND_INS[node.op_type]
+            del node.input[inputs:], node.attribute[:]
+
+
+def _drop_listed_constants(graph: onnx.GraphProto) -> None:
+    constants = {tensor.name for tensor in graph.initializer}
+    free_inputs = [info for info in graph.input if info.name not in constants]
+    del graph.input[:]
+    graph.input.extend(free_inputs)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def _modernise(graph: onnx.GraphProto) -> None:
+    """Spell the nodes of opset 7 to 14 in opset 15, as far as shapes depend on it."""
+    empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
+    for number, node in enumerate(list(graph.node)):
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _SPELLINGS:
+            continue
+        listed = _SPELLINGS[node.op_type](node, empty)
+        for attribute, position in listed.items():
+            values = next((a for a in node.attribute if a.name == attribute), None)
+            if values is None:
+                continue
+            name = f"{attribute} of node {number}"
+            is_float = values.type in (onnx.AttributeProto.FLOATS, onnx.AttributeProto.FLOAT)
+            numbers = list(values.floats or values.ints) or [values.f if is_float else values.i]
+            kind = onnx.TensorProto.FLOAT if is_float else onnx.TensorProto.INT64
+            graph.initializer.append(onnx.helper.make_tensor(name, kind, [len(numbers)], numbers))
+            while len(node.input) <= position:
+                node.input.append("")
+            node.input[position] = name
+        for attribute in set(listed) & {a.name for a in node.attribute}:
+            node.attribute.remove(next(a for a in node.attribute if a.name == attribute))
+
+
+def _moved(**positions: int) -> Callable[[onnx.NodeProto, set[str]], dict[str, int]]:
+    """Return a spelling: attributes that became the inputs at these positions."""
+    return lambda node, empty: positions
+
+
+def _drop_attributes(node: onnx.NodeProto, empty: set[str]) -> dict[str, int]:
+    del node.attribute[:]
+    return {}
+
+
+def _batch_normalization(node: onnx.NodeProto, empty: set[str]) -> dict[str, int]:
+    del node.attribute[:], node.output[1:]
+    return {}
+
+
+def _scatter(node: onnx.NodeProto, empty: set[str]) -> dict[str, int]:
+    node.op_type = "ScatterElements"
+    return {}
+
+
+def _resize(node: onnx.NodeProto, empty: set[str]) -> dict[str, int]:
+    """Upsample (input, scales) and Resize of opset 10 become (input, roi, scales); what is left out is empty."""
+    scales_at = 2 if len(node.input) > 2 else 1
+    if node.op_type == "Upsample" or scales_at == 1:
+        scales = node.input[1] if len(node.input) > 1 else ""
+        del node.input[1:]
+        node.input.extend(["", scales])
+    node.op_type = "Resize"
+    for position in range(1, len(node.input)):
+        if node.input[position] in empty:
+            node.input[position] = ""
+    return {"scales": 2}
+
+
+_SPELLINGS: dict[str, Callable[[onnx.NodeProto, set[str]], dict[str, int]]] = {
+    "BatchNormalization": _batch_normalization,
+    "Clip": _drop_attributes,
+    "Dropout": _drop_attributes,
+    "Pad": _moved(pads=1, value=2),
+    "ReduceSum": _moved(axes=1),
+    "Resize": _resize,
+    "Scatter": _scatter,
+    "Slice": _moved(starts=1, ends=2, axes=3),
+    "Split": _moved(split=1),
+    "Squeeze": _moved(axes=1),
+    "TopK": _moved(k=1),
+    "Unsqueeze": _moved(axes=1),
+    "Upsample": _resize,
+}
