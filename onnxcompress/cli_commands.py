@@ -16,6 +16,7 @@ from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.inspect import inspect
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.report.figures import Report
+from onnxcompress.report.gate_text import gate_sentence
 from onnxcompress.report.inspection_tables import print_inspection
 from onnxcompress.report.json_file import write_json
 from onnxcompress.report.progress import progress_bar
@@ -68,8 +69,7 @@ def _verdict(report: Report, output: Path | None) -> int:
         sys.stderr.write(f"onnxcompress: warning: {printable(line)}\n")
     for gate in report.gates:
         if not gate.passed:
-            value = "was not measured" if gate.value is None else f"is {gate.value:.4g}"
-            sys.stderr.write(f"onnxcompress: gate failed: {gate.name} {value}, the limit is {gate.limit:g}\n")
+            sys.stderr.write(f"onnxcompress: gate failed: {gate_sentence(gate)}\n")
     if not report.passed and output is not None and report.output is not None and report.output.path is None:
         sys.stderr.write(f"onnxcompress: {printable(str(output))} was not written (--keep-failed would write it)\n")
     return EXIT_OK if report.passed else EXIT_GATE

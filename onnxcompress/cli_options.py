@@ -45,6 +45,7 @@ examples:
   onnxcompress compare model.onnx small.onnx --provider cuda --batch 8 --min-speedup 1.2
 """
 _COMPARE_LEFT_OUT = ("calib", "keep_failed")
+_COMPARE_WRITES = ("report", "markdown", "junit", "html")
 _NOT_RECIPE = ("command", "input", "output", "recipe", "json", "quiet", "verbose", "progress")
 
 
@@ -113,7 +114,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     chosen = {
         name: known[name]
         for name in known
-        if (known[name].group in (DATA, LATENCY, GATES) or name == "report") and name not in _COMPARE_LEFT_OUT
+        if (known[name].group in (DATA, LATENCY, GATES) or name in _COMPARE_WRITES) and name not in _COMPARE_LEFT_OUT
     }
     _add_recipe_options(parser, chosen)
     _add_common(parser, progress=True)
@@ -144,6 +145,7 @@ def _add_option(section: argparse._ArgumentGroup, name: str, known: Option) -> N
     flag, text, default = f"--{name.replace('_', '-')}", known.help, getattr(Recipe(), name)
     if isinstance(known.kind, Flag):
         yes, no = (text, argparse.SUPPRESS) if not default else (argparse.SUPPRESS, text)
+        yes, no = yes.replace("%", "%%"), no.replace("%", "%%")
         section.add_argument(flag, dest=name, action="store_true", default=argparse.SUPPRESS, help=yes)
         section.add_argument(f"--no-{flag[2:]}", dest=name, action="store_false", default=argparse.SUPPRESS, help=no)
         return

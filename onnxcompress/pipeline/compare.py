@@ -10,13 +10,13 @@ from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import RecipeError
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
-from onnxcompress.pipeline.outputs import check_outputs
+from onnxcompress.pipeline.outputs import check_outputs, write_together
+from onnxcompress.pipeline.report_files import report_files, report_paths
 from onnxcompress.pipeline.request import RecipeLike, resolve_recipe
 from onnxcompress.pipeline.source import ModelLike, read_source
 from onnxcompress.report import environment
 from onnxcompress.report.advice import comparison_warnings
 from onnxcompress.report.figures import Report, compression_between
-from onnxcompress.report.json_file import report_to_json, write_json
 from onnxcompress.report.progress import Progress, no_progress
 
 
@@ -33,7 +33,7 @@ def compare(
 
     Args:
         original, compressed: paths, serialized bytes, `onnx.ModelProto`s or `Model`s.
-        recipe, options: as in `compress`; those for data, latency and gates count, and `report`.
+        recipe, options: as in `compress`; those for data, latency and gates count, and `report`, `markdown`, `junit`.
         data: as in `compress`.
         progress: as in `compress`.
 
@@ -49,7 +49,7 @@ def compare(
     if data is None and not asked.latency:
         raise RecipeError("nothing to compare: give --data for accuracy, or leave --no-latency out")
     check_gates_can_be_measured(asked, has_data=data is not None)
-    check_outputs(None, overwrite=False, reports={"--report": asked.report}, inputs=[original, compressed])
+    check_outputs(None, overwrite=False, reports=report_paths(asked), inputs=[original, compressed])
     providers = resolve_providers(asked)
     first, second = read_source(original), read_source(compressed)
     figures = [each.figures(model_cost(each.model, asked.input_shape)) for each in (first, second)]
@@ -59,6 +59,7 @@ def compare(
     report = Report(
         input=figures[0],
         output=figures[1],
+        command="compare",
         accuracy=measured.accuracy,
         latency=measured.latency,
         compression=ratios,
@@ -74,6 +75,5 @@ def compare(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=environment.peak_rss_bytes(),
     )
-    if asked.report is not None:
-        write_json(report_to_json(report), asked.report)
+    write_together(report_files(report, asked))
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.pipeline.gates import gate_results
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
-from onnxcompress.pipeline.outputs import CompressedModel
+from onnxcompress.pipeline.outputs import CompressedModel, write_together
 from onnxcompress.pipeline.plan_file import DECIDING_OPTIONS, SavedPlan
+from onnxcompress.pipeline.report_files import report_files
 from onnxcompress.pipeline.request import RecipeLike, Request, make_request
 from onnxcompress.pipeline.source import ModelLike, Source, read_source
 from onnxcompress.pipeline.stages import (
@@ -31,10 +31,9 @@ from onnxcompress.pipeline.verification import Feeds, sample_feeds, verify_stage
 from onnxcompress.recipe import Recipe
 from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings
-from onnxcompress.report.figures import ModelFigures, Report, compression_between
-from onnxcompress.report.json_file import json_text, report_to_json
+from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
+from onnxcompress.report.json_file import json_text
 from onnxcompress.report.progress import Progress, no_progress
-from onnxcompress.serialization import atomic_file
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def compress(
         model: a path, serialized bytes, an `onnx.ModelProto` or a `Model`; it is not changed.
         recipe: a `Recipe`, a mapping of its fields, or the path of a TOML file.
         output: where to write the compressed model; None writes none. A model that fails a gate is written only with
-            `keep_failed`. The recipe's `report` and `save_plan` are written either way, and nothing with `dry_run`.
+            `keep_failed`. The recipe's reports and `save_plan` are written either way, and nothing with `dry_run`.
         data, calib: a path or `module:callable`, or any iterable of {input name: array (B, ...)}, optionally with
             `labels`, or an onnxruntime CalibrationDataReader.
         progress: called with what is being done, the steps done, and how many there are.
@@ -130,7 +129,7 @@ def _run_passes(work: Work, source: Source, context: PassContext, asked: Recipe,
         if asked.verify and stage.result.modified:
             tell(f"verifying {each.name}", number, len(work))
             feeds = feeds or sample_feeds(source.model, asked.input_shape, asked.seed)
-            verify_stage(model, stage.result, feeds)
+            stage = replace(stage, self_check=verify_stage(model, stage.result, feeds))
         stages.append(stage)
         model = stage.result.model
     return stages
@@ -170,6 +169,11 @@ def _report(
         latency=measured.latency,
         compression=ratios,
         gates=() if request.recipe.dry_run else gates,
+        self_checks=tuple(
+            SelfCheck(check.pass_name, check.difference, check.tolerance)
+            for check in (stage.self_check for stage in stages)
+            if check is not None
+        ),
         recipe=request.recipe.to_json(),
         seed=request.recipe.seed,
         versions=environment.versions(),
@@ -185,16 +189,13 @@ def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, repor
         report = replace(report, output=replace(report.output, path=str(output)))
     else:
         output = None
-    with contextlib.ExitStack() as files:
-        streams = {
-            path: files.enter_context(atomic_file(path)) for path in (asked.report, asked.save_plan) if path is not None
-        }
-        if asked.save_plan is not None:
-            streams[asked.save_plan].write(json_text(plan.to_json()).encode())
-        if asked.report is not None:
-            streams[asked.report].write(json_text(report_to_json(report)).encode())
-        for stream in streams.values():
-            stream.flush()  # a full disk shows here, before OUT takes its place
+    files = report_files(report, asked)
+    if asked.save_plan is not None:
+        files[asked.save_plan] = json_text(plan.to_json()).encode()
+
+    def save() -> None:
         if output is not None:
             compressed.save(output, overwrite=asked.overwrite)
+
+    write_together(files, then=save)
     return report

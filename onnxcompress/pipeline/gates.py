@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.intervals import Interval
 from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import CompressionFigures, GateResult
@@ -33,14 +34,19 @@ def gate_results(
     latency: Sequence[Latency],
     compression: CompressionFigures | None,
 ) -> tuple[GateResult, ...]:
-    """Return the recipe's gates with what was measured; the slowest provider counts."""
+    """Return the recipe's gates with what was measured; the slowest provider counts.
+
+    With `strict`, a value that keeps its limit is not enough: the far end of its 95 % confidence interval must keep it
+    too, and a measurement too short to have an interval fails. A size has no interval, and is judged as it is.
+    """
     gates = []
     if recipe.max_drop is not None:
-        drop = accuracy_drop(accuracy)
-        gates.append(GateResult("max_drop", recipe.max_drop, drop, _is_at_most(drop, recipe.max_drop)))
+        drop, interval = accuracy_drop(accuracy), accuracy_drop_interval(accuracy)
+        worst = _upper(interval) if recipe.strict else drop
+        passed = _is_at_most(drop, recipe.max_drop) and _is_at_most(worst, recipe.max_drop)
+        gates.append(GateResult("max_drop", recipe.max_drop, drop, passed, interval, recipe.strict))
     if recipe.min_speedup is not None:
-        speedup = min((figures.speedup for figures in latency), default=None)
-        gates.append(GateResult("min_speedup", recipe.min_speedup, speedup, _is_at_least(speedup, recipe.min_speedup)))
+        gates.append(_speedup_gate(recipe.min_speedup, latency, strict=recipe.strict))
     if recipe.min_compression is not None:
         ratio = compression.bytes if compression else None
         passed = _is_at_least(ratio, recipe.min_compression)
@@ -55,6 +61,31 @@ def accuracy_drop(accuracy: Accuracy | None) -> float | None:
     if accuracy.labels:
         return accuracy.drop_top1
     return None if accuracy.agreement is None else 100.0 - accuracy.agreement
+
+
+def accuracy_drop_interval(accuracy: Accuracy | None) -> Interval | None:
+    """Return the 95 % confidence interval of `accuracy_drop`, in points."""
+    if accuracy is None:
+        return None
+    if accuracy.labels:
+        return accuracy.drop_top1_interval
+    agreement = accuracy.agreement_interval
+    return None if agreement is None else (100.0 - agreement[1], 100.0 - agreement[0])
+
+
+def _speedup_gate(limit: float, latency: Sequence[Latency], *, strict: bool) -> GateResult:
+    def judged(figures: Latency) -> float:
+        return (-math.inf if figures.interval is None else figures.interval[0]) if strict else figures.speedup
+
+    slowest = min(latency, key=judged, default=None)
+    if slowest is None:
+        return GateResult("min_speedup", limit, None, False, None, strict)
+    passed = _is_at_least(slowest.speedup, limit) and _is_at_least(judged(slowest), limit)
+    return GateResult("min_speedup", limit, slowest.speedup, passed, slowest.interval, strict)
+
+
+def _upper(interval: Interval | None) -> float | None:
+    return None if interval is None else interval[1]
 
 
 def _is_at_most(value: float | None, limit: float) -> bool:

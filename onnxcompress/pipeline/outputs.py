@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, check_output_path
+from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, atomic_file, check_output_path
 
 
 def check_outputs(
@@ -44,6 +44,21 @@ def check_outputs(
         except OSError as error:
             raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error
         _check_folder_takes_files(path)
+
+
+def write_together(files: Mapping[Path, bytes], then: Callable[[], None] | None = None) -> None:
+    """Write all files and do what comes `then`, or leave every file as it was where one of them fails.
+
+    Raises:
+        RecipeError: a file cannot be written.
+    """
+    with contextlib.ExitStack() as opened:
+        for path, content in files.items():
+            stream = opened.enter_context(atomic_file(path))
+            stream.write(content)
+            stream.flush()  # a full disk shows here, before anything takes its place
+        if then is not None:
+            then()
 
 
 def is_same_file(path: Path, other: Path) -> bool:

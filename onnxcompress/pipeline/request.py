@@ -11,6 +11,7 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.pipeline.gates import check_gates_can_be_measured
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
+from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.block import preferred_block
 
@@ -68,7 +69,7 @@ def make_request(
         check_outputs(
             request.output,
             overwrite=asked.overwrite,
-            reports={"--report": asked.report, "--save-plan": asked.save_plan},
+            reports={**report_paths(asked), "--save-plan": asked.save_plan},
             inputs=[model, asked.plan],
         )
     return request

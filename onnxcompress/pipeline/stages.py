@@ -21,6 +21,7 @@ from onnxcompress.passes.tucker import (
     parse_svd_spec,
     parse_tucker_spec,
 )
+from onnxcompress.passes.verification import Verification
 from onnxcompress.pipeline.source import InputShapes
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import SkippedNode, StageFigures
@@ -35,11 +36,12 @@ Work = tuple[tuple[Pass, Plan | None], ...]
 
 @dataclass(frozen=True)
 class Stage:
-    """One pass after it ran: its result, what the model costs after it, and its line in the report."""
+    """One pass after it ran: its result, what the model costs after it, its line in the report, and its proof."""
 
     result: PassResult
     cost: ModelCost
     figures: StageFigures
+    self_check: Verification | None = None
 
 
 def passes_of(recipe: Recipe) -> tuple[Pass, ...]:

@@ -142,8 +142,13 @@ class Recipe:
     )
     min_speedup: float | None = option(None, _RATIO, GATES, "F", "latency, original / compressed, at least F")
     min_compression: float | None = option(None, _RATIO, GATES, "F", "file size, original / compressed, at least F")
+    strict: bool = option(
+        False, Flag(), GATES, "", "a gate also fails where its 95 % confidence interval crosses the limit"
+    )
 
     report: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write the report as JSON")
+    markdown: Path | None = option(None, FilePath(), OUTPUT, "F.md", "write a summary in Markdown, for a CI job's page")
+    junit: Path | None = option(None, FilePath(), OUTPUT, "F.xml", "write gates and self-check as JUnit XML, for CI")
     save_plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write what was decided, to review and replay")
     plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "replay a saved plan instead of deciding")
     dry_run: bool = option(False, Flag(), OUTPUT, "", "show what would be done and write nothing")

@@ -14,15 +14,19 @@ WORTH_SAYING_POINTS = 1.0
 UNUSABLE_POINTS = 10.0
 """From here on a fall of accuracy is called unusable."""
 
+FASTER = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
+
 WORTH_SAYING_ERROR = 0.01
 """A smaller relative error of outputs that classify nothing is left to the table."""
+
+_GENTLE = "energy=0.98"
 
 
 def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a compression, one line each."""
     if not any(stage.decisions for stage in _compressing(report)):
         return (_nothing_done(report, recipe),)
-    lines = [f"{line}{_how_to_keep_more(recipe)}" for line in accuracy_lines(report.accuracy)]
+    lines = [f"{line}{how_to_keep_more(recipe)}" for line in accuracy_lines(report.accuracy)]
     if report.accuracy is None and not recipe.dry_run:
         lines.append(
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
@@ -30,8 +34,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
         )
     if recipe.calib is not None and not (recipe.prune > 0 and recipe.importance == "activation"):
         lines.append("The calibration data were not used: only --prune with --importance activation needs them")
-    advice = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
-    lines += [f"{line} {advice}" for line in latency_lines(report.latency)]
+    lines += [f"{line} {FASTER}" for line in latency_lines(report.latency)]
     return tuple(lines)
 
 
@@ -76,15 +79,15 @@ def latency_lines(latency: tuple[Latency, ...]) -> list[str]:
     ]
 
 
-def _how_to_keep_more(recipe: Recipe) -> str:
+def how_to_keep_more(recipe: Recipe) -> str:
     """Name what of this recipe can be made gentler."""
     ways = []
     if recipe.prune > 0:
         ways.append(f"lower --prune (now {recipe.prune:g}; start from 0.02)")
-    if recipe.tucker not in ("off", "energy=0.99"):
-        ways.append("keep more of each Conv (--tucker energy=0.99, or off)")
-    if recipe.svd not in ("off", "energy=0.99"):
-        ways.append("keep more of each 1x1 Conv (--svd energy=0.99, or off)")
+    if recipe.tucker not in ("off", _GENTLE):
+        ways.append(f"keep more of each Conv (--tucker {_GENTLE}, or off)")
+    if recipe.svd not in ("off", _GENTLE):
+        ways.append(f"keep more of each 1x1 Conv (--svd {_GENTLE}, or off)")
     ways.append("spare sensitive layers (--exclude REGEX), or train the compressed model further before use")
     gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
     return f"To keep more: {', '.join(ways)}{gate}"

@@ -61,12 +61,32 @@ class CompressionFigures:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A condition on the result; a gate whose value was not measured has failed."""
+    """A condition on the result; a gate whose value was not measured has failed.
+
+    Attributes:
+        interval: 95 % confidence interval of the value, None where there is none (a size has none).
+        strict: whether the whole interval had to keep the limit.
+    """
 
     name: str
     limit: float
     value: float | None
     passed: bool
+    interval: tuple[float, float] | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """The proof of one pass: the largest difference between the rewritten model and what it should compute.
+
+    Attributes:
+        difference, tolerance: relative to the range of the compared tensor.
+    """
+
+    pass_name: str
+    difference: float
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,8 @@ class Report:
     """Everything one run has to tell.
 
     Attributes:
+        command: `compress` or `compare`.
+        self_checks: of the passes that changed something; empty with `--no-verify` and in a comparison.
         output: the compressed model; its `path` is None where no file was written.
         warnings: what the user must hear, one sentence or two each.
         seconds: of the whole run; `peak_rss_bytes`: of the whole process so far.
@@ -81,11 +103,13 @@ class Report:
 
     input: ModelFigures
     output: ModelFigures | None
+    command: str = "compress"
     stages: tuple[StageFigures, ...] = ()
     accuracy: Accuracy | None = None
     latency: tuple[Latency, ...] = ()
     compression: CompressionFigures | None = None
     gates: tuple[GateResult, ...] = ()
+    self_checks: tuple[SelfCheck, ...] = ()
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None

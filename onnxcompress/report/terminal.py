@@ -11,6 +11,7 @@ from rich.text import Text
 
 from onnxcompress.report.decisions import decision_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
+from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.rows import before_and_after, before_and_after_title
 from onnxcompress.report.text import count, printable
 
@@ -102,9 +103,8 @@ def _before_and_after(report: Report) -> Table:
 def _gates_table(gates: Iterable[GateResult]) -> Table:
     table = new_table("Gates", ("gate", "left"), ("limit", "right"), ("value", "right"), ("", "left"))
     for gate in gates:
-        value = "not measured" if gate.value is None else f"{gate.value:.2f}"
-        verdict = Text("passed", "green") if gate.passed else Text("FAILED", "bold red")
-        table.add_row(cell(gate.name), f"{gate.limit:g}", value, verdict)
+        verdict = Text(gate_verdict(gate), "green" if gate.passed else "bold red")
+        table.add_row(cell(gate.name), f"{gate.limit:g}", gate_value(gate), verdict)
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,43 @@ def test_the_slowest_provider_counts() -> None:
     assert not gate.passed
     (gate,) = gate_results(Recipe(min_speedup=1.1), None, (latency(3.0), latency(1.1)), None)
     assert gate.passed
+
+
+@pytest.mark.parametrize(("limit", "passed", "strictly"), [(4.0, True, True), (2.0, True, False), (1.0, False, False)])
+def test_strict_wants_the_whole_interval_of_the_drop_within_the_limit(
+    limit: float, passed: bool, strictly: bool
+) -> None:
+    measured = replace(accuracy(1.5), drop_top1_interval=(-0.5, 3.5))
+    (gate,) = gate_results(Recipe(max_drop=limit), measured, (), None)
+    assert (gate.passed, gate.interval, gate.strict) == (passed, (-0.5, 3.5), False)
+    (gate,) = gate_results(Recipe(max_drop=limit, strict=True), measured, (), None)
+    assert (gate.passed, gate.interval, gate.strict) == (strictly, (-0.5, 3.5), True)
+
+
+def test_strict_without_labels_judges_the_interval_of_the_agreement() -> None:
+    measured = replace(accuracy(None, 95.0, labels=False), agreement_interval=(90.0, 98.0))
+    (gate,) = gate_results(Recipe(max_drop=6.0, strict=True), measured, (), None)
+    assert gate.interval == (2.0, 10.0)
+    assert not gate.passed
+    (gate,) = gate_results(Recipe(max_drop=10.0, strict=True), measured, (), None)
+    assert gate.passed
+
+
+def test_strict_takes_the_provider_that_may_be_slowest() -> None:
+    sure, doubtful = replace(latency(1.5), interval=(1.45, 1.55)), replace(latency(1.6), interval=(1.1, 2.0))
+    (gate,) = gate_results(Recipe(min_speedup=1.4), None, (sure, doubtful), None)
+    assert (gate.value, gate.passed) == (1.5, True)
+    (gate,) = gate_results(Recipe(min_speedup=1.4, strict=True), None, (sure, doubtful), None)
+    assert (gate.value, gate.interval, gate.passed) == (1.6, (1.1, 2.0), False)
+    (gate,) = gate_results(Recipe(min_speedup=1.4, strict=True), None, (sure,), None)
+    assert gate.passed
+
+
+def test_strict_fails_what_was_measured_too_shortly_for_an_interval() -> None:
+    (gate,) = gate_results(Recipe(min_speedup=1.0, strict=True), None, (latency(3.0),), None)
+    assert (gate.value, gate.interval, gate.passed) == (3.0, None, False)
+    (gate,) = gate_results(Recipe(max_drop=5.0, strict=True), accuracy(0.0), (), None)
+    assert not gate.passed
 
 
 def test_file_size_is_judged() -> None:

@@ -1,0 +1,87 @@
+"""Gates in words: what was asked, what was measured, and what to do where one failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnxcompress.recipe import Recipe
+from onnxcompress.report.advice import FASTER, how_to_keep_more
+from onnxcompress.report.figures import GateResult, Report
+
+_ABOUT: Mapping[str, tuple[str, str, str]] = {
+    "max_drop": ("fall of accuracy", "at most", " points"),
+    "min_speedup": ("latency, original / compressed", "at least", " x"),
+    "min_compression": ("file size, original / compressed", "at least", " x"),
+}
+
+
+def gate_about(gate: GateResult) -> str:
+    """Return what a gate judges."""
+    return _ABOUT.get(gate.name, (gate.name, "", ""))[0]
+
+
+def gate_limit(gate: GateResult) -> str:
+    """Return the limit: `at most 1 points`."""
+    _, relation, unit = _ABOUT.get(gate.name, ("", "", ""))
+    return f"{relation} {gate.limit:g}{unit}".strip()
+
+
+def gate_value(gate: GateResult) -> str:
+    """Return the value with its interval: `0.50 (95 %: -1.20 to 2.20)`."""
+    if gate.value is None:
+        return "not measured"
+    return f"{gate.value:.2f}{_interval(gate, '.2f')}"
+
+
+def gate_verdict(gate: GateResult) -> str:
+    """Return `passed` or `FAILED`, and whether it was only the interval that crossed the limit."""
+    if gate.passed:
+        return "passed"
+    return "FAILED (--strict: the interval crosses the limit)" if failed_by_interval(gate) else "FAILED"
+
+
+def gate_sentence(gate: GateResult) -> str:
+    """Return value and limit on one line."""
+    if gate.value is None:
+        return f"{gate.name} was not measured, the limit is {gate.limit:g}"
+    why = ", and with --strict the whole interval must keep it" if failed_by_interval(gate) else ""
+    return f"{gate.name} is {gate.value:.4g}{_interval(gate, '.4g')}, the limit is {gate.limit:g}{why}"
+
+
+def failed_by_interval(gate: GateResult) -> bool:
+    """Whether the value itself keeps the limit, and only what `strict` asks for failed."""
+    if gate.passed or not gate.strict or gate.value is None:
+        return False
+    is_upper_limit = gate.name.startswith("max_")
+    return gate.value <= gate.limit if is_upper_limit else gate.value >= gate.limit
+
+
+def gate_advice(gate: GateResult, report: Report) -> str:
+    """Return what to do about a failed gate; nothing for one that passed."""
+    if gate.passed:
+        return ""
+    if failed_by_interval(gate):
+        return _measure_more(gate, report)
+    if report.command == "compare":
+        return "Compress more gently, train the second model further, or relax the limit"
+    recipe = Recipe.from_mapping(report.recipe)
+    if gate.name == "max_drop":
+        return how_to_keep_more(recipe)
+    if gate.name == "min_speedup":
+        return FASTER
+    if gate.name == "min_compression":
+        return "To make it smaller: raise --prune, or split more (--tucker ratio=0.5, --svd auto)"
+    return ""
+
+
+def _measure_more(gate: GateResult, report: Report) -> str:
+    if gate.name == "max_drop":
+        samples = f"{report.accuracy.samples} samples" if report.accuracy is not None else "the samples"
+        return f"With {samples} the limit cannot be told from chance: give more --data, or leave more room to the limit"
+    return "The measurement is too short or the machine too busy to be sure: raise --repeat, or use an idle machine"
+
+
+def _interval(gate: GateResult, form: str) -> str:
+    if gate.interval is None:
+        return ""
+    return f" (95 %: {gate.interval[0]:{form}} to {gate.interval[1]:{form}})"
