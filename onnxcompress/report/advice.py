@@ -34,6 +34,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
         )
     if recipe.calib is not None and not (recipe.prune > 0 and recipe.importance == "activation"):
         lines.append("The calibration data were not used: only --prune with --importance activation needs them")
+    lines += _dearer(report, recipe)
     lines += [f"{line} {FASTER}" for line in latency_lines(report.latency)]
     return tuple(lines)
 
@@ -91,6 +92,16 @@ def how_to_keep_more(recipe: Recipe) -> str:
     ways.append("spare sensitive layers (--exclude REGEX), or train the compressed model further before use")
     gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
     return f"To keep more: {', '.join(ways)}{gate}"
+
+
+def _dearer(report: Report, recipe: Recipe) -> list[str]:
+    """Say that the model got dearer: a split at a high rank costs more than it saves."""
+    macs = report.compression.macs if report.compression else None
+    if macs is None or macs >= 1.0:
+        return []
+    splits = (recipe.tucker, recipe.svd) != ("off", "off")
+    why = "; --tucker auto and --svd auto split only where it pays" if splits else ""
+    return [f"The compressed model has {times(macs, 'fewer', 'more')} MACs than the original{why}"]
 
 
 def _nothing_done(report: Report, recipe: Recipe) -> str:
