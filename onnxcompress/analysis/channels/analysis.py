@@ -69,7 +69,7 @@ class Findings:
     consumers: list[Consumer] = field(default_factory=list)
     constants: list[ConstantUse] = field(default_factory=list)
     rewrites: list[tuple[str, Labels, Rewrite]] = field(default_factory=list)
-    balanced: list[tuple[str, Ids]] = field(default_factory=list)
+    balanced: list[tuple[str, Ids, bool]] = field(default_factory=list)
     keep_one: list[Ids] = field(default_factory=list)
     freezes: list[tuple[Ids, str]] = field(default_factory=list)
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
@@ -177,10 +177,13 @@ class ChannelAnalysis:
         """Have `rewrite` called on the pruned model's node when an atom of `labels` was removed."""
         self.findings.rewrites.append((node.name, labels, rewrite))
 
-    def balance(self, node: gs.Node, rows: Ids) -> None:
-        """Require that every row of `rows` (R, C) keeps the same number of atoms."""
+    def balance(self, node: gs.Node, rows: Ids, *, or_whole_rows: bool = False) -> None:
+        """Require that every row of `rows` (R, C) keeps the same number of atoms.
+
+        With `or_whole_rows` nothing is required where the atoms of every row are tied: whole rows may leave.
+        """
         if rows.shape[0] > 1:
-            self.findings.balanced.append((node.name, rows))
+            self.findings.balanced.append((node.name, rows, or_whole_rows))
 
     def keep_one(self, ids: Ids) -> None:
         """Require that one of these atoms stays."""

@@ -112,11 +112,12 @@ def find_groups(analysis: ChannelAnalysis, is_excluded: frozenset[str] = frozens
         own = np.array(list(ordered), np.int64)
         groups.append(Group(members[0].node, own, tuple(members), tuple(consumers_of[number]), frozen))
     result = ChannelGroups(analysis, class_of, tuple(groups), (), ())
+    balanced = [(node, result.classes_of(rows), lax) for node, rows, lax in findings.balanced]
     return ChannelGroups(
         analysis,
         class_of,
         tuple(groups),
-        tuple((node, result.classes_of(rows)) for node, rows in findings.balanced),
+        tuple((node, rows) for node, rows, lax in balanced if not (lax and (rows == rows[:, :1]).all())),
         tuple(result.classes_of(ids) for ids in findings.keep_one),
     )
 

@@ -138,13 +138,16 @@ def planned_classes(groups: ChannelGroups, plan: Plan) -> set[int]:
 
 
 def _decision(group: Group, stays: Mask) -> Decision:
+    """Return what a group's producers lose; it goes by the name of the first that loses something."""
     filters = {record.node: np.flatnonzero(~stays[record.ids]).tolist() for record in group.records}
-    width = len(group.records[0].ids)
+    removed = {node: numbers for node, numbers in filters.items() if numbers}
+    first = next(record for record in group.records if record.node in removed)
+    width = len(first.ids)
     return {
         "kind": "prune",
-        "node": group.name,
-        "filters": [width, width - len(filters[group.name])],
-        "removed": filters,
+        "node": first.node,
+        "filters": [width, width - len(removed[first.node])],
+        "removed": removed,
     }
 
 

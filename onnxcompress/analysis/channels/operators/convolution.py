@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import FIXED, Ids, Labels
+from onnxcompress.analysis.channels.operators.layout import on_channel_axis
 from onnxcompress.analysis.channels.operators.registry import operator
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _input_ids(analysis: ChannelAnalysis, node: gs.Node, inputs: int) -> Ids | N
     labels = analysis.of(node.inputs[0])
     if labels is None:
         return None
-    expanded = labels.expanded()
+    expanded = on_channel_axis(analysis, node, labels).expanded()
     if expanded is None or expanded.axes != (1,) or expanded.ids.shape != (inputs,):
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return None

@@ -181,8 +181,10 @@ def _tie_unlabelled(
     shape = analysis.shape(tensor) or ()
     offset = rank - len(shape)
     full = [i for i, axis in enumerate(carried.axes) if axis >= offset and shape[axis - offset] != 1]
-    # Of two labelled axes the first counts rows, all of which stay: what spans only the rows is left as it is.
-    if not full or (len(carried.axes) == 2 and full == [0]):
+    if not full:
+        return carried
+    if len(carried.axes) == 2 and full == [0]:  # spans only the rows, all of which stay
+        analysis.balance(node, carried.ids)
         return carried
     if not isinstance(tensor, gs.Constant):
         analysis.freeze(carried.ids, f"combined by '{node.name}' with '{tensor.name}', which does not come from a Conv")

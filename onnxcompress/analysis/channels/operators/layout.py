@@ -27,11 +27,13 @@ def reshape(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if labels is None or _follow_permutation(analysis, node, labels):
         return
     moved = _moved(analysis, node, labels)
-    if moved is None or len(moved.axes) > 2:
+    if moved is None:
         analysis.freeze(labels.ids, f"'{node.name}' ({node.op}) mixes their axis with others in a way not known")
         return
+    if len(moved.axes) > 2:
+        moved = project(analysis, node, moved, _channel_axis(node, moved))
     if len(moved.axes) == 2:
-        analysis.balance(node, moved.ids)
+        analysis.balance(node, moved.ids, or_whole_rows=True)
     analysis.set(node.outputs[0], moved)
     if node.op == "Reshape":
         _resize_target(analysis, node, moved)
@@ -46,14 +48,31 @@ def transpose(analysis: ChannelAnalysis, node: gs.Node) -> None:
     perm = [int(axis) for axis in node.attrs.get("perm", range(len(shape))[::-1])]
     moved = labels.moved(perm.index(axis) for axis in labels.axes)
     if len(labels.axes) == 2 and perm.index(labels.axes[0]) > perm.index(labels.axes[1]):
-        moved = project(analysis, node, labels).moved([perm.index(labels.axes[1])])
+        moved = project(analysis, node, labels, labels.axes[1]).moved([perm.index(labels.axes[1])])
     analysis.set(node.outputs[0], moved)
 
 
-def project(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> Labels:
-    """Tie the rows of two-axis labels, so that the second axis alone carries them."""
-    analysis.tie(labels.ids[:1], labels.ids, f"'{node.name}' ({node.op}) keeps the same positions of every row")
-    return Labels((labels.axes[1],), labels.ids[0], (labels.inner[1],))
+def project(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, axis: int) -> Labels:
+    """Tie what stands at the same place of `axis`, so that this axis alone carries the labels."""
+    if labels.axes == (axis,):
+        return labels
+    at = labels.axes.index(axis)
+    rows = np.moveaxis(labels.ids, at, 0).reshape(labels.ids.shape[at], -1)
+    analysis.tie(rows[:, :1], rows, f"'{node.name}' ({node.op}) keeps the same positions beside a channel that stays")
+    return Labels((axis,), np.ascontiguousarray(rows[:, 0]), (labels.inner[at],))
+
+
+def on_channel_axis(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> Labels:
+    """Return the labels of an operator that takes axis 1 for channels and the rest for space."""
+    return project(analysis, node, labels, 1) if 1 in labels.axes else labels
+
+
+def _channel_axis(node: gs.Node, labels: Labels) -> int:
+    """Return which of three or more axes are the channels (a dense layer's output made a map): 1, as read."""
+    readers = node.outputs[0].outputs
+    perm = readers[0].attrs.get("perm") if len(readers) == 1 and readers[0].op == "Transpose" else None
+    axis = 1 if perm is None else int(perm[1])
+    return axis if axis in labels.axes else labels.axes[0]
 
 
 def _resize_target(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> None:
@@ -79,12 +98,30 @@ def _unknown_axes(labels: Labels) -> list[int]:
 
 def _moved(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> Labels | None:
     before, after = analysis.shape(node.inputs[0]), analysis.shape(node.outputs[0])
-    if before is None or after is None:
+    if before is None:
         return None
     if node.op == "Transpose":
         perm = [int(axis) for axis in node.attrs.get("perm", range(len(before))[::-1])]
         return labels.moved(perm.index(axis) for axis in labels.axes)
-    return reshaped(labels, before, after)
+    if node.op in ("Squeeze", "Unsqueeze"):
+        return _squeezed(analysis, node, labels, before)
+    return None if after is None else reshaped(labels, before, after)
+
+
+def _squeezed(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, before: Shape) -> Labels | None:
+    given = node.attrs.get("axes") if analysis.model.opset < 13 else analysis.ints(node, 1)
+    if given is None and node.op == "Squeeze" and all(isinstance(dim, int) for dim in before):
+        given = [axis for axis, dim in enumerate(before) if dim == 1]
+    if given is None or None in given:
+        return None
+    rank = len(before) + (len(given) if node.op == "Unsqueeze" else 0)
+    changed = {int(axis or 0) % rank for axis in given}
+    if node.op == "Unsqueeze":
+        places = [axis for axis in range(rank) if axis not in changed]
+        return labels.moved(places[axis] for axis in labels.axes)
+    if changed & set(labels.axes):
+        return None
+    return labels.moved(axis - sum(c < axis for c in changed) for axis in labels.axes)
 
 
 def _follow_permutation(analysis: ChannelAnalysis, start: gs.Node, labels: Labels) -> bool:
@@ -168,13 +205,15 @@ def reshaped(labels: Labels, before: Shape, after: Shape) -> Labels | None:
     what is left without labels.
     """
     digits: list[_Digit] = []
+    # A labelled axis of length one keeps its place among others of length one.
+    single = max((a for a, size in zip(labels.axes, labels.ids.shape, strict=True) if size == 1), default=-1)
     for axis, dim in enumerate(before):
         if axis in labels.axes:
             at = labels.axes.index(axis)
             digits.append(_Digit(int(labels.ids.shape[at]), True))
             if labels.inner[at] != 1:
                 digits.append(_Digit(labels.inner[at], False))
-        elif dim != 1:
+        elif dim != 1 or axis < single:
             digits.append(_Digit(dim, False))
     taken: list[list[_Digit]] = [[] for _ in after]
     left, right = 0, len(after) - 1
@@ -188,7 +227,7 @@ def reshaped(labels: Labels, before: Shape, after: Shape) -> Labels | None:
         taken[left] = digits
     elif any(digit.labelled for digit in digits):
         return None
-    return _assemble(labels, taken)
+    return _assemble(labels, taken, after)
 
 
 def _take(digits: list[_Digit], size: Dim, *, from_left: bool) -> list[_Digit] | None:
@@ -200,7 +239,7 @@ def _take(digits: list[_Digit], size: Dim, *, from_left: bool) -> list[_Digit] |
         return None
     pending, rest = list(digits), size
     part: list[_Digit] = []
-    while rest > 1 or (size == 1 and not part and pending and pending[end] == _Digit(1, True)):
+    while rest > 1 or (size == 1 and not part and pending and pending[end].size == 1):
         if not pending or not isinstance(pending[end].size, int):
             return None
         digit = pending.pop(end)
@@ -221,8 +260,12 @@ def _take(digits: list[_Digit], size: Dim, *, from_left: bool) -> list[_Digit] |
     return part if from_left else part[::-1]
 
 
-def _assemble(labels: Labels, taken: list[list[_Digit]]) -> Labels | None:
-    axes, inner, shape, spread, lengths = [], [], [], [], []
+def _assemble(labels: Labels, taken: list[list[_Digit]], after: Shape) -> Labels | None:
+    axes: list[int] = []
+    inner: list[int | None] = []
+    shape: list[int] = []
+    spread: list[int] = []
+    lengths: list[int] = []
     for axis, part in enumerate(taken):
         last = max((i for i, digit in enumerate(part) if digit.labelled), default=None)
         if last is None:
@@ -236,6 +279,10 @@ def _assemble(labels: Labels, taken: list[list[_Digit]]) -> Labels | None:
         spread += sizes
         lengths.append(math.prod(sizes))
         known = [digit.size for digit in tail if isinstance(digit.size, int)]
-        inner.append(math.prod(known) if len(known) == len(tail) else None)
+        length = after[axis]
+        if len(known) == len(tail):
+            inner.append(math.prod(known))
+        else:
+            inner.append(length // lengths[-1] if isinstance(length, int) else None)
     ids = np.broadcast_to(labels.ids.reshape(shape), spread).reshape(lengths)
     return Labels(tuple(axes), np.ascontiguousarray(ids), tuple(inner))

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Labels
 from onnxcompress.analysis.channels.lrn import band_convolution
+from onnxcompress.analysis.channels.operators.layout import on_channel_axis
 from onnxcompress.analysis.channels.operators.registry import operator
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def instance_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if labels.axes == (1,):
         _per_channel(analysis, node, range(1, 3))
         return
-    if labels.axes == (1, 2):
-        analysis.balance(node, labels.ids)
+    if labels.axes in ((1, 2), (2,)):
+        if len(labels.axes) == 2:
+            analysis.balance(node, labels.ids)
         analysis.consume(node, 0, labels, norm="instance")
         analysis.set(node.outputs[0], labels)
         return
@@ -43,6 +45,7 @@ def _per_channel(analysis: ChannelAnalysis, node: gs.Node, parameters: range) ->
     labels = analysis.of(node.inputs[0])
     if labels is None:
         return
+    labels = on_channel_axis(analysis, node, labels)
     expanded = labels.expanded()
     if expanded is None or expanded.axes != (1,):
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
@@ -142,7 +145,9 @@ def normalization_over_axes(analysis: ChannelAnalysis, node: gs.Node) -> None:
         over = {int(node.attrs.get("axis", -1)) % rank}
     else:
         over = set(range(int(node.attrs.get("axis", 1)) % rank, rank))
-    if over & set(labels.axes):
+    if len(labels.axes) == 2 and over & set(labels.axes) == {labels.axes[0]}:
+        analysis.tie(labels.ids[:1], labels.ids, f"is normalised by '{node.name}' beside a channel that stays")
+    elif over & set(labels.axes):
         analysis.freeze(labels.ids, f"'{node.name}' ({node.op}) normalises over them")
         return
     analysis.set(node.outputs[0], labels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.channels.operators.layout import project
 from onnxcompress.analysis.channels.operators.registry import operator
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ def reduce(analysis: ChannelAnalysis, node: gs.Node) -> None:
         analysis.freeze(labels.ids, f"the axes of '{node.name}' are computed in the graph")
         return
     summed = [axis for axis in labels.axes if axis in axes]
+    if len(labels.axes) == 2 and summed == [labels.axes[0]]:
+        labels, summed = project(analysis, node, labels, labels.axes[1]), []
     if summed:
-        if len(summed) < len(labels.axes) and summed != [labels.axes[-1]]:
-            analysis.freeze(labels.ids, f"'{node.name}' reduces one of their axes")
-            return
+        if len(summed) < len(labels.axes):
+            analysis.balance(node, labels.ids.reshape(labels.ids.shape[0], -1))
         analysis.consume(node, 0, labels, fill=_NEUTRAL.get(node.op, 0.0), mean=node.op == "ReduceMean")
         return
     if node.attrs.get("keepdims", 1):

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.channels.operators.layout import on_channel_axis
 from onnxcompress.analysis.channels.operators.registry import operator
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def pooling(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     if labels is None:
         return
+    labels = on_channel_axis(analysis, node, labels)
     if labels.axes != (1,):
         analysis.freeze(labels.ids, f"'{node.name}' ({node.op}) works on their axis")
     elif any(t.name and (t.outputs or t in analysis.model.graph.outputs) for t in node.outputs[1:]):
