@@ -17,6 +17,7 @@ from onnxcompress.pipeline.source import ModelLike, read_source
 from onnxcompress.report import environment
 from onnxcompress.report.advice import comparison_warnings
 from onnxcompress.report.figures import Report, compression_between
+from onnxcompress.report.layers import layer_changes
 from onnxcompress.report.progress import Progress, no_progress
 
 
@@ -52,7 +53,8 @@ def compare(
     check_outputs(None, overwrite=False, reports=report_paths(asked), inputs=[original, compressed])
     providers = resolve_providers(asked)
     first, second = read_source(original), read_source(compressed)
-    figures = [each.figures(model_cost(each.model, asked.input_shape)) for each in (first, second)]
+    costs = [model_cost(each.model, asked.input_shape) for each in (first, second)]
+    figures = [each.figures(cost) for each, cost in zip((first, second), costs, strict=True)]
     data_sets = open_data(first.content, asked, data, None, needs_calibration=False)
     measured = measure(first.content, second.content, data_sets.evaluation, providers, asked, progress or no_progress)
     ratios = compression_between(*figures)
@@ -60,6 +62,7 @@ def compare(
         input=figures[0],
         output=figures[1],
         command="compare",
+        layers=layer_changes(*costs),
         accuracy=measured.accuracy,
         latency=measured.latency,
         compression=ratios,

@@ -33,6 +33,7 @@ from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
 from onnxcompress.report.json_file import json_text
+from onnxcompress.report.layers import layer_changes
 from onnxcompress.report.progress import Progress, no_progress
 
 
@@ -165,6 +166,7 @@ def _report(
         input=before,
         output=after,
         stages=tuple(stage.figures for stage in stages),
+        layers=layer_changes(original_cost, cost),
         accuracy=measured.accuracy,
         latency=measured.latency,
         compression=ratios,
