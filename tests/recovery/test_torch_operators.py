@@ -1,0 +1,195 @@
+"""Operators in torch against the ONNX standard's own examples, and the cases that networks bring and those lack."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from onnxcompress.errors import UnsupportedOpError
+from onnxcompress.graph import Model
+from onnxcompress.passes.recovery.graph_module import GraphModule, as_tensor
+from onnxcompress.passes.recovery.torch_operators import OPERATORS, Call
+
+# What the table leaves out on purpose, each with its error.
+UNSUPPORTED = re.compile(
+    r"test_(dropout_default_mask|training_dropout|layer_normalization_(?!.*default)|layer_normalization_default_axis"
+    r"|batchnorm_.*training_mode|averagepool_.*dilations|lppool_2d_dilations|arg(max|min)_.*select_last_index|lstm_with_peepholes|lstm_batchwise|maxpool_with_argmax|resize_tf_crop"
+    r"|resize_.*(antialias|not_larger|not_smaller))"
+)
+# Types that no network of floats computes in, values that only a runtime of bfloat16 gives, reductions of nothing.
+LEFT_OUT = re.compile(r"cast|string|bfloat16|float16|_fp16|empty_set|uint|_int8|int4|int2|_expanded")
+# onnxruntime differs from these two as well: they take the length of the result as a fraction.
+DISPUTED = {"test_resize_downsample_scales_linear_align_corners", "test_resize_downsample_scales_cubic_align_corners"}
+
+
+@functools.cache
+def standard_examples() -> dict[str, Any]:
+    """The standard's test cases whose operators are all in the table."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        cases = collect_testcases(None)
+    return {
+        case.name: case
+        for case in cases
+        if {node.op_type for node in case.model.graph.node} <= OPERATORS.keys()
+        and not LEFT_OUT.search(case.name)
+        and case.name not in DISPUTED
+        and case.model.opset_import[0].version >= 7
+    }
+
+
+def outputs_of(proto: onnx.ModelProto, feeds: list[Any]) -> list[torch.Tensor]:
+    module = GraphModule(Model.from_proto(proto)).eval()
+    tensors = dict(zip((info.name for info in proto.graph.input), map(as_tensor, map(np.asarray, feeds)), strict=True))
+    with torch.no_grad():
+        return list(module(*(tensors[name] for name in module.input_names)))
+
+
+@pytest.mark.parametrize("op", sorted(OPERATORS))
+def test_the_standards_examples(op: str) -> None:
+    cases = [c for c in standard_examples().values() if c.model.graph.node[0].op_type == op]
+    for case in cases:
+        for feeds, expected in case.data_sets:
+            if UNSUPPORTED.match(case.name):
+                with pytest.raises(UnsupportedOpError, match=op):
+                    outputs_of(case.model, feeds)
+                continue
+            for computed, wanted in zip(outputs_of(case.model, feeds), expected, strict=True):
+                assert tuple(computed.shape) == np.shape(wanted), case.name
+                close = np.allclose(computed.double(), np.float64(wanted), rtol=1e-3, atol=1e-5, equal_nan=True)
+                assert close, case.name
+
+
+def test_most_operators_have_an_example() -> None:
+    covered = {case.model.graph.node[0].op_type for case in standard_examples().values()}
+    assert len(standard_examples()) > 450
+    assert OPERATORS.keys() - covered <= {"Cast", "CastLike", "GlobalLpPool", "Not", "Upsample"}
+
+
+def run_in_both(nodes: list[onnx.NodeProto], shape: list[int], weights: dict[str, Any], opset: int) -> float:
+    """Return the largest difference between torch and onnxruntime, relative to the output's range."""
+    graph = helper.make_graph(
+        nodes,
+        "case",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": x})
+    (computed,) = outputs_of(model, [x])
+    assert tuple(computed.shape) == expected.shape
+    return float(np.abs(computed.numpy() - expected).max() / np.abs(expected).max())
+
+
+POOLS = [
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "pads": [0, 1, 1, 0]},
+    {"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1, "pads": [1, 1, 1, 1]},
+    {"kernel_shape": [3, 2], "strides": [1, 2], "pads": [2, 0, 2, 1]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+    {"kernel_shape": [3, 3], "auto_pad": "VALID"},
+]
+
+
+@pytest.mark.parametrize("attributes", POOLS)
+@pytest.mark.parametrize("size", [7, 8, 11])
+@pytest.mark.parametrize("include", [0, 1])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_pooling_windows(op: str, attributes: dict[str, Any], size: int, include: int) -> None:
+    if op == "AveragePool":
+        attributes = {**attributes, "count_include_pad": include}
+    node = helper.make_node(op, ["x"], ["y"], **attributes)
+    assert run_in_both([node], [2, 3, size, size + 2], {}, 17) < 1e-6
+
+
+CONVS = [
+    {"pads": [0, 2, 1, 0]},
+    {"auto_pad": "SAME_UPPER", "strides": [2, 3]},
+    {"auto_pad": "SAME_LOWER", "strides": [3, 2]},
+    {"auto_pad": "VALID", "strides": [2, 1]},
+]
+
+
+@pytest.mark.parametrize("attributes", CONVS)
+@pytest.mark.parametrize("group", [1, 2])
+def test_convolution_windows(attributes: dict[str, Any], group: int) -> None:
+    drawn = np.random.default_rng(1)
+    weights = {"w": drawn.standard_normal((6, 4 // group, 3, 2)).astype(np.float32), "b": np.ones(6, np.float32)}
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], group=group, **attributes)
+    assert run_in_both([node], [2, 4, 9, 10], weights, 17) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"strides": [2, 2], "pads": [0, 1, 1, 0]},
+        {"strides": [3, 2], "output_padding": [2, 1], "pads": [1, 1, 1, 1]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
+        {"strides": [2, 2], "output_shape": [18, 19]},
+    ],
+)
+def test_transposed_convolution_windows(attributes: dict[str, Any]) -> None:
+    drawn = np.random.default_rng(2)
+    weights = {"w": drawn.standard_normal((4, 3, 3, 3)).astype(np.float32), "b": np.ones(6, np.float32)}
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], group=2, **attributes)
+    assert run_in_both([node], [2, 4, 8, 9], weights, 17) < 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+def test_local_response_normalization(size: int, beta: float) -> None:
+    node = helper.make_node("LRN", ["x"], ["y"], size=size, alpha=0.5, beta=beta, bias=2.0)
+    assert run_in_both([node], [2, 7, 3, 3], {}, 17) < 1e-6
+
+
+def test_an_even_window_of_local_response_normalization_is_longer_behind() -> None:
+    x = torch.arange(1.0, 6.0).reshape(1, 5, 1, 1)
+    call = Call("n", "LRN", 17, attributes={"size": 2, "alpha": 2.0, "beta": 1.0, "bias": 0.0})
+    squares = [1 + 4, 4 + 9, 9 + 16, 16 + 25, 25]  # onnxruntime takes odd windows only
+    assert OPERATORS["LRN"](call, x).reshape(-1).tolist() == pytest.approx([n / s for n, s in enumerate(squares, 1)])
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("opset", [11, 13])
+def test_softmax_before_and_after_its_change(op: str, axis: int, opset: int) -> None:
+    assert run_in_both([helper.make_node(op, ["x"], ["y"], axis=axis)], [2, 3, 4, 5], {}, opset) < 1e-6
+
+
+@pytest.mark.parametrize(("scale", "mode"), [(2.0, "nearest"), (1.6, "nearest"), (2.0, "linear")])
+def test_upsample_of_old_opsets(scale: float, mode: str) -> None:
+    scales = np.asarray([1.0, 1.0, scale, scale], np.float32)
+    node = helper.make_node("Upsample", ["x", "s"], ["y"], mode=mode)
+    assert run_in_both([node], [1, 2, 5, 6], {"s": scales}, 9) < 1e-6
+    node = helper.make_node("Resize", ["x", "s"], ["y"], mode=mode)
+    assert run_in_both([node], [1, 2, 5, 6], {"s": scales}, 10) < 1e-6
+
+
+def test_clip_and_pad_by_attributes() -> None:
+    nodes = [
+        helper.make_node("Clip", ["x"], ["c"], min=-0.5, max=0.25),
+        helper.make_node("Pad", ["c"], ["y"], mode="reflect", pads=[0, 0, 1, 2, 0, 0, 2, 1]),
+    ]
+    assert run_in_both(nodes, [1, 2, 5, 6], {}, 10) == 0.0
+
+
+def test_an_unknown_operator_is_named() -> None:
+    node = helper.make_node("Hardmax", ["x"], ["y"], name="the_node")
+    with pytest.raises(UnsupportedOpError, match=r"'the_node'.*Hardmax"):
+        run_in_both([node], [2, 3], {}, 17)
