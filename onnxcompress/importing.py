@@ -67,6 +67,7 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     for info in free_inputs:
         tensors[info.name] = gs.Variable(info.name)
     outputs = {info.name for info in graph.output}
+    _check_order(graph, set(tensors))
     for node_proto, name in zip(graph.node, _unique_node_names(graph.node), strict=True):
         constant = _as_constant(node_proto, tensors, base_dir, outputs)
         if constant is not None:
@@ -124,6 +125,20 @@ def _check_names(graph: onnx.GraphProto) -> None:
         seen.add(info.name)
     if not graph.output:
         raise ModelError("has no graph output")
+
+
+def _check_order(graph: onnx.GraphProto, known: set[str]) -> None:
+    """Refuse a node that reads what nothing has produced before it."""
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    produced = {name for node in graph.node for name in node.output}
+    for position, node in enumerate(graph.node):
+        for name in node.input:
+            if name and name not in known:
+                which = f"node '{node.name or position}' ({node.op_type}) reads '{name}'"
+                if name in produced:
+                    raise ModelError(f"{which} before it is produced: the nodes are not in order, or form a cycle")
+                raise ModelError(f"{which}, which no node produces and which is no input or initializer")
+        known.update(node.output)
 
 
 def _unique_node_names(nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:
