@@ -52,7 +52,7 @@ package: $(VENV)/.stamp-dev ## build wheel and sdist, check them, install the wh
 	cd $(VENV)/wheel && bin/onnxcompress --version && bin/onnxcompress --help >/dev/null
 
 bench: $(VENV)/.stamp-dev ## the benchmarks, one after another
-	$(BIN)/python -m pytest tests/benchmarks -s -q -m '' -p no:xdist --override-ini=addopts=--import-mode=importlib
+	@for benchmark in tests/benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
 
 clean: ## what the targets made, .venv included
 	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
