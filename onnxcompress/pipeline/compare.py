@@ -34,7 +34,7 @@ def compare(
 
     Args:
         original, compressed: paths, serialized bytes, `onnx.ModelProto`s or `Model`s.
-        recipe, options: as in `compress`; those for data, latency and gates count, and `report`, `markdown`, `junit`.
+        recipe, options: as in `compress`; those for data, latency, gates and reports count.
         data: as in `compress`.
         progress: as in `compress`.
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import Report
+from onnxcompress.report.html import html_report
 from onnxcompress.report.json_file import json_text, report_to_json
 from onnxcompress.report.junit import junit_xml
 from onnxcompress.report.markdown import markdown_summary
@@ -18,7 +19,7 @@ def _json(report: Report) -> str:
 
 
 _WRITERS: Mapping[str, Callable[[Report], str]] = MappingProxyType(
-    {"report": _json, "markdown": markdown_summary, "junit": junit_xml}
+    {"report": _json, "html": html_report, "markdown": markdown_summary, "junit": junit_xml}
 )
 """{option of the recipe: the report as the text of its file}."""
 

@@ -147,6 +147,7 @@ class Recipe:
     )
 
     report: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write the report as JSON")
+    html: Path | None = option(None, FilePath(), OUTPUT, "F.html", "write the report as one page that opens offline")
     markdown: Path | None = option(None, FilePath(), OUTPUT, "F.md", "write a summary in Markdown, for a CI job's page")
     junit: Path | None = option(None, FilePath(), OUTPUT, "F.xml", "write gates and self-check as JUnit XML, for CI")
     save_plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write what was decided, to review and replay")

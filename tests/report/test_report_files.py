@@ -14,8 +14,8 @@ from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.recipe import Recipe
 from tests.tiny_models import conv_net, save_data
 
-REPORTS = ["--junit", "j.xml", "--markdown", "s.md", "--report", "r.json"]
-WRITTEN = {"j.xml", "s.md", "r.json"}
+REPORTS = ["--html", "h.html", "--junit", "j.xml", "--markdown", "s.md", "--report", "r.json"]
+WRITTEN = {"h.html", "j.xml", "s.md", "r.json"}
 
 
 @pytest.fixture

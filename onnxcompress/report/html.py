@@ -1,0 +1,76 @@
+"""The HTML report: one file that opens offline, in light and dark, on a phone and without scripts too.
+
+A Content-Security-Policy allows nothing but the page's own style sheet and its one script, by its hash: no request can
+leave the page, and no text in it can run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+
+from onnxcompress.report import html_sections as sections
+from onnxcompress.report.figures import Report
+from onnxcompress.report.html_elements import Markup, element, join, text, void
+from onnxcompress.report.html_layers import layers_section
+
+
+def html_report(report: Report) -> str:
+    """Return the report as a page."""
+    style, script = _template("report.css"), _template("report.js")
+    title = _title(report)
+    head = [
+        void("meta", charset="utf-8"),
+        void("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
+        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"onnxcompress: {title}"),
+        element("style", Markup(style)),
+    ]
+    header = element(
+        "header",
+        element("p", f"onnxcompress {report.command}", class_="soft small"),
+        element("h1", title),
+        sections.verdict(report),
+        *(element("p", line, class_="note") for line in report.warnings),
+    )
+    main = element(
+        "main",
+        header,
+        sections.tiles(report),
+        sections.gates_section(report),
+        sections.figures_section(report),
+        layers_section(report),
+        sections.passes_section(report),
+        sections.skipped_section(report),
+        sections.run_section(report),
+        element("footer", _made_by(report)),
+    )
+    body = element("body", main, element("script", Markup(script)))
+    page = element("html", element("head", *head), body, lang="en")
+    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _title(report: Report) -> str:
+    before = report.input.path or "model"
+    after = report.output.path if report.output else None
+    return f"{before} → {after}" if after else f"{before} (no compressed model was written)"
+
+
+def _made_by(report: Report) -> Markup:
+    version = report.versions.get("onnxcompress", "")
+    return join([text(f"Made by onnxcompress {version}. A figure that was not measured is not shown.")])
+
+
+def _template(name: str) -> str:
+    folder = resources.files("onnxcompress.report") / "templates"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Widths of bars are style attributes: text in a style can show nothing from elsewhere under `default-src 'none'`.
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; base-uri 'none'; "
+        "form-action 'none'"
+    )

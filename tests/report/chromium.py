@@ -1,0 +1,143 @@
+"""Chromium without a window, spoken to over its debugging pipe: what it loads, complains about and shows."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_SECONDS = 60
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chromium_path() -> str | None:
+    """Return the browser of this machine, None where there is none."""
+    return next((path for name in _NAMES if (path := shutil.which(name))), None)
+
+
+class Page:
+    """One page. `complaints` are console errors and uncaught exceptions, `requests` the addresses it asked for."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self._to, self._from = to_browser, from_browser
+        self._numbers, self._buffer = itertools.count(1), b""
+        self._session = ""
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self._loaded = False
+
+    def open(self, address: str) -> None:
+        """Load an address and wait for it."""
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        self._loaded = False
+        self.send("Page.navigate", url=address)
+        while not self._loaded:
+            self._note(self._receive())
+
+    def emulate(self, *, width: int, dark: bool) -> None:
+        """Take on a width in CSS pixels and a colour scheme."""
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def value(self, script: str) -> Any:
+        """Return what a script of the test evaluates to."""
+        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def screenshot(self, file: Path, *, height: int | None = None) -> None:
+        """Save the whole page, or its first `height` pixels, as a PNG."""
+        size = self.send("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
+        answer = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        file.write_bytes(base64.b64decode(answer["data"]))
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command of the DevTools protocol and return its result."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+            self._note(answer)
+
+    def _receive(self) -> dict[str, Any]:
+        deadline = time.monotonic() + _SECONDS
+        while b"\0" not in self._buffer:
+            assert time.monotonic() < deadline, "the browser is silent"
+            chunk = os.read(self._from, 1 << 20)
+            assert chunk, "the browser has ended"
+            self._buffer += chunk
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        value: dict[str, Any] = json.loads(message)
+        return value
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, parameters = event.get("method"), event.get("params", {})
+        if method == "Page.loadEventFired":
+            self._loaded = True
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.complaints.append(str(parameters["exceptionDetails"]))
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(str(parameters["entry"]))
+        elif method == "Runtime.consoleAPICalled":
+            self.complaints.append(str(parameters["args"]))
+
+
+@contextlib.contextmanager
+def browser(executable: str) -> Iterator[Page]:
+    """Start a browser with an empty profile; it ends with the block."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, contextlib.ExitStack() as files:
+        to_read, to_write = os.pipe()
+        from_read, from_write = os.pipe()
+        for descriptor in (to_write, from_read):
+            files.callback(os.close, descriptor)
+        # The protocol wants descriptors 3 and 4.
+        command = 'in=$1; out=$2; shift 2; eval "exec 3<&$in 4>&$out"; exec "$@"'
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
+        process = subprocess.Popen(
+            [
+                "bash",
+                "-c",
+                command,
+                "bash",
+                str(to_read),
+                str(from_write),
+                executable,
+                *flags,
+                f"--user-data-dir={profile}",
+            ],
+            pass_fds=(to_read, from_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_read)
+        os.close(from_write)
+        try:
+            yield Page(to_write, from_read)
+        finally:
+            process.terminate()
+            process.wait(30)
