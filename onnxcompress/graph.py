@@ -9,6 +9,7 @@ one.
 from __future__ import annotations
 
 import copy as copying
+import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,13 @@ class Model:
     def weight_bytes(self) -> int:
         """Bytes of all constants."""
         return sum(int(tensor.values.nbytes) for tensor in self.constants().values())
+
+    def release_mapped(self) -> None:
+        """Let go of the memory of external data that was read; it is read again from its files when needed."""
+        for tensor in self.constants().values():
+            mapping = getattr(tensor.values, "_mmap", None)
+            if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapping.madvise(mmap.MADV_DONTNEED)
 
     def save(self, path: str | Path, *, overwrite: bool = False, external: bool = False) -> None:
         """Write the model: whole or not at all; with a side file above 2 GB or on request.

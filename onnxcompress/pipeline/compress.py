@@ -132,6 +132,8 @@ def _run_passes(work: Work, source: Source, context: PassContext, asked: Recipe,
             feeds = feeds or sample_feeds(source.model, asked.input_shape, asked.seed)
             stage = replace(stage, self_check=verify_stage(model, stage.result, feeds))
         stages.append(stage)
+        if model is not stage.result.model:
+            model.release_mapped()
         model = stage.result.model
     return stages
 

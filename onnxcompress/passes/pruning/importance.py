@@ -10,6 +10,7 @@ random      Mittal et al., Studying the Plasticity in Deep Convolutional Neural 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 
 Scores = npt.NDArray[np.float64]
+
+_BLOCK_WEIGHTS = 1 << 22
 
 IMPORTANCES = ("l1", "l2", "fpgm", "activation", "random")
 
@@ -47,24 +50,40 @@ def class_scores(model: Model, groups: ChannelGroups, importance: str, context: 
     return np.divide(total, number, out=np.zeros(count), where=number > 0)
 
 
-def _by_filter(weight: npt.NDArray[Any], axis: int, filters: int) -> npt.NDArray[np.float64]:
+def _by_filter(weight: npt.NDArray[Any], axis: int, filters: int) -> npt.NDArray[Any]:
     """Return weights as (filters, weights of one); a grouped ConvTranspose (I, O/g, k...) holds I / g rows for each."""
     moved = np.moveaxis(weight, axis, 0)
     groups = filters // moved.shape[0]
     if groups > 1:
         rows = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
         moved = np.moveaxis(rows, 2, 1).reshape(filters, -1)
-    return moved.reshape(filters, -1).astype(np.float64)
+    return moved.reshape(filters, -1)
 
 
-def filter_scores(filters: npt.NDArray[np.float64], importance: str) -> Scores:
-    """Score the filters of one layer; `filters` (O, weights of one), result (O,)."""
-    if importance == "l1":
-        return np.asarray(np.abs(filters).sum(axis=1))
-    if importance == "l2":
-        return np.asarray(np.sqrt(np.square(filters).sum(axis=1)))
-    squares = np.square(filters).sum(axis=1)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * filters @ filters.T, 0.0))
+def filter_scores(filters: npt.NDArray[Any], importance: str) -> Scores:
+    """Score the filters of one layer; `filters` (O, weights of one), result (O,), computed in double."""
+    if importance == "fpgm":
+        return _distance_sums(filters)
+    norm = 1 if importance == "l1" else 2
+    return np.concatenate([np.linalg.norm(rows, norm, axis=1) for rows in _in_double(filters, axis=0)])
+
+
+def _in_double(filters: npt.NDArray[Any], axis: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield blocks of `filters` along `axis` in double: a large layer is never doubled as a whole."""
+    length = filters.shape[axis]
+    step = max(1, _BLOCK_WEIGHTS * length // max(filters.size, 1))
+    for start in range(0, length, step):
+        part = filters[start : start + step] if axis == 0 else filters[:, start : start + step]
+        yield part.astype(np.float64)
+
+
+def _distance_sums(filters: npt.NDArray[Any]) -> Scores:
+    """Return the sum of each filter's distances to all others."""
+    gram = np.zeros((len(filters), len(filters)))
+    for columns in _in_double(filters, axis=1):
+        gram += columns @ columns.T
+    squares = np.diag(gram)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0))
     return np.asarray(distances.sum(axis=1))
 
 
