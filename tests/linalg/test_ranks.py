@@ -101,6 +101,14 @@ def test_evbmf_survives_tiny_matrices(shape):
     assert math.isfinite(found.sigma2)
 
 
+@pytest.mark.parametrize("shape", [(30, 30), (20, 80)])
+def test_evbmf_keeps_what_exceeds_the_papers_threshold(shape):
+    found = evbmf_of(planted(np.random.default_rng(8), shape, 3, 30.0, 1.0))
+    tau = 2.5129 * math.sqrt(shape[0] / shape[1])
+    threshold = (1 + tau) * (1 + shape[0] / shape[1] / tau)
+    assert found.threshold == pytest.approx(math.sqrt(shape[1] * found.sigma2 * threshold), rel=1e-12)
+
+
 def test_evbmf_minimises_the_free_energy_of_the_posterior():
     """The variational free energy from the posterior's closed form, not from the objective that is minimised."""
     short, long = 30, 80
