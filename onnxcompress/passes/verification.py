@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,9 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcompress.errors import DataError, PassError
+from onnxcompress.errors import DataError, ModelError, PassError
 from onnxcompress.graph import Model
+from onnxcompress.runtime.providers import one_line
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.runtime.tensors import TensorInfo, concrete_shapes, random_inputs
 
@@ -23,6 +24,9 @@ TOLERANCE = 1e-3
 """Largest difference, relative to a tensor's range, that float32 summation order may explain."""
 HALF_TOLERANCE = 5e-2
 
+_MOST_ELEMENTS = 2**28
+# What fails is told by an error, not also by onnxruntime's log.
+_SETTINGS = SessionSettings(spinning="never", log_severity=4)
 _GUESSED_LENGTHS = (64, 224, 32, 16, 8, 128)
 _WIDENED = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 _SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Clip", "ArgMax", "ArgMin", "TopK"})
@@ -108,21 +112,44 @@ def sample_feeds(
 
     Raises:
         DataError: no tried length fits; `--input-shape` is asked for.
+        ModelError: the model does not run though it leaves nothing open.
     """
     inputs = [_input_info(model, tensor) for tensor in model.graph.inputs]
     given = dict(input_shapes or {})
     try:
-        return random_inputs(inputs, concrete_shapes(inputs, given), seed)
+        tried = [concrete_shapes(inputs, given)]
+        asked = None
     except DataError as error:
         if given:
             raise
+        tried = [{info.name: _guessed(info, length) for info in inputs} for length in _GUESSED_LENGTHS]
         asked = error
-    for length in _GUESSED_LENGTHS:
-        feeds = random_inputs(inputs, {info.name: _guessed(info, length) for info in inputs}, seed)
-        with contextlib.suppress(Exception):
-            run_model(model, feeds, [tensor.name for tensor in model.graph.outputs])
+    outputs = [tensor.name for tensor in model.graph.outputs]
+    failure: Exception | None = None
+    for shapes in tried:
+        feeds = _random_feeds(inputs, shapes, seed)
+        try:
+            run_model(model, feeds, outputs)
             return feeds
-    raise asked
+        except Exception as error:
+            failure = error
+    if asked is not None:
+        raise asked
+    shown = ", ".join(f"{name} {list(shape)}" for name, shape in tried[0].items())
+    where = f"the model does not run on {shown or 'no input'}, so that nothing can be verified: {one_line(failure, 200)}"
+    if any(not isinstance(dim, int) for info in inputs for dim in info.shape):
+        raise DataError(f"{where}; give --input-shape, or --no-verify") from failure
+    raise ModelError(where) from failure
+
+
+def _random_feeds(inputs: Sequence[TensorInfo], shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Array]:
+    for name, shape in shapes.items():
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise DataError(
+                f"input '{name}' has {math.prod(shape):.3g} elements at shape {list(shape)}, too many to verify with; "
+                f"give --input-shape, or --no-verify"
+            )
+    return random_inputs(inputs, shapes, seed)
 
 
 def _input_info(model: Model, tensor: gs.Tensor) -> TensorInfo:
@@ -150,7 +177,7 @@ def run_model(model: Model, feeds: Mapping[str, Array], tensors: Sequence[str]) 
         tensor.data_type in _WIDENED and tensor.dims for tensor in proto.graph.initializer
     ):
         _widen(proto)
-    session = Session(proto.SerializeToString(deterministic=True), settings=SessionSettings(spinning="never"))
+    session = Session(proto.SerializeToString(deterministic=True), settings=_SETTINGS)
     fed = {**weights, **feeds}
     typed = {info.name: np.asarray(fed[info.name]).astype(info.dtype, copy=False) for info in session.inputs}
     return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
