@@ -23,6 +23,21 @@ def band_matrix(channels: int, size: int, scale: float) -> npt.NDArray[np.float6
     return np.where(inside, scale, 0.0)
 
 
+def is_window(node: gs.Node) -> bool:
+    """Whether `node` is the window sum of an LRN in its banded form: a 1x1 Conv of squares with one weight in a band.
+
+    Such a node is an exact rewrite, not a layer: it is neither pruned for its own sake nor approximated.
+    """
+    if node.op != "Conv" or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
+        return False
+    square = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    if square is None or square.op != "Mul" or square.inputs[0] is not square.inputs[1]:
+        return False
+    weight = np.asarray(node.inputs[1].values)
+    scale = weight.max(initial=0)
+    return bool(weight.size and scale > 0 and np.isin(weight, (0, scale)).all())
+
+
 def band_convolution(
     model: Model, node: gs.Node, channels: int, kept: npt.NDArray[np.int64], spatial_rank: int
 ) -> None:

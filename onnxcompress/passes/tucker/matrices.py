@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.channels.lrn import is_window
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.spectrum import Matrix, working
@@ -87,6 +88,8 @@ def _why_not(model: Model, node: gs.Node, context: PassContext) -> str | None:
     reason = why_no_float_constant(model, node, position=1)
     if reason:
         return reason
+    if is_window(node):
+        return "it is the window of an LRN, an exact rewrite that is not approximated"
     if node.op == "Conv" and int(node.attrs.get("group", 1)) != 1:
         return "a grouped 1x1 convolution is many small matrices, not one"
     if node.op != "Conv" and len(node.inputs[1].shape) != 2:
