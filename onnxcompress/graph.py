@@ -283,10 +283,11 @@ class Model:
     def skeleton(self) -> onnx.ModelProto:
         """Return the model with every large weight replaced by a graph input of its type: small at any model size."""
         proto, weights = self._export()
+        listed = {info.name for info in proto.graph.input}
         for name, array in weights.items():
             if array.nbytes <= _FOLDED_INTO_SKELETON_BYTES:
                 proto.graph.initializer.append(array_to_tensor(name, array))
-            elif not any(name == info.name for info in self._envelope.defaults):
+            elif name not in listed:
                 proto.graph.input.append(_array_info(name, array))
         proto.ir_version = max(proto.ir_version, _FIRST_IR_WITH_FREE_INITIALIZERS)
         return proto
