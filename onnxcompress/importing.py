@@ -125,6 +125,11 @@ def _check_names(graph: onnx.GraphProto) -> None:
         seen.add(info.name)
     if not graph.output:
         raise ModelError("has no graph output")
+    weights: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in weights:
+            raise ModelError(f"two initializers are named '{tensor.name}'; the file is damaged")
+        weights.add(tensor.name)
 
 
 def _check_order(graph: onnx.GraphProto, known: set[str]) -> None:
@@ -138,7 +143,19 @@ def _check_order(graph: onnx.GraphProto, known: set[str]) -> None:
                 if name in produced:
                     raise ModelError(f"{which} before it is produced: the nodes are not in order, or form a cycle")
                 raise ModelError(f"{which}, which no node produces and which is no input or initializer")
+        if any(not name and _is_list(node, at) for at, name in enumerate(node.input)):
+            raise ModelError(f"node '{node.name or position}' ({node.op_type}) leaves out one of a list of inputs")
         known.update(node.output)
+
+
+def _is_list(node: onnx.NodeProto, position: int) -> bool:
+    """Whether an input belongs to a list of any length (Concat, Sum), which has no gaps: runtimes crash on one."""
+    try:
+        inputs = onnx.defs.get_schema(node.op_type, node.domain).inputs
+    except onnx.defs.SchemaError:
+        return False
+    last = len(inputs) - 1
+    return position >= last >= 0 and inputs[last].option == onnx.defs.OpSchema.FormalParameterOption.Variadic
 
 
 def _unique_node_names(nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:

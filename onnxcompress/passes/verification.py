@@ -28,6 +28,7 @@ _MOST_ELEMENTS = 2**28
 # What fails is told by an error, not also by onnxruntime's log.
 _SETTINGS = SessionSettings(spinning="never", log_severity=4)
 _GUESSED_LENGTHS = (64, 224, 32, 16, 8, 128)
+_GUESSED_LENGTHS_3D = (16, 32, 8, 64, 112)
 _WIDENED = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 _SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Clip", "ArgMax", "ArgMin", "TopK"})
 
@@ -84,8 +85,10 @@ def relative_difference(expected: Array, seen: Array) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    distance = float(np.abs(wanted[finite] - got[finite]).max())
-    size = float(np.abs(wanted[finite]).max())
+    if not finite.all():
+        wanted, got = wanted[finite], got[finite]
+    got -= wanted
+    distance, size = float(np.abs(got, out=got).max()), float(np.abs(wanted, out=wanted).max())
     return distance / size if size > 0 else (0.0 if distance == 0 else float("inf"))
 
 
@@ -122,7 +125,8 @@ def sample_feeds(
     except DataError as error:
         if given:
             raise
-        tried = [{info.name: _guessed(info, length) for info in inputs} for length in _GUESSED_LENGTHS]
+        lengths = _GUESSED_LENGTHS_3D if any(len(info.shape) > 4 for info in inputs) else _GUESSED_LENGTHS
+        tried = [{info.name: _guessed(info, length) for info in inputs} for length in lengths]
         asked = error
     outputs = [tensor.name for tensor in model.graph.outputs]
     failure: Exception | None = None
@@ -136,7 +140,9 @@ def sample_feeds(
     if asked is not None:
         raise asked
     shown = ", ".join(f"{name} {list(shape)}" for name, shape in tried[0].items())
-    where = f"the model does not run on {shown or 'no input'}, so that nothing can be verified: {one_line(failure, 200)}"
+    where = (
+        f"the model does not run on {shown or 'no input'}, so that nothing can be verified: {one_line(failure, 200)}"
+    )
     if any(not isinstance(dim, int) for info in inputs for dim in info.shape):
         raise DataError(f"{where}; give --input-shape, or --no-verify") from failure
     raise ModelError(where) from failure
