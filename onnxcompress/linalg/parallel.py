@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -26,6 +27,15 @@ def parallel_map(function: Callable[[Item], Value], items: Iterable[Item]) -> li
     workers = max(1, min(_MAX_WORKERS, _cores(), len(listed)))
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as executor:
         return list(executor.map(function, listed))
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS compute on the calling thread only: on a busy machine its own threads wait for each other, spinning."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 def _cores() -> int:

@@ -1,0 +1,126 @@
+"""Second moments of inputs and targets: all that a linear least-squares problem needs of its data.
+
+Products are taken in float32 a block of rows at a time and summed in float64: the rounding of a block does not grow
+with the number of rows, and float32 products take half the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.linalg.parallel import parallel_map
+from onnxcompress.linalg.spectrum import Matrix
+
+Rows = npt.NDArray[np.float32]
+"""Samples in rows, (n, features)."""
+
+_BLOCK_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over n samples of inputs x (D,) and targets y (O,).
+
+    Attributes:
+        count: n.
+        sum_x: (D,).
+        sum_y: (O,).
+        xx: sum of x x^T, (D, D).
+        xy: sum of x y^T, (D, O).
+        yy: sum of y^2, (O,).
+    """
+
+    count: int
+    sum_x: Matrix
+    sum_y: Matrix
+    xx: Matrix
+    xy: Matrix
+    yy: Matrix
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            self.sum_x + other.sum_x,
+            self.sum_y + other.sum_y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    def centred(self) -> Covariances:
+        """Return means and covariances: with the means taken out, an affine fit's constant follows from the slope.
+
+        Raises:
+            ValueError: no samples were seen.
+        """
+        if self.count == 0:
+            raise ValueError("no samples were seen")
+        mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
+        return Covariances(
+            count=self.count,
+            mean_x=mean_x,
+            mean_y=mean_y,
+            xx=self.xx / self.count - np.outer(mean_x, mean_x),
+            xy=self.xy / self.count - np.outer(mean_x, mean_y),
+            yy=np.maximum(self.yy / self.count - mean_y**2, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Covariances:
+    """Means and covariances of inputs x (D,) and targets y (O,); shapes as in `Moments`."""
+
+    count: int
+    mean_x: Matrix
+    mean_y: Matrix
+    xx: Matrix
+    xy: Matrix
+    yy: Matrix
+
+    def errors(self, slope: Matrix) -> Matrix:
+        """Return the mean squared error of `x @ slope + constant`, with the best constant, for each target, (O,).
+
+        Args:
+            slope: (D, O).
+        """
+        explained = np.einsum("do,do->o", slope, 2.0 * self.xy - self.xx @ slope)
+        errors: Matrix = np.maximum(self.yy - explained, 0.0)
+        return errors
+
+    def constant(self, slope: Matrix) -> Matrix:
+        """Return the constant that goes with a slope (D, O), shape (O,)."""
+        constant: Matrix = self.mean_y - self.mean_x @ slope
+        return constant
+
+
+def accumulate(x: Rows, y: Rows, xx: bool = True) -> Moments:
+    """Return the moments of samples: `x` (n, D) and `y` (n, O); without `xx` that matrix is left zero."""
+    blocks = [slice(at, at + _BLOCK_ROWS) for at in range(0, len(x), _BLOCK_ROWS)]
+    size, targets = x.shape[1], y.shape[1]
+    total = Moments(
+        len(x),
+        x.sum(axis=0, dtype=np.float64),
+        y.sum(axis=0, dtype=np.float64),
+        _summed(lambda at: x[at].T @ x[at], blocks, (size, size)) if xx else np.zeros((size, size)),
+        _summed(lambda at: x[at].T @ y[at], blocks, (size, targets)),
+        np.einsum("no,no->o", y, y, dtype=np.float64),
+    )
+    return total
+
+
+def _summed(product: Callable[[slice], Rows], blocks: list[slice], shape: tuple[int, int]) -> Matrix:
+    """Sum the products of all blocks, in a fixed order of a few partial sums."""
+    parts = [blocks[at::2] for at in range(2)]
+
+    def partial(part: list[slice]) -> Matrix:
+        total = np.zeros(shape)
+        for block in part:
+            total += product(block)
+        return total
+
+    first, second = parallel_map(partial, parts)
+    return first + second

@@ -1,0 +1,133 @@
+"""Least squares from covariances: ridge towards given weights, and reduced-rank regression.
+
+With x (D,) the inputs, y (O,) the targets, S = cov(x, x), T = cov(x, y), and w (O,) the weights of the targets:
+
+    ridge          B = argmin sum_o E|y - B^T x|^2 + l |B - B0|^2        = (S + l)^-1 (T + l B0)
+    reduced rank   B V V^T with V the leading eigenvectors of  w^1/2 B^T S B w^1/2   (A. J. Izenman, J. Multivariate
+                   Analysis 5, 1975): of all matrices of that rank the one of the least weighted error
+
+The input factor of a convolution maps its I channels to R before the kernel sees them. If the channels' covariance A
+is the same at every position of the kernel, and two positions are correlated by r_pq, the best subspace is that of the
+leading eigenvectors of A^1/2 M A^1/2 with M = sum_pq r_pq B_p B_q^T, seen through A^-1/2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcompress.linalg.moments import Covariances
+from onnxcompress.linalg.spectrum import Matrix, descending_eigenpairs
+
+_LEAST_RIDGE = 1e-7
+"""Relative to the mean variance of an input: below it, directions without variance are noise amplified."""
+
+
+def ridge(covariances: Covariances, prior: Matrix, strength: float) -> Matrix:
+    """Return the slope (D, O) of least squares, drawn towards `prior` (D, O).
+
+    Args:
+        strength: the ridge l in units of the mean variance of an input.
+    """
+    return solve_ridge(covariances.xx, covariances.xy, prior, strength)
+
+
+def solve_ridge(xx: Matrix, xy: Matrix, prior: Matrix, strength: float) -> Matrix:
+    """As `ridge`, for covariances `xx` (D, D) and `xy` (D, O)."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    variance = float(np.trace(xx)) / max(len(xx), 1)
+    if not variance > 0.0:
+        return prior
+    strength = max(strength, _LEAST_RIDGE)
+    while True:
+        ridged = xx.copy()
+        ridged[np.diag_indices_from(ridged)] += strength * variance
+        try:
+            factor = cho_factor(ridged, lower=True, overwrite_a=True, check_finite=False)
+        except LinAlgError:
+            strength *= 10.0
+            continue
+        slope: Matrix = cho_solve(factor, xy + strength * variance * prior, check_finite=False)
+        return slope
+
+
+@dataclass(frozen=True)
+class ResponseSpectrum:
+    """Eigenvalues of the fitted response's weighted covariance.
+
+    Attributes:
+        energies: descending, (O,); what a rank keeps is the sum of the first ones.
+        vectors: (O, O), in columns.
+        weights: of the targets, (O,).
+    """
+
+    energies: Matrix
+    vectors: Matrix
+    weights: Matrix
+
+    def factors(self, slope: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+        """Return (D, R) and (O, R): the best approximation of `slope` (D, O) of that rank is `first @ second.T`."""
+        root = np.sqrt(self.weights)
+        basis = self.vectors[:, :rank]
+        return (slope * root) @ basis, basis / root[:, None]
+
+
+def response_spectrum(xx: Matrix, slope: Matrix, weights: Matrix | None = None) -> ResponseSpectrum:
+    """Return the spectrum of the response `slope.T @ x` (O,) for inputs of covariance `xx` (D, D).
+
+    Args:
+        weights: positive, of the targets, (O,); default 1.
+    """
+    weights = np.ones(slope.shape[1]) if weights is None else weights
+    weighted = slope * np.sqrt(weights)
+    values, vectors = descending_eigenpairs(weighted.T @ (xx @ weighted))
+    return ResponseSpectrum(np.maximum(values, 0.0), vectors, weights)
+
+
+def input_spectrum(xx: Matrix, slope: Matrix, positions: int, weights: Matrix | None = None) -> tuple[Matrix, Matrix]:
+    """Return how much response each direction of the input channels carries.
+
+    Args:
+        xx: covariance of patches, (K I, K I), positions of the kernel first.
+        slope: (K I, O), rows likewise.
+        positions: K.
+        weights: positive, of the targets, (O,); default 1.
+
+    Returns:
+        Energies (I,), descending, and directions (I, I) in columns; the first R columns span the best input factor.
+    """
+    channels = len(xx) // positions
+    blocks = xx.reshape(positions, channels, positions, channels)
+    covariance = np.einsum("pipj->ij", blocks) / positions
+    traces = np.einsum("piqi->pq", blocks)
+    scale = np.sqrt(np.maximum(np.diag(traces), 1e-300))
+    correlation = traces / np.outer(scale, scale)
+    kernel = slope.reshape(positions, channels, -1)
+    if weights is not None:
+        kernel = kernel * np.sqrt(weights)
+    mixed = np.tensordot(correlation, kernel, axes=(1, 0))
+    inner = np.einsum("pio,pjo->ij", kernel, mixed, optimize=True)
+    inner = 0.5 * (inner + inner.T)
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    energies, directions = descending_eigenpairs(root @ inner @ root)
+    # A^-1/2 q = M A^1/2 q / energy: no inverse of a covariance that may be singular.
+    spanned = inner @ root @ directions
+    norms = np.linalg.norm(spanned, axis=0)
+    fallback = directions / np.maximum(np.linalg.norm(directions, axis=0), 1e-300)
+    spanned = np.where(
+        norms > 1e-12 * max(float(norms.max(initial=0.0)), 1e-300), spanned / np.maximum(norms, 1e-300), fallback
+    )
+    return np.maximum(energies, 0.0), spanned
+
+
+def project_inputs(xx: Matrix, xy: Matrix, basis: Matrix, positions: int) -> tuple[Matrix, Matrix]:
+    """Return covariances (K R, K R) and (K R, O) after the channels of every position were mapped by `basis` (I, R)."""
+    channels, rank = basis.shape
+    left = np.tensordot(basis, xx.reshape(positions, channels, -1), axes=(0, 1))  # (R, K, K I)
+    left = left.transpose(1, 0, 2).reshape(positions * rank, positions, channels)
+    both = (left @ basis).reshape(positions * rank, positions * rank)
+    cross = np.tensordot(basis, xy.reshape(positions, channels, -1), axes=(0, 1))
+    return both, cross.transpose(1, 0, 2).reshape(positions * rank, -1)

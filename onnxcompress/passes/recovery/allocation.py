@@ -1,0 +1,268 @@
+"""The allocation pass: one budget for all layers, and for each the split that costs the output least.
+
+For every layer the pass knows what each choice of ranks costs and which share of the layer's response it misses
+(`allocation_choices`, from the covariance of the layer's inputs), and how much such an error matters at the output
+(`sensitivity`, measured). It then chooses for all layers at once (`allocation_solve`). Leaving a layer whole is always
+a choice. The splits are the Tucker and SVD passes'; a refit afterwards gives them their final weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.analysis.cost import ModelCost, model_cost, sample_shapes
+from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.graph import Model, Shape
+from onnxcompress.linalg.moments import Covariances, Moments, accumulate
+from onnxcompress.linalg.parallel import parallel_map
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
+from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
+from onnxcompress.passes.recovery.allocation_solve import allocate
+from onnxcompress.passes.recovery.refit import with_fast_lrn
+from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
+from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_sensitivities
+from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
+from onnxcompress.passes.tucker.cost import tucker_cost
+from onnxcompress.passes.tucker.factors import SplitShape, decompose, split_weights
+from onnxcompress.passes.tucker.matrices import find_matrix_sites
+from onnxcompress.passes.tucker.sites import find_conv_sites
+from onnxcompress.passes.tucker.svd import matrix_factors
+from onnxcompress.runtime.capture import capture_activations
+
+Array = npt.NDArray[Any]
+
+TARGETS = ("macs", "params", "size")
+
+_TYPICAL_ERROR = 0.06
+"""The share of a response that is taken away to measure a sensitivity: about what compression takes."""
+
+_BYTES_OF_A_NODE = 400
+"""A split adds nodes: their names, attributes and shapes take about so much of the file each."""
+
+
+@dataclass(frozen=True)
+class AllocationConfig:
+    """What is to be reached, and from how much data it is decided.
+
+    Attributes:
+        targets: {kind: share of `reference`'s}, kinds as in `TARGETS`.
+        reference: cost of the model as it was given: shares are of this.
+        split_kernels, split_matrices: what may be split: convolutions with a kernel; 1x1 convolutions, Gemm, MatMul.
+        images, positions: samples for the covariances.
+        judging_images: samples for the sensitivities.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    targets: Mapping[str, float]
+    reference: ModelCost
+    split_kernels: bool = True
+    split_matrices: bool = True
+    images: int = 96
+    positions: int = 64
+    judging_images: int = 24
+
+    def __post_init__(self) -> None:
+        for kind, share in self.targets.items():
+            if kind not in TARGETS:
+                raise RecipeError(f"target: unknown kind '{kind}', expected one of {', '.join(TARGETS)}")
+            if not share > 0.0:
+                raise RecipeError(f"target: {kind}={share}, expected a share above 0 of the original")
+
+
+class Allocation(Pass):
+    """Splits layers so that the whole model keeps within a budget at the least damage."""
+
+    name: ClassVar[str] = "allocate"
+
+    def __init__(self, config: AllocationConfig) -> None:
+        self.config = config
+        self._tucker = TuckerDecomposition(TuckerConfig())
+        self._svd = SvdDecomposition(SvdConfig())
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Choose ranks from calibration data.
+
+        Raises:
+            DataError: there are no calibration data, or a tensor holds NaN or infinity; it is named.
+            BudgetInfeasibleError: no choice keeps the targets; the message says what can be reached.
+        """
+        if context.calibration is None:
+            raise DataError("--target needs calibration data; give --calib PATH or --data PATH")
+        layers, skipped = find_refit_layers(model, model, context)
+        fast = with_fast_lrn(model)
+        shapes = sample_shapes(model)[0]
+        images = _first(context.calibration, self.config.images)
+        covariances = _covariances(fast, layers, images, self.config.positions, context.seed)
+        choices: dict[str, list[Choice]] = {}
+        options = parallel_map(lambda layer: self._choices(layer, shapes, covariances, context), layers)
+        for layer, found in zip(layers, options, strict=True):
+            if isinstance(found, str):
+                skipped.append(Skipped(layer.node, found))
+            else:
+                choices[layer.node] = found
+        by_name = {layer.node: layer for layer in layers}
+        worth = {name: own for name, own in choices.items() if len(own) > 1}
+        disturbed = dict(
+            zip(worth, parallel_map(lambda n: _disturb(by_name[n], covariances[n], worth[n]), worth), strict=True)
+        )
+        judging = _first(context.calibration, self.config.judging_images)
+        sensitivity = measure_sensitivities(fast, layers, disturbed, judging)
+        chosen = self._allocate(model, worth, sensitivity)
+        decisions = self._decisions(model, chosen, sensitivity)
+        split = {str(decision["node"]) for decision in decisions}
+        for name in choices:
+            if name not in split:
+                reason = (
+                    "whole it serves the budget best" if name in worth else "no split lowers both MACs and parameters"
+                )
+                skipped.append(Skipped(name, reason))
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Split the planned layers of `model`.
+
+        Raises:
+            RecipeError: the plan names layers or ranks that the model does not have.
+        """
+        for kind, each in (("tucker", self._tucker), ("svd", self._svd)):
+            own = tuple(decision for decision in plan.decisions if decision["kind"] == kind)
+            if own:
+                each.rewrite(model, Plan(each.name, own), context)
+        return {}
+
+    def _choices(
+        self,
+        layer: RefitLayer,
+        shapes: Mapping[str, Shape],
+        covariances: Mapping[str, Covariances],
+        context: PassContext,
+    ) -> list[Choice] | str:
+        if layer.groups > 1:
+            return "a grouped convolution is left whole"
+        if not (self.config.split_kernels if layer.positions > 1 else self.config.split_matrices):
+            return "not asked for (--tucker, --svd)"
+        own = covariances[layer.node]
+        if own.count < len(own.xx):
+            return f"{own.count} samples are too few to judge a split of {len(own.xx)} inputs"
+        size = _size(layer, shapes)
+        if size is None:
+            return "its sizes are not known"
+        return layer_choices(own, layer.original[0].reshape(len(own.xx), -1), size, context.round_to)
+
+    def _allocate(
+        self, model: Model, choices: Mapping[str, Sequence[Choice]], sensitivity: Mapping[str, float]
+    ) -> dict[str, Choice]:
+        cost = model_cost(model)
+        damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
+        costs: dict[str, list[Array]] = {}
+        limits: dict[str, float] = {}
+        for kind, share in self.config.targets.items():
+            own_costs = [np.array([_cost_of(kind, c) for c in own]) for own in choices.values()]
+            movable = sum(float(own[0]) for own in own_costs)
+            costs[kind] = own_costs
+            limits[kind] = share * _total(kind, self.config.reference) - (_total(kind, cost) - movable)
+        picked = allocate(damages, costs, limits)
+        return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}
+
+    def _decisions(
+        self, model: Model, chosen: Mapping[str, Choice], sensitivity: Mapping[str, float]
+    ) -> list[Decision]:
+        convolutions = {site.node: site for site in find_conv_sites(model, PassContext())[0] if site.kernel_size > 1}
+        matrices = {site.node: site for site in find_matrix_sites(model, PassContext())[0]}
+        decisions: list[Decision] = []
+        for node, choice in chosen.items():
+            if choice.rank_in is None and choice.rank_out is None:
+                continue
+            judged = {"response_error": choice.error, "sensitivity": sensitivity.get(node, 0.0)}
+            if node in matrices and choice.rank_out is not None:
+                matrix = matrices[node]
+                error = matrix_factors(matrix, choice.rank_out).relative_error
+                cost = matrix.cost(choice.rank_out)
+                common: dict[str, object] = {
+                    "kind": "svd",
+                    "ranks": [choice.rank_out],
+                    "channels": list(reversed(matrix.matrix_shape)),
+                }
+            else:
+                site = convolutions[node]
+                into, out = choice.rank_in or site.in_channels, choice.rank_out or site.out_channels
+                split = SplitShape(into, out, choice.rank_in is not None, choice.rank_out is not None)
+                error = split_weights(site, split, decompose(site, split)).relative_error
+                cost = tucker_cost(site, into, out, with_in=split.with_in, with_out=split.with_out)
+                channels = [site.in_channels, site.out_channels]
+                common = {"kind": "tucker", "ranks": [into, out], "channels": channels, "groups": 1}
+                common["factors"] = split.factors
+            sizes = {"macs": list(cost.macs) if cost.macs else None, "params": list(cost.params)}
+            decisions.append({"node": node, **common, "error": error, **sizes, **judged})
+        return decisions
+
+
+def _covariances(
+    model: Model, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]], positions: int, seed: int
+) -> dict[str, Covariances]:
+    """Return the covariance of every layer's patches; layers that read the same patches share it."""
+    key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
+    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1}
+    samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
+    totals: dict[tuple[object, ...], Moments] = {}
+    names = list(dict.fromkeys(layer.input for layer in readers.values()))
+    for captured in capture_activations(model.to_proto(), names, batches):
+        for key, layer in readers.items():
+            rows = samplers[key].patches(captured[layer.input])
+            moments = accumulate(rows, rows[:, :1])
+            totals[key] = totals[key] + moments if key in totals else moments
+    return {layer.node: totals[key_of[layer.node]].centred() for layer in layers if key_of[layer.node] in totals}
+
+
+def _disturb(layer: RefitLayer, covariances: Covariances, choices: Sequence[Choice]) -> Disturbance:
+    choice = min(choices[1:], key=lambda each: abs(np.log(max(each.error, 1e-9) / _TYPICAL_ERROR)))
+    original = layer.original[0].reshape(len(covariances.xx), -1)
+    slope = truncated(covariances, original, layer.positions, choice)
+    return Disturbance(slope, covariances.mean_x @ (original - slope), max(choice.error, 1e-9))
+
+
+def _size(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
+    places = []
+    for name in (layer.input, layer.output):
+        shape = shapes.get(name)
+        sizes = None if shape is None else (shape[2:] if layer.op == "Conv" else shape[1:-1])
+        if sizes is None or not all(isinstance(size, int) for size in sizes):
+            return None
+        places.append(int(np.prod([int(size) for size in sizes if isinstance(size, int)])))
+    inputs, outputs = layer.original.shape[2:]
+    return LayerSize(inputs, outputs, layer.positions, *places)
+
+
+def _cost_of(kind: str, choice: Choice) -> float:
+    if kind == "macs":
+        return float(choice.macs)
+    if kind == "params":
+        return float(choice.params)
+    added = (choice.rank_in is not None) + (choice.rank_out is not None)
+    return 4.0 * choice.params + _BYTES_OF_A_NODE * added
+
+
+def _total(kind: str, cost: ModelCost) -> float:
+    if kind == "macs":
+        if cost.macs is None:
+            raise RecipeError("target: the model's MACs are not known; give --input-shape, or a target of params")
+        return float(cost.macs)
+    return float(cost.params) if kind == "params" else float(cost.weight_bytes)
+
+
+def _first(calibration: Samples, images: int) -> list[Mapping[str, Array]]:
+    """Return about so many samples, spread over the stream's batches."""
+    batches = list(calibration())
+    total = sum(len(next(iter(batch.values()))) for batch in batches)
+    if total <= images:
+        return batches
+    share = images / total
+    return [{name: array[: max(1, round(share * len(array)))] for name, array in batch.items()} for batch in batches]

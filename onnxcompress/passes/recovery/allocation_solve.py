@@ -1,0 +1,58 @@
+"""One choice for every layer under limits on the sum: a small integer program (HiGHS through scipy)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from onnxcompress.errors import BudgetInfeasibleError
+from onnxcompress.linalg.spectrum import Matrix
+
+_GAP = 1e-4
+
+
+def allocate(
+    damages: Sequence[Matrix], costs: Mapping[str, Sequence[Matrix]], limits: Mapping[str, float]
+) -> list[int]:
+    """Return the number of the chosen alternative of every layer: least damage within all limits.
+
+    Args:
+        damages: of each layer's alternatives, (alternatives,).
+        costs: {kind: likewise}.
+        limits: {kind: the sum may be at most this}.
+
+    Raises:
+        BudgetInfeasibleError: no choice keeps all limits; the message says how far each can fall.
+    """
+    for kind, limit in limits.items():
+        least = sum(float(cost.min()) for cost in costs[kind])
+        if least > limit:
+            raise BudgetInfeasibleError(f"{kind}: the limit is {limit:.6g}, the least that can be reached {least:.6g}")
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_matrix, vstack
+
+    starts = np.concatenate([[0], np.cumsum([len(each) for each in damages])])
+    total = int(starts[-1])
+    rows = np.repeat(np.arange(len(damages)), np.diff(starts))
+    one_each = csr_matrix((np.ones(total), (rows, np.arange(total))), shape=(len(damages), total))
+    scaled = [np.concatenate(costs[kind]) / limit for kind, limit in limits.items()]
+    matrix = vstack([one_each, *(csr_matrix(row) for row in scaled)])
+    ones = np.ones(len(damages))
+    low = np.concatenate([ones, np.full(len(limits), -np.inf)])
+    high = np.concatenate([ones, np.ones(len(limits))])
+    damage = np.concatenate(list(damages))
+    # Of equal damage the cheaper: a vanishing price on what is limited.
+    price = damage / max(float(damage.max()), 1e-300) + 1e-9 * sum(scaled, np.zeros(total))
+    solution = milp(
+        price,
+        integrality=np.ones(total),
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(matrix.tocsr(), low, high),
+        options={"mip_rel_gap": _GAP, "time_limit": 20.0},
+    )
+    if solution.x is None:
+        reached = ", ".join(f"{kind} {sum(float(c.min()) for c in costs[kind]):.6g}" for kind in limits)
+        raise BudgetInfeasibleError(f"the limits cannot all be kept; each alone could reach {reached}")
+    return [int(np.argmax(solution.x[a:b])) for a, b in pairwise(starts)]

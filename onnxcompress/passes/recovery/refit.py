@@ -1,0 +1,299 @@
+"""The refit pass: every layer is fitted anew, by least squares, to what the original's layer answers.
+
+Layer after layer in topological order, each sees its inputs as the layers compressed and refitted before it make them,
+and is fitted to the original's outputs at the same positions: it makes good, as far as a linear layer can, what was
+lost before it. No labels, no gradients. A layer keeps its old weights where the fit is no better on images held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.channels.lrn import band_convolution
+from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.linalg.moments import Rows
+from onnxcompress.linalg.parallel import one_blas_thread
+from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
+from onnxcompress.passes.recovery.refit_layers import (
+    RefitLayer,
+    bias_of,
+    chain_slope,
+    find_refit_layers,
+    weight_of,
+)
+from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.passes.recovery.refit_solve import ChainShape, ChainWeights, fit_chain
+from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
+from onnxcompress.passes.recovery.refit_targets import Targets
+from onnxcompress.passes.recovery.refit_waves import BatchFile, Part, Waves
+from onnxcompress.passes.tucker.sites import has_input
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """How samples are taken and fitted.
+
+    Attributes:
+        positions: of a layer's output, at most so many from each image.
+        rows: at most so many samples of a layer, whatever the number of images: bounds memory.
+        rounds: of the fit behind a Relu.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    positions: int = 120
+    rows: int = 60_000
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("positions", self.positions, 1),
+            ("rows", self.rows, 1),
+            ("rounds", self.rounds, 0),
+        ):
+            if value < least:
+                raise RecipeError(f"refit: {name} is {value}, expected {least} or more")
+
+
+class Refit(Pass):
+    """Fits every layer of a compressed model to the responses of the model that it was made from.
+
+    Args:
+        original: before filters were removed and layers split, with the same tensor names.
+    """
+
+    name: ClassVar[str] = "refit"
+
+    def __init__(self, config: RefitConfig, original: Model) -> None:
+        self.config = config
+        self._original = original
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """List the layers that will be fitted; the others say why not.
+
+        Raises:
+            DataError: there are no calibration data.
+        """
+        if context.calibration is None:
+            raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
+        layers, skipped = find_refit_layers(self._original, model, context)
+        decisions: list[Decision] = []
+        for layer in layers:
+            reason = _why_not_aligned(model, layer, context.provenance)
+            if reason:
+                skipped.append(Skipped(layer.node, reason))
+            else:
+                decisions.append({"node": layer.node, "kind": "refit", "chain": list(layer.chain)})
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Refit the planned layers of `model`.
+
+        Raises:
+            RecipeError: the plan names layers that the model does not have.
+            DataError: there are no calibration data, or a tensor holds NaN or infinity; it is named.
+        """
+        if context.calibration is None:
+            raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
+        known = {layer.node: layer for layer in find_refit_layers(self._original, model, PassContext())[0]}
+        unknown = [str(d["node"]) for d in plan.decisions if d["node"] not in known]
+        if unknown:
+            raise RecipeError(f"plan: node '{unknown[0]}' cannot be refitted in this model; it is another model's plan")
+        layers = [known[str(decision["node"])] for decision in plan.decisions]
+        images = _count(context.calibration)
+        per_image = max(1, min(self.config.positions, self.config.rows // images))
+        reference = with_fast_lrn(self._original)
+        targets = Targets(reference, layers, context.calibration(), per_image, context.seed)
+        try:
+            _Refitting(self.config, model, layers, targets, per_image, context).run(context.calibration)
+        finally:
+            targets.close()
+        return {}
+
+
+class _Refitting:
+    """One run of the pass over a model that may be written to."""
+
+    def __init__(
+        self,
+        config: RefitConfig,
+        model: Model,
+        layers: list[RefitLayer],
+        targets: Targets,
+        per_image: int,
+        context: PassContext,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._working = with_fast_lrn(model)
+        self._layers = {layer.node: layer for layer in layers}
+        self._targets = targets
+        self._per_image = per_image
+        self._context = context
+
+    def run(self, calibration: Samples) -> None:
+        """Refit depth after depth."""
+        waves = Waves(self._working, {layer.node: layer.chain for layer in self._layers.values()})
+        before: Iterable[Mapping[str, Array]] = calibration()
+        kept: BatchFile | None = None
+        given: list[str] = [t.name for t in self._working.graph.inputs]
+        for depth in range(waves.count):
+            live = waves.live(depth)
+            part = Part(self._working, waves.nodes_before(depth), given, live)
+            after = BatchFile().write(_advance(part, before))
+            if kept is not None:
+                kept.close()
+            before, kept, given = after, after, live
+            for node in waves.at(depth):
+                with one_blas_thread():
+                    self._refit(self._layers[node], after)
+        if kept is not None:
+            kept.close()
+
+    def _refit(self, layer: RefitLayer, batches: Iterable[Mapping[str, Array]]) -> None:
+        sampler = LayerSampler(layer, self._per_image, self._context.seed)
+        rows = np.concatenate([sampler.patches(batch[layer.input]) for batch in batches])
+        targets = self._targets.rows(layer)
+        provenance = self._context.provenance
+        if layer.output in provenance:
+            targets = np.ascontiguousarray(targets[:, provenance[layer.output]])
+        nodes = [node for node in self._working.nodes if node.name in layer.chain]
+        per_image = max(1, len(rows) // self._targets.images)
+        if layer.groups == 1:
+            self._fit_group(layer, nodes, rows, targets, per_image)
+        else:
+            self._fit_groups(layer, nodes, rows, targets, per_image)
+
+    def _fit_group(self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int) -> None:
+        samples = LayerSamples(rows, targets, per_image, layer.follows_relu)
+        current = chain_slope(self._working, nodes, layer.core)
+        constant = bias_of(self._working, nodes[-1], targets.shape[1])
+        flat = current[0].reshape(-1, current.shape[-1])
+        prior = prior_slope(layer, current, self._context.provenance)[0].reshape(flat.shape)
+        fitted = fit_chain(samples, _shape(self._working, layer, nodes), prior, self._config.rounds)
+        judged = samples.judged()
+        if samples.error(fitted.slope(), fitted.constant, judged) < samples.error(flat, constant, judged):
+            self._assign(layer, nodes, fitted)
+
+    def _fit_groups(self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int) -> None:
+        """Fit a grouped convolution group by group; all groups or none are taken."""
+        groups, positions = layer.groups, layer.positions
+        patches = rows.reshape(len(rows), positions, groups, -1)
+        answers = targets.reshape(len(targets), groups, -1)
+        current = chain_slope(self._working, nodes, layer.core)
+        constant = bias_of(self._working, nodes[-1], targets.shape[1]).reshape(groups, -1)
+        priors = prior_slope(layer, current, self._context.provenance)
+        slopes, constants = [], []
+        for group in range(groups):
+            own = LayerSamples(
+                np.ascontiguousarray(patches[:, :, group]).reshape(len(rows), -1),
+                np.ascontiguousarray(answers[:, group]),
+                per_image,
+                layer.follows_relu,
+            )
+            flat = current[group].reshape(-1, current.shape[-1])
+            fitted = fit_chain(own, ChainShape(positions), priors[group].reshape(flat.shape), self._config.rounds)
+            judged = own.judged()
+            better = own.error(fitted.slope(), fitted.constant, judged) < own.error(flat, constant[group], judged)
+            slopes.append((fitted.slope() if better else flat).reshape(current[group].shape))
+            constants.append(fitted.constant if better else constant[group])
+        self._write(nodes[0], np.stack(slopes))
+        self._write_bias(nodes[0], np.concatenate(constants))
+
+    def _assign(self, layer: RefitLayer, nodes: list[gs.Node], weights: ChainWeights) -> None:
+        if weights.first is not None:
+            self._write(nodes[0], weights.first[None, None])
+        self._write(nodes[layer.core], weights.core[None])
+        if weights.last is not None:
+            self._write(nodes[-1], weights.last[None, None])
+        self._write_bias(nodes[-1], weights.constant)
+
+    def _write(self, node: gs.Node, slope: Matrix) -> None:
+        for model in (self._working, self._model):
+            own = _named(model, node.name)
+            model.set_input(own, 1, weight_of(slope, own, model.values(own.inputs[1])))
+
+    def _write_bias(self, node: gs.Node, constant: Matrix) -> None:
+        for model in (self._working, self._model):
+            write_bias(model, _named(model, node.name), constant)
+
+
+def write_bias(model: Model, node: gs.Node, constant: Matrix) -> None:
+    """Give a linear node a bias, shape (O,)."""
+    dtype = model.values(node.inputs[1]).dtype
+    if has_input(node, 2):
+        scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+        model.set_input(node, 2, (constant / scale).astype(dtype))
+    elif node.op != "MatMul":
+        del node.inputs[2:]
+        node.inputs.append(model.new_constant(f"{node.name}_bias", constant.astype(dtype)))
+
+
+def with_fast_lrn(model: Model) -> Model:
+    """Return a copy in which LRN is its banded form, several times faster and equal but for rounding."""
+    copy = model.copy()
+    for node in [node for node in copy.nodes if node.op == "LRN"]:
+        shape = copy.shape_of(node.inputs[0])
+        if shape is not None and len(shape) > 2 and isinstance(shape[1], int):
+            band_convolution(copy, node, shape[1], np.arange(shape[1]), len(shape) - 2)
+    copy.refresh_shapes()
+    return copy
+
+
+def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> Matrix:
+    """Return what a fit is drawn towards: the original's weights between the channels that remain, else the present."""
+    slope = layer.original
+    if layer.groups == 1:
+        if layer.input in provenance:
+            slope = slope[:, :, provenance[layer.input]]
+        if layer.output in provenance:
+            slope = slope[..., provenance[layer.output]]
+    return slope if slope.shape == current.shape else current
+
+
+def _shape(model: Model, layer: RefitLayer, nodes: list[gs.Node]) -> ChainShape:
+    into = chain_slope(model, nodes[:1], 0).shape[3] if layer.has_input_factor else None
+    out = chain_slope(model, nodes[-1:], 0).shape[2] if layer.has_output_factor else None
+    return ChainShape(layer.positions, into, out)
+
+
+def _advance(part: Part, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+    for batch in batches:
+        yield part.run(batch)
+
+
+def _count(calibration: Samples) -> int:
+    images = sum(len(next(iter(batch.values()))) for batch in calibration())
+    if not images:
+        raise DataError("no calibration samples")
+    return images
+
+
+def _named(model: Model, name: str) -> gs.Node:
+    return next(node for node in model.nodes if node.name == name)
+
+
+def _why_not_aligned(model: Model, layer: RefitLayer, provenance: Provenance) -> str | None:
+    nodes = {node.name: node for node in model.nodes}
+    weight = nodes[layer.chain[-1]]
+    outputs = chain_slope(model, [weight], 0).shape
+    present = outputs[0] * outputs[3]
+    expected = (
+        len(provenance[layer.output])
+        if layer.output in provenance
+        else layer.original.shape[0] * layer.original.shape[3]
+    )
+    return (
+        None if present == expected else f"it has {present} outputs, {expected} of the original's are known to remain"
+    )

@@ -1,0 +1,229 @@
+"""Layers that can be refitted: a linear node of the original, and the chain that stands for it in the compressed model.
+
+A layer keeps its input and output tensors through every pass; what lies between them may be one node, the two of an
+SVD or the three of a Tucker split. Its weights, in one layout for all operators, are a slope (K, I, O): positions of
+the kernel, input channels, outputs; of a grouped convolution one for each group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxcompress.graph import Model
+from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.base import PassContext, Skipped
+from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, has_input, why_no_float_constant
+from onnxcompress.runtime.patches import Window
+
+_LINEAR = ("Conv", "Gemm", "MatMul")
+_LONGEST_CHAIN = 3
+
+
+@dataclass(frozen=True)
+class RefitLayer:
+    """A linear layer of the original and its counterpart.
+
+    Attributes:
+        node: the original's name.
+        op: `Conv`, `Gemm` or `MatMul`.
+        input, output: tensor names, the same in both models.
+        chain: names of the compressed model's nodes from input to output.
+        core: position in the chain of the node with the original's kernel.
+        groups: of the convolution; above 1 only for a chain of one node.
+        attributes: the original's strides, pads, dilations, auto_pad.
+        kernel_shape: spatial, empty for a matrix.
+        original: the original's slope of every group, (G, K, I / G, O / G), float64.
+        follows_relu: whether nothing but a Relu reads the output.
+    """
+
+    node: str
+    op: str
+    input: str
+    output: str
+    chain: tuple[str, ...]
+    core: int
+    groups: int
+    attributes: Mapping[str, object]
+    kernel_shape: tuple[int, ...]
+    original: Matrix
+    follows_relu: bool
+
+    @property
+    def positions(self) -> int:
+        """K: positions of the kernel."""
+        return math.prod(self.kernel_shape)
+
+    @property
+    def has_input_factor(self) -> bool:
+        """Whether a node of its own maps the input channels before the core."""
+        return self.core > 0
+
+    @property
+    def has_output_factor(self) -> bool:
+        """Whether a node of its own maps the core's outputs."""
+        return self.core < len(self.chain) - 1
+
+    def window(self, spatial: tuple[int, ...]) -> Window:
+        """Return the convolution's geometry for an input of a spatial size."""
+        count = len(self.kernel_shape)
+        strides = _whole(self.attributes.get("strides"), (1,) * count)
+        dilations = _whole(self.attributes.get("dilations"), (1,) * count)
+        pads = _whole(self.attributes.get("pads"), (0,) * (2 * count))
+        auto_pad = str(self.attributes.get("auto_pad", "NOTSET"))
+        if auto_pad == "VALID":
+            pads = (0,) * (2 * count)
+        elif auto_pad.startswith("SAME"):
+            pads = _same_pads(spatial, self.kernel_shape, strides, dilations, upper=auto_pad == "SAME_UPPER")
+        return Window(self.kernel_shape, strides, pads, dilations)
+
+
+def find_refit_layers(
+    original: Model, compressed: Model, context: PassContext
+) -> tuple[list[RefitLayer], list[Skipped]]:
+    """Return the layers of `original` that `compressed` still has, in graph order, and the others with the reason."""
+    producers = {t.name: node for node in compressed.nodes for t in node.outputs if t.name}
+    layers: list[RefitLayer] = []
+    skipped: list[Skipped] = []
+    for node in original.nodes:
+        if node.op not in (*_LINEAR, "ConvTranspose") or node.domain not in DEFAULT_DOMAIN:
+            continue
+        found = _layer(original, compressed, node, producers, context)
+        if isinstance(found, str):
+            skipped.append(Skipped(node.name, found))
+        else:
+            layers.append(found)
+    return layers, skipped
+
+
+def slope_of(model: Model, node: gs.Node) -> Matrix:
+    """Return a linear node's weight as (G, K, I / G, O / G) in float64, a Gemm's alpha multiplied in."""
+    weight = np.asarray(model.values(node.inputs[1]), np.float64)
+    if node.op == "Conv":
+        groups = int(node.attrs.get("group", 1))
+        grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return np.ascontiguousarray(grouped.transpose(0, 3, 2, 1))
+    matrix = weight.T if node.op == "Gemm" and node.attrs.get("transB", 0) else weight
+    scale = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
+    return scale * matrix[None, None]
+
+
+def weight_of(slope: Matrix, node: gs.Node, like: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return a slope (G, K, I, O) laid out as the weight of `node`, in the element type of `like`."""
+    if node.op == "Conv":
+        kernel = slope.transpose(0, 3, 2, 1)
+        weight = kernel.reshape(-1, kernel.shape[2], *like.shape[2:])
+    else:
+        scale = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
+        matrix = slope[0, 0] / scale
+        weight = matrix.T if node.op == "Gemm" and node.attrs.get("transB", 0) else matrix
+    return np.ascontiguousarray(weight.astype(like.dtype))
+
+
+def bias_of(model: Model, node: gs.Node, outputs: int) -> Matrix:
+    """Return a linear node's bias, a Gemm's beta multiplied in, zeros where it has none; shape (outputs,)."""
+    if not has_input(node, 2):
+        return np.zeros(outputs)
+    scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    values = np.asarray(model.values(node.inputs[2]), np.float64).reshape(-1)
+    return np.array(np.broadcast_to(scale * values, (outputs,)))
+
+
+def chain_slope(model: Model, nodes: list[gs.Node], core: int) -> Matrix:
+    """Return the slope (G, K, I, O) of a chain: the product of its nodes' weights."""
+    slope = slope_of(model, nodes[core])
+    if core > 0:
+        slope = np.einsum("ir,gkro->gkio", slope_of(model, nodes[0])[0, 0], slope)
+    if core < len(nodes) - 1:
+        slope = slope @ slope_of(model, nodes[-1])[0, 0]
+    return slope
+
+
+def _layer(
+    original: Model, compressed: Model, node: gs.Node, producers: Mapping[str, gs.Node], context: PassContext
+) -> RefitLayer | str:
+    if context.is_excluded(node.name):
+        return "excluded by --exclude"
+    if node.op == "ConvTranspose":
+        return "a transposed convolution: its responses are not refitted"
+    if node.op == "MatMul" and original.is_constant(node.inputs[0]):
+        return "its constant stands on the left"
+    reason = why_no_float_constant(original, node, position=1)
+    if reason:
+        return reason
+    if node.op == "Gemm" and node.attrs.get("transA", 0):
+        return "its input is transposed (transA)"
+    if len(node.inputs[1].shape) != 2 and node.op != "Conv":
+        return f"its weight has {len(node.inputs[1].shape)} axes, expected 2"
+    if has_input(node, 2) and not original.is_constant(node.inputs[2]):
+        return "its bias is not a constant"
+    tensor, output = node.inputs[0].name, node.outputs[0].name
+    chain = _chain(compressed, producers, tensor, output)
+    if isinstance(chain, str):
+        return chain
+    groups = int(node.attrs.get("group", 1))
+    if groups > 1 and len(chain) > 1:
+        return "a grouped convolution that was split"
+    kernel = tuple(int(size) for size in node.inputs[1].shape[2:])
+    cores = [at for at, each in enumerate(chain) if tuple(each.inputs[1].shape[2:]) == kernel]
+    if not cores:
+        return "no node between its input and output has its kernel"
+    # Of a split matrix any node could be the core: the first keeps strides and pads, the other is the output factor.
+    core = cores[0] if math.prod(kernel) == 1 or len(chain) < _LONGEST_CHAIN else 1
+    readers = node.outputs[0].outputs
+    only_relu = bool(readers) and all(reader.op == "Relu" for reader in readers)
+    return RefitLayer(
+        node=node.name,
+        op=node.op,
+        input=tensor,
+        output=output,
+        chain=tuple(each.name for each in chain),
+        core=core,
+        groups=groups,
+        attributes=dict(node.attrs),
+        kernel_shape=kernel,
+        original=slope_of(original, node),
+        follows_relu=only_relu and not any(node.outputs[0] is out for out in original.graph.outputs),
+    )
+
+
+def _chain(model: Model, producers: Mapping[str, gs.Node], tensor: str, output: str) -> list[gs.Node] | str:
+    """Return the linear nodes from one tensor to another, or why there is no such chain."""
+    nodes: list[gs.Node] = []
+    name = output
+    while not nodes or name != tensor:
+        node = producers.get(name)
+        if node is None or node.op not in _LINEAR or len(nodes) == _LONGEST_CHAIN:
+            return "the compressed model has no chain of linear nodes in its place"
+        if not model.is_constant(node.inputs[1]) or (has_input(node, 2) and not model.is_constant(node.inputs[2])):
+            return "its weight or bias is no longer a constant"
+        if nodes and len(node.outputs[0].outputs) != 1:
+            return "something else reads a tensor inside its split"
+        nodes.append(node)
+        name = node.inputs[0].name
+    return nodes[::-1]
+
+
+def _whole(value: object, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(each) for each in value) if isinstance(value, (list, tuple)) and value else default
+
+
+def _same_pads(
+    spatial: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    *,
+    upper: bool,
+) -> tuple[int, ...]:
+    totals = []
+    for size, k, stride, dilation in zip(spatial, kernel, strides, dilations, strict=True):
+        outputs = -(-size // stride)
+        totals.append(max((outputs - 1) * stride + dilation * (k - 1) + 1 - size, 0))
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (*small, *large) if upper else (*large, *small)

@@ -1,0 +1,68 @@
+"""Samples of a layer's inputs and outputs at random positions: the rows of its least-squares problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.linalg.moments import Rows
+from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.runtime.patches import PositionSampler, Window, output_rows
+
+Array = npt.NDArray[Any]
+
+
+class LayerSampler:
+    """Draws the same positions of a layer in the original and in the compressed model, batch after batch.
+
+    Args:
+        positions: at most so many of each image.
+    """
+
+    def __init__(self, layer: RefitLayer, positions: int, seed: int) -> None:
+        self._layer = layer
+        self._sampler = PositionSampler(positions, seed)
+
+    def patches(self, inputs: Array) -> Rows:
+        """Return the layer's input patches of a batch, (B P, K C), positions of the kernel first, then channels."""
+        layer = self._layer
+        if layer.op != "Conv":
+            flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+            places = self._sampler.draw(len(flat), flat.shape[1:2])[:, :, 0]
+            return _rows(flat[np.arange(len(flat))[:, None], places])
+        window = layer.window(inputs.shape[2:])
+        places = self._sampler.draw(len(inputs), window.output_size(inputs.shape[2:]))
+        return _rows(_gather(inputs, window, places))
+
+    def outputs(self, outputs: Array) -> Rows:
+        """Return the layer's outputs of a batch, (B P, O)."""
+        if self._layer.op != "Conv":
+            flat = outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])
+            places = self._sampler.draw(len(flat), flat.shape[1:2])[:, :, 0]
+            return _rows(flat[np.arange(len(flat))[:, None], places])
+        places = self._sampler.draw(len(outputs), outputs.shape[2:])
+        return output_rows(outputs, places).astype(np.float32, copy=False)
+
+
+def _gather(inputs: Array, window: Window, places: npt.NDArray[np.int64]) -> Array:
+    """Return patches (B, P, K, C) of inputs (B, C, ...): channels last, so that each position is one run of memory."""
+    spatial = window.spatial
+    pads = [(0, 0), *zip(window.pads[:spatial], window.pads[spatial:], strict=True), (0, 0)]
+    last = np.moveaxis(inputs, 1, -1)
+    padded = np.pad(last, pads) if any(window.pads) else np.ascontiguousarray(last)
+    sizes = padded.shape[1:-1]
+    flat = padded.reshape(-1, padded.shape[-1])
+    number = np.arange(len(places))[:, None, None]
+    for dimension in range(spatial):
+        offsets = np.arange(window.kernel[dimension]) * window.dilations[dimension]
+        starts = places[:, :, dimension] * window.strides[dimension]
+        number = number.reshape(*number.shape[:2], -1)[..., None] * sizes[dimension]
+        number = (number + starts[:, :, None, None] + offsets).reshape(len(places), places.shape[1], -1)
+    return flat[number]
+
+
+def _rows(samples: Array) -> Rows:
+    """Return samples (B, P, ...) as rows of float32, (B P, ...)."""
+    return np.ascontiguousarray(samples, np.float32).reshape(samples.shape[0] * samples.shape[1], -1)

@@ -1,0 +1,209 @@
+"""Refitting one layer: the weights of its chain from samples of its inputs now and of the original's outputs.
+
+A chain of one node is ridge regression. A chain with factors is reduced-rank regression: the input factor spans the
+directions of the input channels that carry the fitted response, the output factor the leading directions of what the
+core makes of them. Where nothing but a Relu reads the layer, what matters of an output below zero is only that it
+stays there: in a few rounds such targets are replaced by what the fit gives, if that is negative too (X. Zhang et al.,
+Accelerating Very Deep Convolutional Networks, TPAMI 2016), which minimises the error behind the Relu.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.linalg.moments import Covariances, Moments, Rows, accumulate
+from onnxcompress.linalg.regression import input_spectrum, project_inputs, response_spectrum, ridge, solve_ridge
+from onnxcompress.linalg.spectrum import Matrix
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Strengths that are tried, in units of the mean variance of an input, where samples are few."""
+
+_PLENTY = 12
+"""From so many samples for each input on, the weakest ridge is taken without trying."""
+
+_SHRINKAGE = 0.1
+"""How far the inputs' covariance is drawn towards equal variance when there is one sample for each input."""
+
+HELD_OUT = 5
+"""Every so manieth image chooses the ridge and judges the fit."""
+
+
+@dataclass(frozen=True)
+class ChainShape:
+    """What a layer's chain looks like: positions of the kernel, and ranks where it has factors (None: it has not)."""
+
+    positions: int
+    rank_in: int | None = None
+    rank_out: int | None = None
+
+
+@dataclass(frozen=True)
+class ChainWeights:
+    """The weights of a chain.
+
+    Attributes:
+        first: (I, R_in) or None.
+        core: (K, R_in, R_out), with I and O where there are no factors.
+        last: (R_out, O) or None.
+        constant: (O,).
+    """
+
+    first: Matrix | None
+    core: Matrix
+    last: Matrix | None
+    constant: Matrix
+
+    def slope(self) -> Matrix:
+        """Return the chain's weights multiplied out, (K I, O)."""
+        slope = self.core if self.first is None else np.einsum("ir,kro->kio", self.first, self.core)
+        slope = slope if self.last is None else slope @ self.last
+        return slope.reshape(-1, slope.shape[-1])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The rows of one layer.
+
+    Attributes:
+        inputs: (n, K I).
+        targets: (n, O).
+        per_image: rows of each image, which are neighbours.
+        relu: whether the error counts behind a Relu.
+    """
+
+    inputs: Rows
+    targets: Rows
+    per_image: int
+    relu: bool
+
+    def held_out(self) -> npt.NDArray[np.bool_]:
+        """Return which rows are held out, (n,)."""
+        image = np.arange(len(self.inputs)) // self.per_image
+        return np.asarray(image % HELD_OUT == HELD_OUT - 1)
+
+    def judged(self) -> npt.NDArray[np.bool_]:
+        """Return the rows that judge a fit: those held out, all of them where there are too few images."""
+        held = self.held_out()
+        return held if held.any() else ~held
+
+    def error(self, slope: Matrix, constant: Matrix, rows: npt.NDArray[np.bool_]) -> float:
+        """Return the relative squared error of affine weights on some rows, behind the Relu where there is one."""
+        wanted = self.targets[rows]
+        got = self.inputs[rows] @ slope.astype(np.float32) + constant.astype(np.float32)
+        if self.relu:
+            wanted, got = np.maximum(wanted, 0.0), np.maximum(got, 0.0)
+        size = float(np.square(wanted - wanted.mean(axis=0)).sum(dtype=np.float64))
+        missed = float(np.square(got - wanted).sum(dtype=np.float64))
+        if size > 0.0:
+            return missed / size
+        return 0.0 if missed == 0.0 else float("inf")
+
+
+def fit_chain(samples: Samples, shape: ChainShape, prior: Matrix, rounds: int) -> ChainWeights:
+    """Fit a chain to samples.
+
+    Args:
+        prior: what the slope is drawn towards, (K I, O): the original's weights.
+        rounds: of the fit behind the Relu; 0 fits what stands before it.
+    """
+    held = samples.held_out()
+    judged = bool(held.any() and not held.all()) and len(samples.inputs) < _PLENTY * samples.inputs.shape[1]
+    training = accumulate(samples.inputs[~held], samples.targets[~held]) if judged else None
+    judging = accumulate(samples.inputs[held], samples.targets[held]) if judged else None
+    whole = training + judging if training and judging else accumulate(samples.inputs, samples.targets)
+    plenty = len(samples.inputs) >= _PLENTY * samples.inputs.shape[1]
+    strength = RIDGES[0] if plenty else RIDGES[-1]
+    if training and judging:
+        strength = _best_strength(training.centred(), judging, prior)
+    covariances = whole.centred()
+    chain = _fit(covariances, shape, prior, strength)
+    if samples.relu and rounds:
+        chain = _fit_behind_relu(samples, covariances, chain, shape, prior, strength, rounds)
+    return chain
+
+
+def _best_strength(training: Covariances, judging: Moments, prior: Matrix) -> float:
+    judge = judging.centred()
+
+    def missed(strength: float) -> float:
+        slope = ridge(training, prior, strength)
+        shift = judge.mean_y - judge.mean_x @ slope - training.constant(slope)
+        return float(judge.errors(slope).sum() + np.square(shift).sum())
+
+    best, least = RIDGES[0], float("inf")
+    for strength in RIDGES:
+        error = missed(strength)
+        if error >= least:
+            break
+        best, least = strength, error
+    return best
+
+
+def _fit(covariances: Covariances, shape: ChainShape, prior: Matrix, strength: float) -> ChainWeights:
+    first = None
+    if shape.rank_in is not None:
+        slope = ridge(covariances, prior, strength)
+        directions = input_spectrum(covariances.xx, slope, shape.positions)[1]
+        first = np.linalg.qr(directions[:, : shape.rank_in])[0]
+    return _fit_behind(covariances, first, shape, prior, strength)
+
+
+def _fit_behind(
+    covariances: Covariances, first: Matrix | None, shape: ChainShape, prior: Matrix, strength: float
+) -> ChainWeights:
+    """Fit core and output factor behind a given input factor."""
+    xx, xy, mean_x = covariances.xx, covariances.xy, covariances.mean_x
+    positions = shape.positions
+    if first is not None:
+        xx, xy = project_inputs(xx, xy, first, positions)
+        prior = _mapped(prior, first, positions)
+        mean_x = (mean_x.reshape(positions, -1) @ first).reshape(-1)
+    slope = solve_ridge(xx, xy, prior, strength)
+    last = None
+    core = slope
+    if shape.rank_out is not None:
+        # Few samples see few directions; without shrinkage the others would not count at all.
+        spread = _SHRINKAGE * len(xx) / max(covariances.count, 1) * float(np.trace(xx)) / len(xx)
+        core, outer = response_spectrum(xx + spread * np.eye(len(xx)), slope).factors(slope, shape.rank_out)
+        last = outer.T
+        slope = core @ last
+    constant = covariances.mean_y - mean_x @ slope
+    return ChainWeights(first, core.reshape(positions, -1, core.shape[-1]), last, constant)
+
+
+def _fit_behind_relu(
+    samples: Samples,
+    covariances: Covariances,
+    chain: ChainWeights,
+    shape: ChainShape,
+    prior: Matrix,
+    strength: float,
+    rounds: int,
+) -> ChainWeights:
+    """Improve core, output factor and constant for the error behind the Relu; the input factor stays."""
+    inputs, positions = samples.inputs, shape.positions
+    xx = covariances.xx
+    reduced = replace(shape, rank_in=None)
+    if chain.first is not None:
+        xx, _ = project_inputs(xx, covariances.xy, chain.first, positions)
+        prior = _mapped(prior, chain.first, positions)
+        inputs = (inputs.reshape(-1, chain.first.shape[0]) @ chain.first.astype(np.float32)).reshape(len(inputs), -1)
+    mean_x = inputs.mean(axis=0, dtype=np.float64)
+    for _ in range(rounds):
+        slope = replace(chain, first=None).slope()
+        got = inputs @ slope.astype(np.float32) + chain.constant.astype(np.float32)
+        targets = np.where(samples.targets > 0.0, samples.targets, np.minimum(got, 0.0))
+        moments = accumulate(inputs, targets, xx=False).centred()
+        fitted = _fit_behind(replace(moments, xx=xx, mean_x=mean_x), None, reduced, prior, strength)
+        chain = replace(fitted, first=chain.first)
+    return chain
+
+
+def _mapped(slope: Matrix, first: Matrix, positions: int) -> Matrix:
+    """Return a slope (K I, O) seen through an input factor (I, R): (K R, O)."""
+    kernel = slope.reshape(positions, first.shape[0], -1)
+    mapped: Matrix = np.einsum("ir,kio->kro", first, kernel)
+    return mapped.reshape(-1, kernel.shape[-1])

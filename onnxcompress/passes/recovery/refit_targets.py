@@ -1,0 +1,63 @@
+"""What the original's layers answer: sampled outputs of every layer, and moments of its inputs, from one run of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.graph import Model
+from onnxcompress.linalg.moments import Rows
+from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.runtime.capture import capture_activations
+
+Array = npt.NDArray[Any]
+
+
+class Targets:
+    """Sampled outputs of the original's layers, in temporary files."""
+
+    def __init__(
+        self,
+        original: Model,
+        layers: Sequence[RefitLayer],
+        batches: Iterable[Mapping[str, Array]],
+        positions: int,
+        seed: int,
+    ) -> None:
+        """Run the original once.
+
+        Raises:
+            DataError: there are no samples, or a layer's output holds NaN or infinity; it is named.
+        """
+        self._files = {layer.node: tempfile.TemporaryFile() for layer in layers}  # noqa: SIM115 - closed by `close`
+        self._outputs = {layer.node: 0 for layer in layers}
+        self.images = 0
+        samplers = {layer.node: LayerSampler(layer, positions, seed) for layer in layers}
+        names = [layer.output for layer in layers]
+        try:
+            for captured in capture_activations(original.to_proto(), names, batches):
+                self.images += len(captured[names[0]])
+                for layer in layers:
+                    rows = samplers[layer.node].outputs(captured[layer.output])
+                    self._outputs[layer.node] = rows.shape[1]
+                    rows.tofile(self._files[layer.node])
+        except BaseException:
+            self.close()
+            raise
+
+    def rows(self, layer: RefitLayer) -> Rows:
+        """Return the sampled outputs of a layer, (n, O)."""
+        file = self._files[layer.node]
+        file.seek(0)
+        rows: Rows = np.fromfile(file, np.float32).reshape(-1, self._outputs[layer.node])
+        return rows
+
+    def close(self) -> None:
+        """Delete the files."""
+        for file in self._files.values():
+            file.close()

@@ -1,0 +1,170 @@
+"""Running a model part by part: the inputs of each layer from the layers before it as they are by then.
+
+Layers are numbered by depth, the number of layers before them on the longest path; layers of equal depth do not see
+each other. Between two depths all that later nodes need of the tensors so far is kept, for every sample, in a
+temporary file. So each part of the model runs once, however many layers there are, and memory holds one batch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxcompress.graph import Model
+from onnxcompress.runtime.capture import check_finite
+from onnxcompress.runtime.session import Session, SessionSettings
+
+Array = npt.NDArray[Any]
+Batch = Mapping[str, Array]
+
+
+class Waves:
+    """The order in which the layers of a model are worked on.
+
+    Args:
+        model: its structure; weights may change later.
+        layers: {layer: names of its nodes}; each layer's nodes form a chain.
+
+    Attributes:
+        depth: {layer: its depth}.
+    """
+
+    def __init__(self, model: Model, layers: Mapping[str, Sequence[str]]) -> None:
+        layer_of = {node: layer for layer, nodes in layers.items() for node in nodes}
+        last = {nodes[-1] for nodes in layers.values()}
+        self.depth: dict[str, int] = {}
+        self._produced = {t.name: 0 for t in model.graph.inputs}
+        self._nodes: dict[str, int] = {}
+        for node in model.nodes:
+            read = _reads(node)
+            depth = max((self._produced.get(name, 0) for name in read), default=0)
+            self._nodes[node.name] = depth
+            if node.name in layer_of:
+                self.depth[layer_of[node.name]] = depth
+            for tensor in node.outputs:
+                self._produced[tensor.name] = depth + (node.name in last)
+        self._in_layer = frozenset(layer_of)
+        # What lies between the nodes of a layer exists only while the layer runs.
+        inner = (node for node in model.nodes if node.name in layer_of and node.name not in last)
+        self._inner = frozenset(t.name for node in inner for t in node.outputs)
+        self._readers: dict[str, list[str]] = {}
+        for node in model.nodes:
+            for name in _reads(node):
+                self._readers.setdefault(name, []).append(node.name)
+
+    @property
+    def count(self) -> int:
+        """How many depths there are."""
+        return max(self.depth.values(), default=-1) + 1
+
+    def at(self, depth: int) -> list[str]:
+        """Return the layers of a depth."""
+        return [layer for layer, own in self.depth.items() if own == depth]
+
+    def nodes_before(self, depth: int) -> set[str]:
+        """Return the nodes that run between the layers of the depth before and those of `depth`."""
+        glue = {n for n, own in self._nodes.items() if own == depth and n not in self._in_layer}
+        return glue | {n for n, own in self._nodes.items() if own == depth - 1 and n in self._in_layer}
+
+    def live(self, depth: int) -> list[str]:
+        """Return the tensors that exist before the layers of `depth` run and are read from then on."""
+
+        def runs_later(node: str) -> bool:
+            own = self._nodes[node]
+            return own >= depth if node in self._in_layer else own > depth
+
+        return [
+            name
+            for name, own in self._produced.items()
+            if own <= depth
+            and name not in self._inner
+            and any(runs_later(node) for node in self._readers.get(name, ()))
+        ]
+
+
+class Part:
+    """A part of a model, ready to run: some of its nodes, from given tensors to wanted ones."""
+
+    def __init__(self, model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> None:
+        self._passed = [name for name in wanted if name in given]
+        self._computed = [name for name in wanted if name not in given]
+        self._session: Session | None = None
+        if self._computed:
+            self._session = Session(_part(model, nodes, given, self._computed), settings=SessionSettings())
+            self._fed = [info.name for info in self._session.inputs]
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Return the wanted tensors of a batch.
+
+        Raises:
+            DataError: one of them holds NaN or infinity; it is named.
+        """
+        results = {name: batch[name] for name in self._passed}
+        if self._session is not None:
+            results.update(self._session.run({name: batch[name] for name in self._fed}, self._computed))
+            for name in self._computed:
+                check_finite(results[name], f"tensor '{name}' of the compressed model")
+        return results
+
+
+class BatchFile:
+    """Batches of named arrays in a temporary file: written once, read in the same order any number of times."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._names: list[tuple[str, ...]] = []
+
+    def write(self, batches: Iterable[Batch]) -> BatchFile:
+        """Append batches; return the file itself."""
+        for batch in batches:
+            self._names.append(tuple(batch))
+            for array in batch.values():
+                np.save(self._file, array, allow_pickle=False)
+        self._file.flush()
+        return self
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        self._file.seek(0)
+        for names in self._names:
+            yield {name: np.load(self._file, allow_pickle=False) for name in names}
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+
+
+def _reads(node: Any) -> list[str]:
+    return [t.name for t in node.inputs if t.name and not Model.is_constant(t)]
+
+
+def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> bytes:
+    whole = model.to_proto()
+    chosen = _needed([node for node in whole.graph.node if node.name in nodes], given, wanted)
+    read = {name for node in chosen for name in node.input}
+    graph = onnx.GraphProto(name="part", node=chosen)
+    weights = {each.name: each for each in whole.graph.initializer if each.name in read}
+    for name in given:
+        if name in weights:
+            weight = weights.pop(name)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, weight.data_type, weight.dims))
+        elif name in read:
+            graph.input.append(onnx.helper.make_tensor_value_info(name, model.dtypes[name], model.shape_of(name)))
+    graph.initializer.extend(weights.values())
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    proto = onnx.ModelProto(ir_version=whole.ir_version, graph=graph, opset_import=whole.opset_import)
+    proto.ir_version = max(proto.ir_version, 4)
+    return bytes(proto.SerializeToString())
+
+
+def _needed(nodes: list[onnx.NodeProto], given: Sequence[str], wanted: Sequence[str]) -> list[onnx.NodeProto]:
+    names, chosen = set(wanted), []
+    for node in reversed(nodes):
+        if any(name in names for name in node.output):
+            chosen.append(node)
+            names.update(name for name in node.input if name not in given)
+    return chosen[::-1]

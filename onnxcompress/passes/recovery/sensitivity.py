@@ -1,0 +1,121 @@
+"""How much a layer's error matters: the damage at the model's output when that layer alone is truncated.
+
+The damage of a classifier is the divergence KL(original || truncated) of its classes, otherwise the relative squared
+error of the outputs. Both grow with the square of a small disturbance, that is, in proportion to the share of a
+layer's response energy that is missed; their ratio is the layer's sensitivity. Each layer is disturbed by a truncation
+of its own weights, and only what comes behind it runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.graph import Model
+from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.recovery.refit_layers import RefitLayer, weight_of
+from onnxcompress.passes.recovery.refit_waves import Part, Waves
+
+Array = npt.NDArray[Any]
+
+_LEAST_PROBABILITY = 1e-9
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """A layer truncated: its slope (K I, O) then, how its bias shifts (O,), and the share of its response missed."""
+
+    slope: Matrix
+    shift: Matrix
+    error: float
+
+
+def measure_sensitivities(
+    model: Model,
+    layers: Sequence[RefitLayer],
+    disturbances: Mapping[str, Disturbance],
+    batches: Iterable[Mapping[str, Array]],
+) -> dict[str, float]:
+    """Return {layer: damage at the output for each unit of its relative response error}.
+
+    Args:
+        model: the original.
+        layers: of the original against itself: chains of one node.
+        disturbances: of the layers that are measured; those without a bias of their own input are left out.
+        batches: a few dozen samples, which stay in memory.
+    """
+    waves = Waves(model, {layer.node: layer.chain for layer in layers})
+    outputs = [tensor.name for tensor in model.graph.outputs]
+    nodes = {node.name: node for node in model.nodes}
+    current = [dict(batch) for batch in batches]
+    given = [tensor.name for tensor in model.graph.inputs]
+    by_name = {layer.node: layer for layer in layers}
+    reference: list[dict[str, Array]] = []
+    found: dict[str, float] = {}
+    for depth in range(waves.count):
+        live = waves.live(depth)
+        part = Part(model, waves.nodes_before(depth), given, live)
+        current, given = [part.run(batch) for batch in current], live
+        own = [name for name in waves.at(depth) if name in disturbances]
+        if not own:
+            continue
+        weights = {t.name: model.values(t) for name in own for t in nodes[name].inputs[1:3] if t.name}
+        later = set().union(*(waves.nodes_before(each) for each in range(depth + 1, waves.count + 1)))
+        behind = Part(model, later, [*live, *weights], outputs)
+        if not reference:
+            reference = [behind.run({**batch, **weights}) for batch in current]
+        for name in own:
+            changed = _changed(model, by_name[name], disturbances[name])
+            seen = [behind.run({**batch, **weights, **changed}) for batch in current]
+            found[name] = _damage(reference, seen, outputs) / disturbances[name].error
+    return found
+
+
+def _changed(model: Model, layer: RefitLayer, disturbance: Disturbance) -> dict[str, Array]:
+    node = next(node for node in model.nodes if node.name == layer.node)
+    weight = model.values(node.inputs[1])
+    slope = disturbance.slope.reshape(layer.original.shape)
+    changed: dict[str, Array] = {node.inputs[1].name: weight_of(slope, node, weight)}
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        bias = model.values(node.inputs[2])
+        scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+        shift = np.broadcast_to(bias, disturbance.shift.shape) + disturbance.shift / scale
+        changed[node.inputs[2].name] = shift.astype(bias.dtype).reshape(bias.shape)
+    return changed
+
+
+def _damage(
+    reference: Sequence[Mapping[str, Array]], seen: Sequence[Mapping[str, Array]], outputs: Sequence[str]
+) -> float:
+    for name in outputs:
+        first, second = (np.concatenate([batch[name] for batch in each]) for each in (reference, seen))
+        if first.dtype.kind == "f" and first.ndim >= 2 and first.shape[1] > 1 and all(s == 1 for s in first.shape[2:]):
+            return _divergence(first.reshape(len(first), -1), second.reshape(len(first), -1))
+    squares = [0.0, 0.0]
+    for one, other in zip(reference, seen, strict=True):
+        for name in outputs:
+            if one[name].dtype.kind == "f":
+                wide = one[name].astype(np.float64)
+                squares[0] += float(np.square(other[name] - wide).sum())
+                squares[1] += float(np.square(wide).sum())
+    return squares[0] / squares[1] if squares[1] > 0.0 else 0.0
+
+
+def _divergence(first: Array, second: Array) -> float:
+    sums = first.sum(axis=1, dtype=np.float64)
+    normalised = bool(first.min() >= 0.0 and np.abs(sums - 1.0).max() < 1e-2)
+    p, q = (_distribution(scores, normalised) for scores in (first, second))
+    return max(0.0, float((p * np.log(p / q)).sum(axis=1).mean()))
+
+
+def _distribution(scores: Array, normalised: bool) -> Matrix:
+    wide = scores.astype(np.float64)
+    if not normalised:
+        wide = np.exp(wide - wide.max(axis=1, keepdims=True))
+    wide = np.maximum(wide, _LEAST_PROBABILITY)
+    distribution: Matrix = wide / wide.sum(axis=1, keepdims=True)
+    return distribution
