@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import RecipeError
@@ -226,7 +226,30 @@ def test_a_shared_weight_stays_whole_for_a_reader_that_keeps_it():
     assert "w1" in result.model.constants()
     assert saved_params(result.plan) == model_cost(model).params - model_cost(result.model).params
     reasons = {s.node: s.reason for s in tucker(model, "auto", excluded).plan.skipped}
-    assert reasons["one"] == "shares its weight with 'two', which keeps it"
+    assert reasons["one"] == "shares its weight with two, which keeps it"
+
+
+def test_a_weight_that_a_sub_graph_reads_stays():
+    branch_output = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
+    branches = [
+        helper.make_graph([helper.make_node(op, ["w"], ["b"])], op, [], [branch_output]) for op in ("Neg", "Abs")
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], name="conv"),
+        helper.make_node("Greater", ["zero", "one"], ["c"], name="greater"),
+        helper.make_node("If", ["c"], ["z"], name="if", then_branch=branches[0], else_branch=branches[1]),
+    ]
+    constants = {
+        "w": low_rank_weight(64, 48, 10, 14),
+        "zero": np.float32(0).reshape(()),
+        "one": np.float32(1).reshape(()),
+    }
+    model = model_of(nodes, constants, (1, 48, 8, 8), outputs=("y", "z"))
+    assert only_reason(tucker(model, "auto")) == "shares its weight with a sub-graph, which keeps it"
+    result = tucker(model, "evbmf")
+    assert saved_params(result.plan) == model_cost(model).params - model_cost(result.model).params
+    x = input_of(1, 48, 8, 8)
+    assert difference(run(model, x), run(result.model, x)) < 0.05
 
 
 def test_names_that_are_taken_are_avoided():

@@ -131,7 +131,7 @@ class TuckerDecomposition(Pass):
         if reason:
             return _Choice(reason=reason)
         if self.config.spec.rule == "auto" and (others := [s for s in site.sharers if s not in splittable]):
-            return _Choice(reason=f"shares its weight with '{others[0]}', which keeps it")
+            return _Choice(reason=f"shares its weight with {others[0]}, which keeps it")
         try:
             spectra = [kernel_spectra(kernel) for kernel in site.kernels()]
             split, reason = self._split_shape(site, spectra, context.round_to)

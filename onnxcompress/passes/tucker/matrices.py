@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -13,7 +14,15 @@ from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.spectrum import Matrix, working
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.passes.tucker.cost import SplitCost
-from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, Array, has_input, positions_of, why_no_float_constant
+from onnxcompress.passes.tucker.sites import (
+    DEFAULT_DOMAIN,
+    Array,
+    has_input,
+    other_readers,
+    pinned_tensors,
+    positions_of,
+    why_no_float_constant,
+)
 
 _OPERATORS = ("Conv", "Gemm", "MatMul")
 
@@ -30,7 +39,7 @@ class MatrixSite:
         bias: number of elements added, 0 without.
         positions: rows that are multiplied for one sample, None where not known.
         weight_name: of the weight tensor.
-        sharers: other nodes that read the same weight tensor.
+        sharers: what else reads the same weight tensor: nodes, "a sub-graph", "an output of the graph".
     """
 
     node: str
@@ -71,12 +80,13 @@ def find_matrix_sites(model: Model, context: PassContext) -> tuple[list[MatrixSi
     nodes = [node for node in model.nodes if node.op in _OPERATORS and node.domain in DEFAULT_DOMAIN]
     nodes = [node for node in nodes if node.op != "Conv" or _is_pointwise(model, node)]
     shapes, batch = sample_shapes(model) if nodes else ({}, 1)
+    pinned = pinned_tensors(model)
     for node in nodes:
         reason = _why_not(model, node, context)
         if reason:
             skipped.append(Skipped(node.name, reason))
         else:
-            sites.append(_site(model, node, shapes, batch))
+            sites.append(_site(model, node, shapes, batch, pinned))
     return sites, skipped
 
 
@@ -102,7 +112,7 @@ def _is_pointwise(model: Model, node: gs.Node) -> bool:
     return shape is not None and len(shape) >= 3 and all(size == 1 for size in shape[2:])
 
 
-def _site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int) -> MatrixSite:
+def _site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int, pinned: Mapping[str, str]) -> MatrixSite:
     tensor = node.inputs[1]
     return MatrixSite(
         node=node.name,
@@ -112,7 +122,7 @@ def _site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int) -> 
         bias=_elements(model.shape_of(node.inputs[2])) if has_input(node, 2) else 0,
         positions=positions_of(shapes.get(node.outputs[0].name), batch, features=1 if node.op == "Conv" else -1),
         weight_name=tensor.name,
-        sharers=tuple(dict.fromkeys(reader.name for reader in tensor.outputs if reader is not node)),
+        sharers=other_readers(node, tensor, pinned),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class ConvSite:
             where one is not known.
         stride: product of the strides: input positions for one output position of a Conv, the reverse where transposed.
         weight_name: of the weight tensor.
-        sharers: other nodes that read the same weight tensor.
+        sharers: what else reads the same weight tensor: nodes, "a sub-graph", "an output of the graph".
     """
 
     node: str
@@ -91,6 +91,7 @@ def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite],
     skipped: list[Skipped] = []
     nodes = [node for node in model.nodes if node.op in _CONVOLUTIONS and node.domain in DEFAULT_DOMAIN]
     shapes, batch = sample_shapes(model) if nodes else ({}, 1)
+    pinned = pinned_tensors(model)
     for node in nodes:
         reason = (
             "excluded by --exclude"
@@ -101,11 +102,13 @@ def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite],
         if reason:
             skipped.append(Skipped(node.name, reason))
         else:
-            sites.append(_conv_site(model, node, shapes, batch))
+            sites.append(_conv_site(model, node, shapes, batch, pinned))
     return sites, skipped
 
 
-def _conv_site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int) -> ConvSite:
+def _conv_site(
+    model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int, pinned: Mapping[str, str]
+) -> ConvSite:
     tensor = node.inputs[1]
     return ConvSite(
         node=node.name,
@@ -117,7 +120,7 @@ def _conv_site(model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int
         out_positions=positions_of(shapes.get(node.outputs[0].name), batch, features=1),
         stride=math.prod(int(s) for s in node.attrs.get("strides", (1,))),
         weight_name=tensor.name,
-        sharers=tuple(dict.fromkeys(reader.name for reader in tensor.outputs if reader is not node)),
+        sharers=other_readers(node, tensor, pinned),
     )
 
 
@@ -137,6 +140,18 @@ def why_no_float_constant(model: Model, node: gs.Node, position: int) -> str | N
     if not np.isfinite(values.sum(dtype=np.float64)):
         return "its weight holds NaN or infinite values"
     return None
+
+
+def pinned_tensors(model: Model) -> dict[str, str]:
+    """Return the tensors that something else than a node of the graph reads, and what that is."""
+    outputs = {tensor.name: "an output of the graph" for tensor in model.graph.outputs}
+    return {**outputs, **dict.fromkeys(model.captured_names(), "a sub-graph")}
+
+
+def other_readers(node: gs.Node, tensor: gs.Tensor, pinned: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what else reads a tensor besides `node`; `pinned` is `pinned_tensors(model)`."""
+    readers = [reader.name for reader in tensor.outputs if reader is not node]
+    return tuple(dict.fromkeys([*readers, *([pinned[tensor.name]] if tensor.name in pinned else [])]))
 
 
 def has_input(node: gs.Node, position: int) -> bool:

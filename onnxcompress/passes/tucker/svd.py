@@ -152,7 +152,7 @@ class SvdDecomposition(Pass):
             if spec.rule == "auto" and not site.cost(rank).pays:
                 return _Choice(reason=f"no split: rank {rank} does not lower both MACs and parameters")
             if spec.rule == "auto" and (others := [name for name in site.sharers if name not in splittable]):
-                return _Choice(reason=f"shares its weight with '{others[0]}', which keeps it")
+                return _Choice(reason=f"shares its weight with {others[0]}, which keeps it")
             if spec.rule == "energy" and rank == spectrum.shape[0]:
                 return _Choice(reason=f"full rank {rank}: nothing to leave out")
             factors = matrix_factors(site, rank, spectrum)
