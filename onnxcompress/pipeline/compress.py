@@ -13,6 +13,7 @@ from onnxcompress.evaluation.compare import Evaluation
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.pipeline.gates import gate_results
+from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
 from onnxcompress.pipeline.outputs import CompressedModel, write_together
 from onnxcompress.pipeline.plan_file import DECIDING_OPTIONS, SavedPlan
@@ -107,11 +108,17 @@ def compress(
 
     compressed = CompressedModel(result, external=asked.external_data)
     measured = Evaluation(None, ())
+    layers = layer_changes(original_cost, stages[-1].cost if stages else original_cost)
     if not asked.dry_run:
         with compressed.loadable() as content:
             measured = measure(source.content, content, data_sets.evaluation, providers, asked, tell)
+            if asked.html is not None and asked.latency:
+                tell("profile", 0, None)
+                profiled = Profiled(source.model, source.content), Profiled(result, content)
+                layers = with_times(layers, *profiled, providers[0], asked)
     report = _report(request, source, original_cost, stages, compressed, measured)
-    report = replace(report, seconds=time.perf_counter() - started, peak_rss_bytes=environment.peak_rss_bytes())
+    report = replace(report, layers=layers, seconds=time.perf_counter() - started)
+    report = replace(report, peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(request, source, stages)
     if not asked.dry_run:
         tell("writing", 0, None)
@@ -168,7 +175,6 @@ def _report(
         input=before,
         output=after,
         stages=tuple(stage.figures for stage in stages),
-        layers=layer_changes(original_cost, cost),
         accuracy=measured.accuracy,
         latency=measured.latency,
         compression=ratios,

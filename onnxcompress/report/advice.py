@@ -32,8 +32,11 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
             "Give --data PATH, and --preprocess for images"
         )
-    if recipe.calib is not None and not (recipe.prune > 0 and recipe.importance == "activation"):
-        lines.append("The calibration data were not used: only --prune with --importance activation needs them")
+    recovered = any(stage.pass_name == "refit" for stage in report.stages)
+    if recipe.calib is not None and not recovered and not (recipe.prune > 0 and recipe.importance == "activation"):
+        lines.append(
+            "The calibration data were not used: --recover refit, --target or --importance activation needs them"
+        )
     lines += _dearer(report, recipe)
     lines += [f"{line} {FASTER}" for line in latency_lines(report.latency)]
     return tuple(lines)
@@ -89,6 +92,8 @@ def how_to_keep_more(recipe: Recipe) -> str:
         ways.append(f"keep more of each Conv (--tucker {_GENTLE}, or off)")
     if recipe.svd not in ("off", _GENTLE):
         ways.append(f"keep more of each 1x1 Conv (--svd {_GENTLE}, or off)")
+    if recipe.recover in (None, "none") and not recipe.target:
+        ways.append("refit it on unlabelled samples (--calib PATH --recover refit)")
     ways.append("spare sensitive layers (--exclude REGEX), or train the compressed model further before use")
     gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
     return f"To keep more: {', '.join(ways)}{gate}"
@@ -105,7 +110,7 @@ def _dearer(report: Report, recipe: Recipe) -> list[str]:
 
 
 def _nothing_done(report: Report, recipe: Recipe) -> str:
-    if recipe.plan is None and recipe.prune == 0 and recipe.tucker == "off" and recipe.svd == "off":
+    if recipe.plan is None and recipe.prune == 0 and (recipe.tucker, recipe.svd, recipe.target) == ("off", "off", {}):
         return "Nothing was compressed, because nothing was asked for: give --prune R, --tucker SPEC or --svd SPEC"
     skipped = sum(len(stage.skipped) for stage in _compressing(report))
     reasons = f" ({skipped} nodes were left alone; -v says why)" if skipped else ""

@@ -12,6 +12,9 @@ _ABOUT: Mapping[str, tuple[str, str, str]] = {
     "max_drop": ("fall of accuracy", "at most", " points"),
     "min_speedup": ("latency, original / compressed", "at least", " x"),
     "min_compression": ("file size, original / compressed", "at least", " x"),
+    "target_macs": ("MACs, compressed / original", "at most", " x"),
+    "target_params": ("parameters, compressed / original", "at most", " x"),
+    "target_size": ("file size, compressed / original", "at most", " x"),
 }
 
 
@@ -71,6 +74,8 @@ def gate_advice(gate: GateResult, report: Report) -> str:
         return FASTER
     if gate.name == "min_compression":
         return "To make it smaller: raise --prune, or split more (--tucker ratio=0.5, --svd auto)"
+    if gate.name.startswith("target_"):
+        return "A target counts weights before the file is written: ask for a little less"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Bars for every layer of the HTML report: parameters and MACs, original against compressed."""
+"""Bars for every layer of the HTML report: parameters, MACs and time, original against compressed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, void
 from onnxcompress.report.html_plots import bar_pair
 from onnxcompress.report.layers import LayerChange
-from onnxcompress.report.text import count
+from onnxcompress.report.text import count, milliseconds
 
 _TABLE = "layers"
 _NOTE = "What a layer was split into counts as that layer. MACs are those of one sample."
+_NOTE_ON_TIMES = (
+    " Times are of one run in onnxruntime's profile: what it fused into a layer counts as that layer, measuring costs "
+    "time itself, and the sum is not the latency."
+)
 
 Pair = tuple[float | None, float | None]
 
@@ -34,6 +38,7 @@ def _count(value: float | None) -> str:
 _FIGURES = (
     _Figure("macs", "MACs", lambda layer: (layer.original_macs, layer.compressed_macs), _count),
     _Figure("params", "parameters", lambda layer: (layer.original_params, layer.compressed_params), _count),
+    _Figure("ms", "time", lambda layer: (layer.original_ms, layer.compressed_ms), milliseconds),
 )
 
 
@@ -62,7 +67,7 @@ def layers_section(report: Report) -> Markup:
             table(columns, rows, sortable=True, id=_TABLE, class_="layers", data_figure=figures[0].key),
             class_="tall",
         ),
-        element("p", _NOTE, class_="soft small"),
+        element("p", _NOTE + (_NOTE_ON_TIMES if figures[-1].key == "ms" else ""), class_="soft small"),
         id="layer-by-layer",
     )
 
@@ -90,7 +95,9 @@ def _row(layer: LayerChange, figures: Sequence[_Figure], largest: dict[str, floa
         ratio = second / first if first and second is not None else None
         shown = "" if ratio is None else "=" if ratio == 1.0 else f"{100 * (ratio - 1):+.0f} %"
         change.append(element("span", shown, data_of=figure.key, data_value=_order(ratio)))
-    name = join([text(layer.node), " ", element("span", _about(layer), class_="about")])
+    # Rows that have a time only are shown with the times only.
+    only = None if layer.parts or layer.original_params or layer.original_macs else "ms"
+    name = join([text(layer.node), " ", element("span", _about(layer), class_="about", data_only=only)])
     return [name, join(bars), join(before), join(after), join(change)]
 
 
@@ -99,6 +106,8 @@ def _order(value: float | None) -> str:
 
 
 def _about(layer: LayerChange) -> str:
+    if layer.original_ms is not None and not layer.original_params and not layer.original_macs:
+        return layer.op
     if layer.original_params is None:
         return f"{layer.op}, only in the compressed model"
     if not layer.parts:

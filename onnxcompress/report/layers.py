@@ -19,6 +19,8 @@ class LayerChange:
         node, op: of the original; of the compressed model where it alone has the layer.
         original_params, original_macs: None where the original has no such layer, or a size is not known.
         compressed_params, compressed_macs: of all its parts; 0 where the layer is gone.
+        original_ms, compressed_ms: of one run in onnxruntime's profile, None where there is none. With times there are
+            rows for nodes without weights too.
         parts: the nodes that stand for it in the compressed model, in their order.
     """
 
@@ -29,6 +31,8 @@ class LayerChange:
     original_macs: int | None
     compressed_macs: int | None
     parts: tuple[str, ...]
+    original_ms: float | None = None
+    compressed_ms: float | None = None
 
 
 def layer_changes(original: ModelCost, compressed: ModelCost) -> tuple[LayerChange, ...]:
