@@ -193,3 +193,16 @@ def test_an_unknown_operator_is_named() -> None:
     node = helper.make_node("Hardmax", ["x"], ["y"], name="the_node")
     with pytest.raises(UnsupportedOpError, match=r"'the_node'.*Hardmax"):
         run_in_both([node], [2, 3], {}, 17)
+
+
+@pytest.mark.parametrize(("size", "beta"), [(5, 0.75), (4, 0.5)])
+def test_gradient_of_local_response_normalization(size: int, beta: float) -> None:
+    x = torch.randn(2, 7, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    call = Call("n", "LRN", 17, attributes={"size": size, "alpha": 2.0, "beta": beta, "bias": 1.5})
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((OPERATORS["LRN"](call, x) * weights).sum(), x)
+    wide = x.detach().double().requires_grad_()
+    squares = torch.nn.functional.pad(wide.square(), [0, 0, 0, 0, (size - 1) // 2, size // 2])
+    window = sum(squares[:, offset : offset + 7] for offset in range(size))
+    (expected,) = torch.autograd.grad((wide / (1.5 + 2.0 / size * window) ** beta * weights).sum(), wide)
+    assert torch.allclose(gradient.double(), expected, rtol=1e-4, atol=1e-5)

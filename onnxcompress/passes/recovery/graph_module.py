@@ -7,7 +7,7 @@ cover fewer operators and opsets, and come back only through a new export, which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,14 @@ class GraphModule(nn.Module):
         outputs = self.run(dict(zip(self.input_names, inputs, strict=True)), self.output_names)
         return tuple(outputs[name] for name in self.output_names)
 
-    def run(self, feeds: Tensors, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def run(self, feeds: Tensors, wanted: Sequence[str], cut: Collection[str] = ()) -> dict[str, Tensor]:
         """Compute tensors from others: any part of the graph.
 
         Args:
             feeds: values of tensors from which `wanted` can be computed; nothing before them runs.
             wanted: names of the tensors to return.
+            cut: names of tensors through which no gradient flows back: what reads them learns nothing of what made
+                them. Returned, they still carry the gradient of their own part.
 
         Raises:
             ModelError: a wanted tensor depends on a graph input that is not fed.
@@ -137,7 +139,7 @@ class GraphModule(nn.Module):
             results = results if isinstance(results, tuple) else (results,)
             # Trailing outputs may be left out, and one in between has an empty name.
             for name, result in zip(step.outputs, results, strict=False):
-                values[name] = result
+                values[name] = result.detach() if name in cut else result
                 if name in wanted:
                     kept[name] = result
             for name in unread:

@@ -5,6 +5,7 @@ from onnxcompress.passes.recovery.torch_operators import (  # noqa: F401  (they 
     arithmetic,
     convolution,
     layout,
+    local_response,
     normalization,
     pooling,
     recurrent,

@@ -1,8 +1,6 @@
-"""Normalisations: by stored or batch statistics, per instance, group or layer, and across neighbouring channels."""
+"""Normalisations by stored or batch statistics, per instance, group or layer."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -67,22 +65,3 @@ def mean_variance_normalization(call: Call, x: Tensor) -> Tensor:
 def lp_normalization(call: Call, x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, call.whole("p", 2), call.whole("axis", -1), keepdim=True)
     return torch.where(norm == 0, torch.zeros_like(x), x / norm.clamp_min(torch.finfo(x.dtype).tiny))
-
-
-@operator("LRN")
-def local_response_normalization(call: Call, x: Tensor) -> Tensor:
-    """y = x / (bias + alpha / size * sum over the window of x^2)^beta; the longer half of an even window comes after.
-
-    torch's own function puts that half before.
-    """
-    size, channels = call.whole("size", 1), x.shape[1]
-    padded = functional.pad(x.square(), [0, 0] * (x.dim() - 2) + [(size - 1) // 2, size // 2])
-    window = padded[:, :channels]
-    for offset in range(1, size):
-        window = window + padded[:, offset : offset + channels]
-    base = call.number("bias", 1.0) + window * (call.number("alpha", 1e-4) / size)
-    beta = call.number("beta", 0.75)
-    if math.isclose(beta, 0.75):
-        root = base.sqrt()
-        return x / (root * root.sqrt())  # several times faster than pow, forwards and backwards
-    return x / base.pow(beta)
