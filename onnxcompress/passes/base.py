@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.errors import PassError
 from onnxcompress.graph import Model, Signature
 
@@ -61,13 +62,20 @@ Provenance = Mapping[str, npt.NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class PassContext:
-    """What a pass may use besides the model."""
+    """What a pass may use besides the model.
+
+    Attributes:
+        original: the model before the first pass that loses something: what recovery compares with.
+        original_cost: of the model as it was given: shares of a budget are of this.
+    """
 
     seed: int = 0
     round_to: int = 1
     exclude: tuple[str, ...] = ()
     calibration: Samples | None = None
     provenance: Provenance = field(default_factory=dict)
+    original: Model | None = None
+    original_cost: ModelCost | None = None
 
     def is_excluded(self, node_name: str) -> bool:
         """Whether a `--exclude` expression matches (searched) the node's name."""

@@ -12,6 +12,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.evaluation.compare import Evaluation
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.pipeline.gates import gate_results
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
@@ -89,7 +90,7 @@ def compress(
     request = make_request(recipe, options, model=model, output=output, data=data, calib=calib)
     asked = request.recipe
     providers = resolve_providers(asked)
-    passes = passes_of(asked)
+    passes = passes_of(asked, recover=request.recovers)
     tell("loading the model", 0, None)
     source = read_source(model)
     name = str(source.path or "model")
@@ -102,7 +103,13 @@ def compress(
     data_sets = open_data(
         source.content, asked, request.data, request.calib, needs_calibration=request.needs_calibration
     )
-    context = PassContext(asked.seed, int(asked.round_to or 1), asked.exclude, data_sets.calibration_samples)
+    context = PassContext(
+        asked.seed,
+        int(asked.round_to or 1),
+        asked.exclude,
+        data_sets.calibration_samples,
+        original_cost=original_cost,
+    )
     stages = _run_passes(work, source, context, asked, tell)
     result = stages[-1].result.model if stages else source.model
 
@@ -133,6 +140,8 @@ def _run_passes(work: Work, source: Source, context: PassContext, asked: Recipe,
     model = source.model
     for number, (each, plan) in enumerate(work):
         tell(each.name, number, len(work))
+        if context.original is None and each.name != Cleanup.name:
+            context = replace(context, original=model)
         stage, context = run_pass(each, model, context, plan, asked.input_shape)
         if asked.verify and stage.result.modified:
             tell(f"verifying {each.name}", number, len(work))

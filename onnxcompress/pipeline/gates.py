@@ -51,6 +51,14 @@ def gate_results(
         ratio = compression.bytes if compression else None
         passed = _is_at_least(ratio, recipe.min_compression)
         gates.append(GateResult("min_compression", recipe.min_compression, ratio, passed))
+    for kind, share in recipe.target.items():
+        ratio = (
+            {"macs": compression.macs, "params": compression.params, "size": compression.bytes}[kind]
+            if compression
+            else None
+        )
+        reached = 1.0 / ratio if ratio else None
+        gates.append(GateResult(f"target_{kind}", share, reached, _is_at_most(reached, share)))
     return tuple(gates)
 
 

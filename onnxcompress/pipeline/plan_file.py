@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-DECIDING_OPTIONS = ("prune", "prune_scope", "importance", "round_to", "tucker", "svd", "exclude", "cleanup", "seed")
+DECIDING_OPTIONS = (
+    "prune",
+    "prune_scope",
+    "importance",
+    "round_to",
+    "tucker",
+    "svd",
+    "target",
+    "recover",
+    "exclude",
+    "cleanup",
+    "seed",
+)
 """Options whose values a plan has already settled."""
 
 

@@ -36,9 +36,16 @@ class Request:
     saved_plan: SavedPlan | None
 
     @property
+    def recovers(self) -> bool:
+        """Whether the model is refitted: if asked to, or left to us and there are data for it."""
+        asked = self.recipe.recover or ("auto" if self.recipe.target else "none")
+        return asked == "refit" or (asked == "auto" and (self.calib is not None or self.data is not None))
+
+    @property
     def needs_calibration(self) -> bool:
-        """Whether a pass will read calibration data: a replayed plan has its decisions already."""
-        return self.saved_plan is None and self.recipe.prune > 0 and self.recipe.importance == "activation"
+        """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
+        ranks = self.recipe.prune > 0 and self.recipe.importance == "activation"
+        return self.recovers or (self.saved_plan is None and (ranks or bool(self.recipe.target)))
 
 
 def make_request(
@@ -63,7 +70,9 @@ def make_request(
         saved_plan=saved,
     )
     if request.needs_calibration and request.data is None and request.calib is None:
-        raise RecipeError("--importance activation needs data: give --calib PATH or --data PATH")
+        why = "--target" if request.recipe.target else "--recover refit"
+        why = why if request.recovers or request.recipe.target else "--importance activation"
+        raise RecipeError(f"{why} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:
         check_gates_can_be_measured(asked, has_data=request.data is not None)
         check_outputs(

@@ -13,6 +13,8 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
+from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
+from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.tucker import (
     SvdConfig,
     SvdDecomposition,
@@ -44,8 +46,8 @@ class Stage:
     self_check: Verification | None = None
 
 
-def passes_of(recipe: Recipe) -> tuple[Pass, ...]:
-    """Return the passes that a recipe asks for, in the order in which they run.
+def passes_of(recipe: Recipe, *, recover: bool) -> tuple[Pass, ...]:
+    """Return the passes that a recipe asks for, in the order in which they run; with `recover`, a refit at the end.
 
     Raises:
         RecipeError: a file that an option names cannot be used.
@@ -53,11 +55,24 @@ def passes_of(recipe: Recipe) -> tuple[Pass, ...]:
     passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup()]
     if recipe.prune > 0:
         passes.append(FilterPruning(PruningConfig(recipe.prune, recipe.prune_scope, recipe.importance)))
-    if recipe.tucker != "off":
-        passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))
-    if recipe.svd != "off":
-        passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
+    if recipe.target:
+        passes.append(Allocation(_allocation_of(recipe)))
+    else:
+        if recipe.tucker != "off":
+            passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))
+        if recipe.svd != "off":
+            passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
+    if recover:
+        passes.append(Refit(RefitConfig()))
     return tuple(passes)
+
+
+def _allocation_of(recipe: Recipe) -> AllocationConfig:
+    for option, spec in (("tucker", recipe.tucker), ("svd", recipe.svd)):
+        if spec not in ("off", "auto"):
+            raise RecipeError(f"--target chooses the ranks itself: give --{option} auto or off, not '{spec}'")
+    both = recipe.tucker == recipe.svd
+    return AllocationConfig(recipe.target, both or recipe.tucker == "auto", both or recipe.svd == "auto")
 
 
 def planned_work(passes: Sequence[Pass], plans: Sequence[Plan] | None, where: str) -> Work:

@@ -12,6 +12,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassResult
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning, verify_pruning
+from onnxcompress.passes.recovery.allocation import Allocation
 from onnxcompress.passes.tucker import SvdDecomposition, TuckerDecomposition, verify_splits
 from onnxcompress.passes.verification import Verification, sample_feeds, verify
 
@@ -30,6 +31,7 @@ _VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {
         Cleanup.name: _verify_equal,
         FilterPruning.name: verify_pruning,
+        Allocation.name: verify_splits,
         TuckerDecomposition.name: verify_splits,
         SvdDecomposition.name: verify_splits,
     }

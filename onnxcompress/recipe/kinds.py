@@ -253,6 +253,34 @@ class InputShapes(Kind):
         return {name: list(shape) for name, shape in value.items()}
 
 
+class Targets(Kind):
+    """{kind: share of the original}; `macs=0.55` on the command line."""
+
+    repeatable = True
+    names = ("macs", "params", "size")
+
+    def from_texts(self, texts: Sequence[str], where: str) -> dict[str, Any]:
+        shares: dict[str, Any] = {}
+        for text in texts:
+            kind, separator, share = text.partition("=")
+            if not separator:
+                raise RecipeError(f"{where}: {shown(text)} is not KIND=F, such as macs=0.55")
+            shares[kind] = Number("").from_text(share)
+        return shares
+
+    def checked(self, value: Any, where: str) -> dict[str, float]:
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: {shown(value)} is not a table of kinds and shares, such as macs = 0.55")
+        share = Number("a share above 0 and at most 1 of the original, such as 0.55", above=0.0, maximum=1.0)
+        for kind in value:
+            if kind not in self.names:
+                raise RecipeError(f"{where}: {shown(kind)} is not known; give one of {', '.join(self.names)}")
+        return {str(kind): share.checked(own, f"{where}.{kind}") for kind, own in value.items()}
+
+    def plain(self, value: Any) -> dict[str, float]:
+        return dict(value)
+
+
 class ProviderOptions(Kind):
     """{provider: {option: value}}; `cuda.cudnn_conv_algo_search=HEURISTIC` on the command line."""
 

@@ -22,6 +22,7 @@ from onnxcompress.recipe.kinds import (
     ProviderOptions,
     Regex,
     SplitSpec,
+    Targets,
     Text,
     Whole,
 )
@@ -81,6 +82,22 @@ class Recipe:
         COMPRESSION,
         "SPEC",
         "split 1x1 Convs and Gemm into two: off, auto, energy=F or ratio=F",
+    )
+    target: Mapping[str, float] = option(
+        {},
+        Targets(),
+        COMPRESSION,
+        "KIND=F",
+        "choose the ranks of all layers together so that macs, params or size is at most F times the original's; "
+        "needs --calib or --data (repeatable)",
+    )
+    recover: str | None = option(
+        None,
+        Choice("none", "refit", "auto"),
+        COMPRESSION,
+        "MODE",
+        "win accuracy back: none, refit (least squares on --calib or --data, no labels needed), "
+        "auto: refit where there are data (default: auto with --target, else none)",
     )
     exclude: tuple[str, ...] = option(
         (), ManyOf(Regex()), COMPRESSION, "REGEX", "leave nodes alone whose name matches (repeatable)"

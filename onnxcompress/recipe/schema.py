@@ -24,6 +24,7 @@ from onnxcompress.recipe.kinds import (
     ProviderOptions,
     Regex,
     SplitSpec,
+    Targets,
     Whole,
 )
 from onnxcompress.recipe.options import Option, options_of
@@ -83,6 +84,9 @@ def schema_of(kind: Kind) -> Schema:
     if isinstance(kind, InputShapes):
         sizes = {"type": "array", "items": {"type": "integer", "minimum": 1}}
         return {"type": "object", "additionalProperties": sizes}
+    if isinstance(kind, Targets):
+        share = {"type": "number", "exclusiveMinimum": 0.0, "maximum": 1.0}
+        return {"type": "object", "properties": dict.fromkeys(kind.names, share), "additionalProperties": False}
     if isinstance(kind, ProviderOptions):
         setting = {"type": ["string", "number", "boolean"]}
         return {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": setting}}

@@ -51,8 +51,7 @@ class AllocationConfig:
     """What is to be reached, and from how much data it is decided.
 
     Attributes:
-        targets: {kind: share of `reference`'s}, kinds as in `TARGETS`.
-        reference: cost of the model as it was given: shares are of this.
+        targets: {kind: share of the given model's}, kinds as in `TARGETS`.
         split_kernels, split_matrices: what may be split: convolutions with a kernel; 1x1 convolutions, Gemm, MatMul.
         images, positions: samples for the covariances.
         judging_images: samples for the sensitivities.
@@ -62,7 +61,6 @@ class AllocationConfig:
     """
 
     targets: Mapping[str, float]
-    reference: ModelCost
     split_kernels: bool = True
     split_matrices: bool = True
     images: int = 96
@@ -115,7 +113,7 @@ class Allocation(Pass):
         )
         judging = _first(context.calibration, self.config.judging_images)
         sensitivity = measure_sensitivities(fast, layers, disturbed, judging)
-        chosen = self._allocate(model, worth, sensitivity)
+        chosen = self._allocate(model, context.original_cost or model_cost(model), worth, sensitivity)
         decisions = self._decisions(model, chosen, sensitivity)
         split = {str(decision["node"]) for decision in decisions}
         for name in choices:
@@ -158,7 +156,11 @@ class Allocation(Pass):
         return layer_choices(own, layer.original[0].reshape(len(own.xx), -1), size, context.round_to)
 
     def _allocate(
-        self, model: Model, choices: Mapping[str, Sequence[Choice]], sensitivity: Mapping[str, float]
+        self,
+        model: Model,
+        reference: ModelCost,
+        choices: Mapping[str, Sequence[Choice]],
+        sensitivity: Mapping[str, float],
     ) -> dict[str, Choice]:
         cost = model_cost(model)
         damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
@@ -168,7 +170,7 @@ class Allocation(Pass):
             own_costs = [np.array([_cost_of(kind, c) for c in own]) for own in choices.values()]
             movable = sum(float(own[0]) for own in own_costs)
             costs[kind] = own_costs
-            limits[kind] = share * _total(kind, self.config.reference) - (_total(kind, cost) - movable)
+            limits[kind] = share * _total(kind, reference) - (_total(kind, cost) - movable)
         picked = allocate(damages, costs, limits)
         return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}
 

@@ -67,17 +67,12 @@ class RefitConfig:
 
 
 class Refit(Pass):
-    """Fits every layer of a compressed model to the responses of the model that it was made from.
-
-    Args:
-        original: before filters were removed and layers split, with the same tensor names.
-    """
+    """Fits every layer of a compressed model to the responses of the model that it was made from."""
 
     name: ClassVar[str] = "refit"
 
-    def __init__(self, config: RefitConfig, original: Model) -> None:
+    def __init__(self, config: RefitConfig) -> None:
         self.config = config
-        self._original = original
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """List the layers that will be fitted; the others say why not.
@@ -87,7 +82,7 @@ class Refit(Pass):
         """
         if context.calibration is None:
             raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
-        layers, skipped = find_refit_layers(self._original, model, context)
+        layers, skipped = find_refit_layers(context.original or model, model, context)
         decisions: list[Decision] = []
         for layer in layers:
             reason = _why_not_aligned(model, layer, context.provenance)
@@ -106,14 +101,14 @@ class Refit(Pass):
         """
         if context.calibration is None:
             raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
-        known = {layer.node: layer for layer in find_refit_layers(self._original, model, PassContext())[0]}
+        known = {layer.node: layer for layer in find_refit_layers(context.original or model, model, PassContext())[0]}
         unknown = [str(d["node"]) for d in plan.decisions if d["node"] not in known]
         if unknown:
             raise RecipeError(f"plan: node '{unknown[0]}' cannot be refitted in this model; it is another model's plan")
         layers = [known[str(decision["node"])] for decision in plan.decisions]
         images = _count(context.calibration)
         per_image = max(1, min(self.config.positions, self.config.rows // images))
-        reference = with_fast_lrn(self._original)
+        reference = with_fast_lrn(context.original or model)
         targets = Targets(reference, layers, context.calibration(), per_image, context.seed)
         try:
             _Refitting(self.config, model, layers, targets, per_image, context).run(context.calibration)
