@@ -1,0 +1,121 @@
+"""Moments, ridge and reduced-rank regression against brute force and planted solutions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcompress.linalg.moments import accumulate
+from onnxcompress.linalg.regression import input_spectrum, project_inputs, response_spectrum, ridge
+
+
+def _samples(seed: int, rows: int = 5000, inputs: int = 12, outputs: int = 7):
+    generator = np.random.default_rng(seed)
+    mixing = generator.standard_normal((inputs, inputs))
+    x = (generator.standard_normal((rows, inputs)) @ mixing + 3.0).astype(np.float32)
+    slope = generator.standard_normal((inputs, outputs))
+    return x, slope
+
+
+def test_covariances_are_numpys() -> None:
+    x, slope = _samples(0)
+    y = (x @ slope).astype(np.float32)
+    own = accumulate(x, y).centred()
+    double = x.astype(np.float64)
+    np.testing.assert_allclose(own.xx, np.cov(double.T, bias=True), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(own.mean_y, y.mean(axis=0, dtype=np.float64), rtol=1e-6)
+
+
+def test_moments_of_parts_add_up() -> None:
+    x, slope = _samples(1)
+    y = (x @ slope).astype(np.float32)
+    whole = accumulate(x, y).centred()
+    parts = (accumulate(x[:1234], y[:1234]) + accumulate(x[1234:], y[1234:])).centred()
+    np.testing.assert_allclose(parts.xx, whole.xx, rtol=1e-5, atol=1e-4)
+    assert parts.count == whole.count == len(x)
+
+
+def test_no_samples_are_an_error() -> None:
+    empty = np.zeros((0, 3), np.float32)
+    with pytest.raises(ValueError, match="no samples"):
+        accumulate(empty, empty).centred()
+
+
+def test_ridge_recovers_a_planted_solution() -> None:
+    x, slope = _samples(2)
+    own = accumulate(x, (x @ slope + 5.0).astype(np.float32)).centred()
+    found = ridge(own, np.zeros_like(slope), 1e-9)
+    np.testing.assert_allclose(found, slope, atol=2e-3)
+    np.testing.assert_allclose(own.constant(found), 5.0, atol=2e-2)
+
+
+def test_a_strong_ridge_keeps_the_prior() -> None:
+    x, slope = _samples(3)
+    own = accumulate(x, (x @ slope).astype(np.float32)).centred()
+    prior = np.ones_like(slope)
+    np.testing.assert_allclose(ridge(own, prior, 1e6), prior, atol=1e-3)
+
+
+def test_ridge_without_variance_keeps_the_prior() -> None:
+    constant = np.ones((50, 4), np.float32)
+    prior = np.arange(8.0).reshape(4, 2)
+    own = accumulate(constant, constant[:, :2]).centred()
+    np.testing.assert_array_equal(ridge(own, prior, 1e-3), prior)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_reduced_rank_error_is_the_discarded_energy(rank: int) -> None:
+    x, slope = _samples(4)
+    own = accumulate(x, (x @ slope).astype(np.float32)).centred()
+    spectrum = response_spectrum(own.xx, slope)
+    first, last = spectrum.factors(slope, rank)
+    assert first.shape == (12, rank)
+    error = np.einsum("do,do->", slope - first @ last.T, own.xx @ (slope - first @ last.T))
+    np.testing.assert_allclose(error, spectrum.energies[rank:].sum(), atol=1e-8 * spectrum.energies.sum())
+
+
+def test_reduced_rank_regression_beats_any_other_factorisation() -> None:
+    x, slope = _samples(5)
+    own = accumulate(x, (x @ slope).astype(np.float32)).centred()
+    best = response_spectrum(own.xx, slope).energies[3:].sum()
+    u, s, v = np.linalg.svd(slope, full_matrices=False)
+    generator = np.random.default_rng(6)
+    for _ in range(50):
+        other = (u[:, :3] * s[:3] + 0.1 * generator.standard_normal((12, 3))) @ v[:3]
+        error = np.einsum("do,do->", slope - other, own.xx @ (slope - other))
+        assert error >= best * (1.0 - 1e-9)
+
+
+def test_weighted_targets_count_more() -> None:
+    x, slope = _samples(7)
+    own = accumulate(x, (x @ slope).astype(np.float32)).centred()
+    weights = np.ones(7)
+    weights[2] = 1e4
+    first, last = response_spectrum(own.xx, slope, weights).factors(slope, 1)
+    missed = slope - first @ last.T
+    assert np.abs(missed[:, 2]).max() < 1e-2 * np.abs(slope[:, 2]).max()
+
+
+def test_input_spectrum_finds_the_channels_that_matter() -> None:
+    generator = np.random.default_rng(8)
+    positions, channels, planted = 4, 6, 2
+    basis = np.linalg.qr(generator.standard_normal((channels, planted)))[0]
+    kernel = np.einsum("ir,kro->kio", basis, generator.standard_normal((positions, planted, 5)))
+    xx = np.eye(positions * channels)
+    energies, directions = input_spectrum(xx, kernel.reshape(-1, 5), positions)
+    assert energies[planted:].max() < 1e-10 * energies[0]
+    spanned = np.linalg.qr(directions[:, :planted])[0]
+    np.testing.assert_allclose(spanned @ spanned.T, basis @ basis.T, atol=1e-8)
+
+
+def test_projected_covariances_are_those_of_projected_inputs() -> None:
+    generator = np.random.default_rng(9)
+    x = generator.standard_normal((4000, 3 * 5)).astype(np.float32)
+    y = generator.standard_normal((4000, 2)).astype(np.float32)
+    basis = generator.standard_normal((5, 2))
+    own = accumulate(x, y).centred()
+    xx, xy = project_inputs(own.xx, own.xy, basis, 3)
+    z = (x.reshape(-1, 3, 5) @ basis).reshape(-1, 6).astype(np.float32)
+    wanted = accumulate(z, y).centred()
+    np.testing.assert_allclose(xx, wanted.xx, atol=1e-4)
+    np.testing.assert_allclose(xy, wanted.xy, atol=1e-4)

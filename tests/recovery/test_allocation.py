@@ -1,0 +1,102 @@
+"""Allocation: the budget is kept, the solver is the brute-force optimum, sensitive layers are spared."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from onnxcompress.analysis.cost import model_cost
+from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.linalg.moments import accumulate
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
+from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
+from onnxcompress.passes.recovery.allocation_solve import allocate
+from tests.tiny_models import SIZE, conv_net
+
+
+def _calibration(images: int = 64):
+    data = np.random.default_rng(1).standard_normal((images, 3, SIZE, SIZE)).astype(np.float32)
+    return lambda: ({"x": data[at : at + 16]} for at in range(0, images, 16))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_solver_finds_the_best_choice(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    damages = [generator.random(4) for _ in range(5)]
+    costs = {"macs": [generator.random(4) for _ in range(5)], "params": [generator.random(4) for _ in range(5)]}
+    limits = {"macs": 2.2, "params": 2.4}
+    feasible = [
+        sum(d[at] for d, at in zip(damages, picked, strict=True))
+        for picked in itertools.product(range(4), repeat=5)
+        if all(sum(c[at] for c, at in zip(costs[k], picked, strict=True)) <= limits[k] for k in limits)
+    ]
+    picked = allocate(damages, costs, limits)
+    for kind, limit in limits.items():
+        assert sum(c[at] for c, at in zip(costs[kind], picked, strict=True)) <= limit * (1 + 1e-6)
+    assert sum(d[at] for d, at in zip(damages, picked, strict=True)) <= min(feasible) * (1 + 1e-3)
+
+
+def test_a_limit_below_what_is_possible_says_what_is() -> None:
+    with pytest.raises(BudgetInfeasibleError, match=r"macs.*0\.4"):
+        allocate([np.zeros(2)], {"macs": [np.array([1.0, 0.4])]}, {"macs": 0.3})
+
+
+def test_the_error_of_a_choice_is_what_its_truncation_misses() -> None:
+    generator = np.random.default_rng(0)
+    x = (generator.standard_normal((6000, 72)) @ generator.standard_normal((72, 72))).astype(np.float32)
+    slope = generator.standard_normal((72, 16))
+    own = accumulate(x, x[:, :1]).centred()
+    energy = np.einsum("do,do->", slope, own.xx @ slope)
+    choices = layer_choices(own, slope, LayerSize(8, 16, 9, 64, 64), 2)
+    assert choices[0].error == 0.0
+    assert len(choices) > 3
+    for choice in choices[1:]:
+        missed = slope - truncated(own, slope, 9, choice)
+        error = np.einsum("do,do->", missed, own.xx @ missed) / energy
+        np.testing.assert_allclose(choice.error, error, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", [{"macs": 0.6}, {"params": 0.9}, {"macs": 0.7, "params": 0.95}])
+def test_the_budget_is_kept(target: dict[str, float]) -> None:
+    model = Model.from_proto(conv_net(channels=32))
+    context = PassContext(calibration=_calibration(), original_cost=model_cost(model))
+    allocation = Allocation(AllocationConfig(target))
+    plan = allocation.plan(model, context)
+    result = allocation.apply(model, plan, context)
+    before, after = model_cost(model), model_cost(result.model)
+    shares = {"macs": (after.macs or 0) / (before.macs or 1), "params": after.params / before.params}
+    assert plan.decisions
+    for kind, share in target.items():
+        assert shares[kind] <= share
+    seen = {str(d["node"]) for d in plan.decisions} | {each.node for each in plan.skipped}
+    assert seen == {"first", "second", "classifier"}
+
+
+def test_a_plan_is_replayed_to_the_same_bytes() -> None:
+    model = Model.from_proto(conv_net(channels=32))
+    context = PassContext(calibration=_calibration())
+    first = Allocation(AllocationConfig({"macs": 0.7}))
+    plan = first.plan(model, context)
+    again = Allocation(AllocationConfig({"macs": 0.7})).apply(model, plan, context).model
+    assert first.apply(model, plan, context).model.to_bytes() == again.to_bytes()
+
+
+def test_a_target_that_cannot_be_reached_says_so() -> None:
+    model = Model.from_proto(conv_net(channels=32))
+    context = PassContext(calibration=_calibration())
+    with pytest.raises(BudgetInfeasibleError, match="macs"):
+        Allocation(AllocationConfig({"macs": 0.01})).plan(model, context)
+
+
+def test_unknown_targets_are_refused() -> None:
+    with pytest.raises(RecipeError, match="watts"):
+        AllocationConfig({"watts": 0.5})
+
+
+def test_a_target_needs_calibration_data() -> None:
+    with pytest.raises(DataError, match="--calib"):
+        Allocation(AllocationConfig({"macs": 0.5})).plan(Model.from_proto(conv_net()), PassContext())

@@ -1,0 +1,171 @@
+"""Refit: planted weights come back, nothing gets worse, samples line up, bad calibration data are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.pruning import FilterPruning, PruningConfig
+from onnxcompress.passes.recovery.refit import Refit, RefitConfig
+from onnxcompress.passes.recovery.refit_layers import find_refit_layers
+from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.passes.tucker import TuckerConfig, TuckerDecomposition
+from tests.small_models import build, node
+from tests.tiny_models import SIZE, conv_net
+
+_IMAGES = 48
+
+
+def _batches(images: int = _IMAGES, seed: int = 1):
+    generator = np.random.default_rng(seed)
+    data = generator.standard_normal((images, 3, SIZE, SIZE)).astype(np.float32)
+    return lambda: ({"x": data[at : at + 16]} for at in range(0, images, 16))
+
+
+def _run(model: Model, batches) -> np.ndarray:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(model.to_bytes(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, dict(batch))[0] for batch in batches()])
+
+
+def _error(first: Model, second: Model, batches) -> float:
+    wanted, seen = _run(first, batches), _run(second, batches)
+    return float(np.square(wanted - seen).sum() / np.square(wanted - wanted.mean(axis=0)).sum())
+
+
+def _refitted(original: Model, compressed: Model, context: PassContext, **config: int) -> Model:
+    refit = Refit(RefitConfig(**config))
+    return refit.apply(compressed, refit.plan(compressed, context), context).model
+
+
+def test_planted_weights_come_back() -> None:
+    original = Model.from_proto(conv_net())
+    damaged = original.copy()
+    for layer in damaged.nodes:
+        if layer.op == "Conv":
+            weight = damaged.values(layer.inputs[1])
+            noise = np.random.default_rng(3).standard_normal(weight.shape).astype(np.float32)
+            damaged.set_input(layer, 1, weight + 0.2 * noise)
+    batches = _batches(96)
+    context = PassContext(calibration=batches, original=original)
+    # The prior is the original's own weights: both fit and prior lead there.
+    refitted = _refitted(original, damaged, context)
+    assert _error(original, damaged, batches) > 0.05
+    assert _error(original, refitted, _batches(32, seed=9)) < 1e-3
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_a_split_model_comes_nearer_on_new_samples(rounds: int) -> None:
+    original = Model.from_proto(conv_net())
+    tucker = TuckerDecomposition(TuckerConfig.from_spec("ratio=0.5"))
+    context = PassContext(calibration=_batches(128), original=original)
+    split = tucker.apply(original, tucker.plan(original, context), context).model
+    refitted = _refitted(original, split, context, rounds=rounds)
+    unseen = _batches(64, seed=7)
+    assert _error(original, refitted, unseen) < 0.8 * _error(original, split, unseen)
+
+
+def test_a_pruned_models_consumers_are_fitted_to_the_filters_that_remain() -> None:
+    original = Model.from_proto(conv_net())
+    prune = FilterPruning(PruningConfig(0.25))
+    context = PassContext(calibration=_batches(256), original=original)
+    result = prune.apply(original, prune.plan(original, context), context)
+    after = PassContext(calibration=_batches(256), original=original, provenance=result.provenance)
+    refitted = _refitted(original, result.model, after)
+    unseen = _batches(64, seed=7)
+    assert _error(original, refitted, unseen) < _error(original, result.model, unseen)
+
+
+def test_a_model_that_lost_nothing_stays_as_good() -> None:
+    original = Model.from_proto(conv_net())
+    context = PassContext(calibration=_batches(), original=original)
+    refitted = _refitted(original, original, context)
+    assert _error(original, refitted, _batches(32, seed=5)) < 1e-6
+
+
+def test_two_runs_give_the_same_bytes() -> None:
+    original = Model.from_proto(conv_net())
+    tucker = TuckerDecomposition(TuckerConfig.from_spec("ratio=0.5"))
+    context = PassContext(calibration=_batches(), original=original)
+    split = tucker.apply(original, tucker.plan(original, context), context).model
+    first, second = (_refitted(original, split, context).to_bytes() for _ in range(2))
+    assert first == second
+
+
+def test_equal_images_are_survived() -> None:
+    original = Model.from_proto(conv_net())
+    tucker = TuckerDecomposition(TuckerConfig.from_spec("ratio=0.5"))
+    same = np.ones((16, 3, SIZE, SIZE), np.float32)
+    context = PassContext(calibration=lambda: [{"x": same}], original=original)
+    split = tucker.apply(original, tucker.plan(original, context), context).model
+    refitted = _refitted(original, split, context)
+    assert np.isfinite(_run(refitted, _batches(16))).all()
+
+
+def test_infinite_activations_are_named() -> None:
+    original = Model.from_proto(conv_net())
+    bad = np.full((4, 3, SIZE, SIZE), np.inf, np.float32)
+    context = PassContext(calibration=lambda: [{"x": bad}], original=original)
+    with pytest.raises(DataError, match="'c1'"):
+        _refitted(original, original, context)
+
+
+def test_no_calibration_data_are_an_error() -> None:
+    model = Model.from_proto(conv_net())
+    with pytest.raises(DataError, match="--calib"):
+        Refit(RefitConfig()).plan(model, PassContext(original=model))
+
+
+@pytest.mark.parametrize("config", [{"positions": 0}, {"rows": 0}, {"rounds": -1}])
+def test_configurations_out_of_range_are_refused(config: Mapping[str, int]) -> None:
+    with pytest.raises(RecipeError, match="refit"):
+        RefitConfig(**config)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"pads": [1, 1, 1, 1]},
+        {"strides": [2, 1], "pads": [0, 1, 2, 1]},
+        {"dilations": [2, 1]},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        {"auto_pad": "SAME_LOWER"},
+        {"auto_pad": "VALID"},
+        {"group": 2, "pads": [1, 1, 1, 1]},
+    ],
+)
+def test_patches_times_weights_are_the_outputs(attributes: Mapping[str, object]) -> None:
+    groups = int(attributes.get("group", 1))
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((4, 6 // groups, 3, 3)).astype(np.float32)
+    bias = generator.standard_normal(4).astype(np.float32)
+    model = build([node("Conv", ["x", "w", "b"], "y", **attributes)], {"w": weight, "b": bias})
+    (layer,), _ = find_refit_layers(model, model, PassContext())
+    x = generator.standard_normal((3, 6, 9, 8)).astype(np.float32)
+    y = _run(model, lambda: [{"x": x}])
+    rows = LayerSampler(layer, 20, seed=4).patches(x).reshape(-1, 9, groups, 6 // groups)
+    wanted = LayerSampler(layer, 20, seed=4).outputs(y)
+    got = np.einsum("nkgi,gkio->ngo", rows, layer.original).reshape(len(rows), -1) + bias
+    assert len(rows) == 60
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+
+
+def test_a_transposed_convolution_is_left_alone_with_a_reason() -> None:
+    model = build([node("ConvTranspose", ["x", "w"], "y")], {"w": np.ones((6, 2, 3, 3), np.float32)})
+    layers, skipped = find_refit_layers(model, model, PassContext())
+    assert not layers
+    assert "transposed" in skipped[0].reason
+
+
+def test_the_refitted_model_is_valid_onnx() -> None:
+    original = Model.from_proto(conv_net())
+    context = PassContext(calibration=_batches(), original=original)
+    onnx.checker.check_model(_refitted(original, original, context).to_proto(), full_check=True)
