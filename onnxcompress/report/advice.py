@@ -19,6 +19,9 @@ FASTER = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gent
 WORTH_SAYING_ERROR = 0.01
 """A smaller relative error of outputs that classify nothing is left to the table."""
 
+PLENTY_OF_SAMPLES = 100
+"""With fewer calibration samples a refit is worth a warning."""
+
 _GENTLE = "energy=0.98"
 
 
@@ -32,6 +35,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
             "Give --data PATH, and --preprocess for images"
         )
+    lines += _few_samples(report)
     recovered = any(stage.pass_name == "refit" for stage in report.stages)
     if recipe.calib is not None and not recovered and not (recipe.prune > 0 and recipe.importance == "activation"):
         lines.append(
@@ -97,6 +101,18 @@ def how_to_keep_more(recipe: Recipe) -> str:
     ways.append("spare sensitive layers (--exclude REGEX), or train the compressed model further before use")
     gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
     return f"To keep more: {', '.join(ways)}{gate}"
+
+
+def _few_samples(report: Report) -> list[str]:
+    """Say that a refit had few samples: it is drawn towards the original weights, and wins back less."""
+    decisions = [decision for stage in report.stages if stage.pass_name == "refit" for decision in stage.decisions]
+    images = min((int(decision["images"]) for decision in decisions if "images" in decision), default=PLENTY_OF_SAMPLES)
+    if images >= PLENTY_OF_SAMPLES:
+        return []
+    return [
+        f"The refit had {images} calibration samples, and held back accordingly: "
+        f"give {PLENTY_OF_SAMPLES} or more, unlabelled ones will do (--calib PATH)"
+    ]
 
 
 def _dearer(report: Report, recipe: Recipe) -> list[str]:

@@ -82,6 +82,7 @@ class Refit(Pass):
         """
         if context.calibration is None:
             raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
+        images = _count(context.calibration)
         layers, skipped = find_refit_layers(context.original or model, model, context)
         decisions: list[Decision] = []
         for layer in layers:
@@ -89,7 +90,7 @@ class Refit(Pass):
             if reason:
                 skipped.append(Skipped(layer.node, reason))
             else:
-                decisions.append({"node": layer.node, "kind": "refit", "chain": list(layer.chain)})
+                decisions.append({"node": layer.node, "kind": "refit", "chain": list(layer.chain), "images": images})
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
