@@ -100,6 +100,13 @@ def space_to_depth(analysis: ChannelAnalysis, node: gs.Node) -> None:
     analysis.set(node.outputs[0], Labels.along(1, np.tile(labels.ids, int(node.attrs["blocksize"]) ** 2)))
 
 
-@operator("Shape", "Size")
+@operator("Size")
+def size(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Counts elements; a count known before the run was folded into a constant."""
+    if (labels := analysis.of(node.inputs[0])) is not None:
+        analysis.freeze(labels.ids, f"'{node.name}' counts their elements")
+
+
+@operator("Shape")
 def shape(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """Reads lengths only: those known before the run were folded into constants, the rest follow the pruned tensor."""
