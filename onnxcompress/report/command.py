@@ -59,6 +59,8 @@ def _texts(value: Any) -> Iterator[str]:
         for name, inner in value.items():
             if isinstance(inner, Mapping):
                 yield from (f"{name}.{key}={setting}" for key, setting in inner.items())
+            elif isinstance(inner, (int, float)):
+                yield f"{name}={inner}"
             else:
                 yield f"{name}:{'x'.join(map(str, inner))}"
     else:

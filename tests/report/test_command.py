@@ -16,6 +16,7 @@ from tests.report.sample_reports import COMPRESSED, ORIGINAL, sample_report
 RECIPES = [
     Recipe(),
     Recipe(prune=0.4, tucker="energy=0.98", exclude=("a b", "$HOME"), max_drop=0.0, verify=False, overwrite=True),
+    Recipe(target={"macs": 0.5, "size": 0.25}, recover="refit", calib="my images/"),
     Recipe(
         provider=("cpu", "cuda"),
         provider_option={"cuda": {"device_id": "1"}},
