@@ -42,6 +42,8 @@ TARGETS = ("macs", "params", "size")
 _TYPICAL_ERROR = 0.06
 """The share of a response that is taken away to measure a sensitivity: about what compression takes."""
 
+_BATCH = 16
+
 _BYTES_OF_A_NODE = 400
 """A split adds nodes: their names, attributes and shapes take about so much of the file each."""
 
@@ -97,8 +99,12 @@ class Allocation(Pass):
         layers, skipped = find_refit_layers(model, model, context)
         fast = with_fast_lrn(model)
         shapes = sample_shapes(model)[0]
-        images = _first(context.calibration, self.config.images)
-        covariances = _covariances(fast, layers, images, self.config.positions, context.seed)
+        first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
+        batch, filled = (first, True) if isinstance(first, int) else (_BATCH, False)
+        samples = _spread(context.calibration, self.config.images)
+        covariances = _covariances(
+            fast, layers, _batched(samples, batch, filled=filled), self.config.positions, context.seed
+        )
         choices: dict[str, list[Choice]] = {}
         options = parallel_map(lambda layer: self._choices(layer, shapes, covariances, context), layers)
         for layer, found in zip(layers, options, strict=True):
@@ -111,8 +117,8 @@ class Allocation(Pass):
         disturbed = dict(
             zip(worth, parallel_map(lambda n: _disturb(by_name[n], covariances[n], worth[n]), worth), strict=True)
         )
-        judging = _first(context.calibration, self.config.judging_images)
-        sensitivity = measure_sensitivities(fast, layers, disturbed, judging)
+        judging = samples[:: max(1, len(samples) // self.config.judging_images)]
+        sensitivity = measure_sensitivities(fast, layers, disturbed, _batched(judging, batch, filled=filled))
         chosen = self._allocate(model, context.original_cost or model_cost(model), worth, sensitivity)
         decisions = self._decisions(model, chosen, sensitivity)
         split = {str(decision["node"]) for decision in decisions}
@@ -260,11 +266,23 @@ def _total(kind: str, cost: ModelCost) -> float:
     return float(cost.params) if kind == "params" else float(cost.weight_bytes)
 
 
-def _first(calibration: Samples, images: int) -> list[Mapping[str, Array]]:
-    """Return about so many samples, spread over the stream's batches."""
-    batches = list(calibration())
-    total = sum(len(next(iter(batch.values()))) for batch in batches)
-    if total <= images:
-        return batches
-    share = images / total
-    return [{name: array[: max(1, round(share * len(array)))] for name, array in batch.items()} for batch in batches]
+def _spread(calibration: Samples, images: int) -> list[dict[str, Array]]:
+    """Return about so many samples, evenly spread over a stream of any length, one in each batch."""
+    chosen: list[dict[str, Array]] = []
+    stride, number = 1, 0
+    for batch in calibration():
+        for row in range(len(next(iter(batch.values())))):
+            if number % stride == 0:
+                chosen.append({name: array[row : row + 1].copy() for name, array in batch.items()})
+            number += 1
+            if len(chosen) >= 2 * images:
+                chosen, stride = chosen[::2], 2 * stride
+    return chosen
+
+
+def _batched(samples: Sequence[Mapping[str, Array]], size: int, *, filled: bool) -> list[dict[str, Array]]:
+    """Return samples in batches; where the model fixes the batch, the last is filled up with its last sample."""
+    parts = [list(samples[at : at + size]) for at in range(0, len(samples), size)]
+    if filled and parts:
+        parts[-1] += [parts[-1][-1]] * (size - len(parts[-1]))
+    return [{name: np.concatenate([sample[name] for sample in part]) for name in part[0]} for part in parts]

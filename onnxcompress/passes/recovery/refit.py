@@ -38,6 +38,8 @@ from onnxcompress.passes.tucker.sites import has_input
 
 Array = npt.NDArray[Any]
 
+_LEAST_ROWS = 8192
+
 
 @dataclass(frozen=True)
 class RefitConfig:
@@ -46,6 +48,7 @@ class RefitConfig:
     Attributes:
         positions: of a layer's output, at most so many from each image.
         rows: at most so many samples of a layer, whatever the number of images: bounds memory.
+        rows_per_input: as many samples for each input of a layer are enough.
         rounds: of the fit behind a Relu.
 
     Raises:
@@ -54,12 +57,20 @@ class RefitConfig:
 
     positions: int = 120
     rows: int = 60_000
-    rounds: int = 3
+    rows_per_input: int = 24
+    rounds: int = 2
+
+    def per_image(self, layer: RefitLayer, images: int) -> int:
+        """Return how many positions of a layer's output are taken from each of so many images."""
+        inputs = int(layer.original.shape[1]) * int(layer.original.shape[2])
+        rows = min(self.rows, max(_LEAST_ROWS, self.rows_per_input * inputs))
+        return max(1, min(self.positions, rows // images))
 
     def __post_init__(self) -> None:
         for name, value, least in (
             ("positions", self.positions, 1),
             ("rows", self.rows, 1),
+            ("rows_per_input", self.rows_per_input, 1),
             ("rounds", self.rounds, 0),
         ):
             if value < least:
@@ -107,8 +118,8 @@ class Refit(Pass):
         if unknown:
             raise RecipeError(f"plan: node '{unknown[0]}' cannot be refitted in this model; it is another model's plan")
         layers = [known[str(decision["node"])] for decision in plan.decisions]
-        images = _count(context.calibration)
-        per_image = max(1, min(self.config.positions, self.config.rows // images))
+        images = max(1, int(plan.decisions[0].get("images", 1)))
+        per_image = {layer.node: self.config.per_image(layer, images) for layer in layers}
         reference = with_fast_lrn(context.original or model)
         targets = Targets(reference, layers, context.calibration(), per_image, context.seed)
         try:
@@ -127,7 +138,7 @@ class _Refitting:
         model: Model,
         layers: list[RefitLayer],
         targets: Targets,
-        per_image: int,
+        per_image: Mapping[str, int],
         context: PassContext,
     ) -> None:
         self._config = config
@@ -158,7 +169,7 @@ class _Refitting:
             kept.close()
 
     def _refit(self, layer: RefitLayer, batches: Iterable[Mapping[str, Array]]) -> None:
-        sampler = LayerSampler(layer, self._per_image, self._context.seed)
+        sampler = LayerSampler(layer, self._per_image[layer.node], self._context.seed)
         rows = np.concatenate([sampler.patches(batch[layer.input]) for batch in batches])
         targets = self._targets.rows(layer)
         provenance = self._context.provenance

@@ -26,10 +26,10 @@ class Targets:
         original: Model,
         layers: Sequence[RefitLayer],
         batches: Iterable[Mapping[str, Array]],
-        positions: int,
+        positions: Mapping[str, int],
         seed: int,
     ) -> None:
-        """Run the original once.
+        """Run the original once, sampling so many `positions` of each layer (by name) in each image.
 
         Raises:
             DataError: there are no samples, or a layer's output holds NaN or infinity; it is named.
@@ -37,7 +37,7 @@ class Targets:
         self._files = {layer.node: tempfile.TemporaryFile() for layer in layers}  # noqa: SIM115 - closed by `close`
         self._outputs = {layer.node: 0 for layer in layers}
         self.images = 0
-        samplers = {layer.node: LayerSampler(layer, positions, seed) for layer in layers}
+        samplers = {layer.node: LayerSampler(layer, positions[layer.node], seed) for layer in layers}
         names = [layer.output for layer in layers]
         try:
             for captured in capture_activations(original.to_proto(), names, batches):
