@@ -69,9 +69,7 @@ def load_or_refuse(path: Path) -> bool:
     except OnnxCompressError as error:
         refusal = error
     assert time.monotonic() - started < SECONDS
-    if refusal is not None:
-        assert refusal.exit_code in CODES, refusal
-        assert "\n" not in str(refusal)
+    assert refusal is None or refusal.exit_code in CODES, refusal
     return refusal is None
 
 
@@ -96,7 +94,8 @@ def run_program(folder: Path, *arguments: str) -> int:
         Model.load(folder / "out.onnx")
     else:
         assert listing(folder) == before
-        assert sum(line.startswith("onnxcompress: error:") for line in said.splitlines()) <= 1
+        errors_told = [line for line in said.splitlines() if line.startswith("onnxcompress: error:")]
+        assert len(errors_told) == (code != 3)
     for name in listing(folder) - before:
         (folder / name).unlink()
     return code
