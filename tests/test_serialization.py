@@ -213,9 +213,14 @@ def test_replacing_a_model_removes_its_own_side_file_only(tmp_path: Path) -> Non
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "out.onnx"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_file(path) as stream:
-        stream.write(b"new")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with atomic_file(path) as stream:
+            stream.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert files(tmp_path) == {"out.onnx"}
 
