@@ -73,7 +73,8 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     if gate.name == "min_speedup":
         return FASTER
     if gate.name == "min_compression":
-        return "To make it smaller: raise --prune, or split more (--tucker ratio=0.5, --svd auto)"
+        stronger = "lower --target" if recipe.target else "split more (--tucker ratio=0.5, --svd auto)"
+        return f"To make it smaller: raise --prune, or {stronger}"
     if gate.name.startswith("target_"):
         return "A target counts weights before the file is written: ask for a little less"
     return ""
