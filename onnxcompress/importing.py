@@ -30,6 +30,7 @@ class NodeExtras:
     metadata: tuple[tuple[str, str], ...] = ()
     overload: str = ""
     attributes: tuple[onnx.AttributeProto, ...] = ()
+    attribute_docs: tuple[tuple[str, str], ...] = ()
     captured: tuple[str, ...] = ()
 
 
@@ -200,11 +201,12 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
         (plain.attribute if _is_plain(attribute) else opaque).append(_copied(attribute))
     captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
     metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
-    return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), tuple(captured))
+    docs = tuple((attribute.name, attribute.doc_string) for attribute in plain.attribute if attribute.doc_string)
+    return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), docs, tuple(captured))
 
 
 def _is_plain(attribute: onnx.AttributeProto) -> bool:
-    if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name or attribute.doc_string:
+    if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name:
         return False
     try:
         for content in (attribute.s, *attribute.strings):
@@ -232,6 +234,10 @@ def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
 def restore_extras(node: onnx.NodeProto, extras: NodeExtras) -> None:
     """Put back what graphsurgeon does not carry."""
     node.attribute.extend(extras.attributes)
+    docs = dict(extras.attribute_docs)
+    for attribute in node.attribute:
+        if attribute.name in docs:
+            attribute.doc_string = docs[attribute.name]
     if extras.doc_string:
         node.doc_string = extras.doc_string
     if extras.overload:

@@ -325,3 +325,13 @@ def test_what_is_no_sound_graph_is_refused() -> None:
     ]:
         with pytest.raises(ModelError, match=expected):
             Model.from_proto(proto)
+
+
+def test_a_documented_attribute_counts_and_keeps_its_documentation() -> None:
+    model = conv_net()
+    stride = next(a for a in model.graph.node[2].attribute if a.name == "strides")
+    stride.doc_string = "two by two"
+    loaded = Model.from_proto(model)
+    assert loaded.nodes[2].attrs["strides"] == [2, 2]
+    back = loaded.to_proto()
+    assert [a.doc_string for a in back.graph.node[2].attribute if a.name == "strides"] == ["two by two"]
