@@ -64,24 +64,37 @@ class Verification:
 
 
 def verify(pass_name: str, reference: Model, candidate: Model, feeds: Mapping[str, Array]) -> Verification:
-    """Run both models on `feeds` and compare their outputs, and what stands before a saturating last operator."""
+    """Run both models on `feeds` and compare their outputs, and what stands before a saturating last operator.
+
+    Raises:
+        ModelError: they differ where the values overflow, which proves nothing.
+    """
     tensors = compared_tensors(reference, candidate)
     expected = run_model(reference, feeds, tensors)
     seen = run_model(candidate, feeds, tensors)
     worst = max(relative_difference(expected[name], seen[name]) for name in tensors)
+    if math.isinf(worst) and not all(_is_finite(values) for values in expected.values()):
+        raise ModelError(
+            f"the values at {', '.join(tensors)} are not finite on random input, so that nothing can be verified: "
+            f"damaged weights, or none that fit such input; give --no-verify to go on"
+        )
     half = any(t.values.dtype.itemsize == 2 and t.values.dtype.kind in "fV" for t in candidate.constants().values())
     return Verification(pass_name, worst, HALF_TOLERANCE if half else TOLERANCE, tensors)
 
 
+def _is_finite(values: Array) -> bool:
+    return values.dtype.kind not in "fV" or bool(np.isfinite(values.astype(np.float64)).all())
+
+
 def relative_difference(expected: Array, seen: Array) -> float:
-    """Return max |expected - seen| over max |expected|; infinite where shapes or non-finite positions disagree."""
+    """Return max |expected - seen| over max |expected|; infinite where shapes or non-finite values disagree."""
     if expected.shape != seen.shape:
         return float("inf")
     if expected.dtype.kind not in "fV":
         return 0.0 if np.array_equal(expected, seen) else float("inf")
     wanted, got = expected.astype(np.float64), seen.astype(np.float64)
     finite = np.isfinite(wanted)
-    if not np.array_equal(finite, np.isfinite(got)):
+    if not np.array_equal(wanted[~finite], got[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
         return float("inf")
     if not finite.any():
         return 0.0

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnxcompress.errors import DataError, PassError, RecipeError
+from onnxcompress.errors import DataError, ModelError, PassError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
 from onnxcompress.passes.pruning import IMPORTANCES, FilterPruning, PruningConfig, verify_pruning
@@ -265,7 +265,19 @@ def test_relative_difference() -> None:
     assert relative_difference(one, np.array([1.0, np.nan], np.float32)) == float("inf")
     assert relative_difference(np.zeros(2), np.array([0.0, 1e-9])) == float("inf")
     assert relative_difference(np.array([np.inf, 2.0]), np.array([np.inf, 2.0])) == 0.0
+    assert relative_difference(np.array([np.inf, 2.0]), np.array([-np.inf, 2.0])) == float("inf")
     assert relative_difference(np.array([1, 2]), np.array([1, 3])) == float("inf")
+
+
+def test_values_that_overflow_prove_nothing() -> None:
+    def model(scale: float) -> Model:
+        return build([node("Mul", ["x", "s"], "y")], {"s": np.float32(scale)}, shape=(1, 4))
+
+    feeds = {"x": np.full((1, 4), 1e30, np.float32)}
+    with pytest.raises(ModelError, match="are not finite on random input"):
+        verify("any", model(1e30), model(1.0), feeds)
+    assert verify("any", model(1e30), model(1e31), feeds).passed  # infinite in both
+    assert verify("any", model(1.0), model(1e30), feeds).difference == float("inf")
 
 
 def test_models_are_compared_before_a_saturating_output() -> None:
