@@ -1,8 +1,7 @@
 """Which classes leave: the least important ones that keep every tensor regular.
 
 Without constraints a group's lowest scores go. Grouped convolutions and group normalisations want the same number in
-every group; where such a constraint is not met by itself, the choice is a small integer program (HiGHS through scipy):
-minimise the score removed, subject to equal rows, with the wished number of each group as near as possible.
+every row; where that is not met by itself, see `balance`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxcompress.analysis.channels import FIXED, ChannelGroups, Group
+from onnxcompress.passes.pruning.balance import Balance, Classes, Demand, equal_rows, solve
 from onnxcompress.passes.pruning.importance import Scores
-
-Classes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -74,19 +71,38 @@ def _global_keeps(groups: ChannelGroups, scores: Scores, ratio: float) -> list[i
 
 def select(groups: ChannelGroups, scores: Scores, widths: list[Width]) -> set[int]:
     """Return the classes to remove."""
-    constraints = [_row_counts(rows) for _, rows in groups.balanced]
-    constraints = [(classes, counts) for classes, counts in constraints if not (counts == counts[0]).all()]
+    every = {balance.key: balance for balance in (Balance.of(rows) for _, rows in groups.balanced)}
+    balances = [balance for balance in every.values() if not balance.always_holds]
+    nonempty = _nonempty_sets(groups)
     member_of = {int(c): number for number, group in enumerate(groups.groups) for c in group.classes}
-    parts = _linked_groups(len(groups.groups), member_of, [classes for classes, _ in constraints])
     removed: set[int] = set()
-    for part in parts:
-        own = [c for c in constraints if any(member_of.get(int(k)) in part for k in c[0])]
+    for part in _linked_groups(len(groups.groups), member_of, [balance.classes for balance in balances]):
+        own = [b for b in balances if any(member_of.get(int(c)) in part for c in b.classes)]
         if own:
-            removed |= _solve(groups, scores, widths, sorted(part), own)
+            removed |= _balanced(groups, scores, widths, sorted(part), own, nonempty)
         else:
             for number in part:
                 removed |= lowest(groups.groups[number], scores, widths[number].size - widths[number].keep)
-    return _keep_each_nonempty(groups, scores, removed)
+    return _keep_each_nonempty(nonempty, list(every.values()), scores, removed)
+
+
+def _balanced(
+    groups: ChannelGroups,
+    scores: Scores,
+    widths: list[Width],
+    part: list[int],
+    balances: list[Balance],
+    nonempty: list[Classes],
+) -> set[int]:
+    """Return the classes that leave groups linked by `balances`."""
+    prunable = {int(c) for number in part for c in groups.groups[number].classes[groups.groups[number].prunable]}
+    demands = [Demand(groups.groups[n].classes, widths[n].size - widths[n].keep) for n in part]
+    single = balances[0] if len(balances) == len(demands) == 1 else None
+    if single is not None and single.is_partition and set(single.classes) == set(demands[0].classes):
+        removed = equal_rows(single, prunable, scores, demands[0].wished)
+        if not any(all(int(c) in removed for c in own) for own in nonempty):
+            return removed
+    return solve(scores, prunable, demands, balances, nonempty)
 
 
 def lowest(group: Group, scores: Scores, count: int) -> set[int]:
@@ -94,15 +110,6 @@ def lowest(group: Group, scores: Scores, count: int) -> set[int]:
     candidates = group.classes[group.prunable]
     order = np.lexsort((candidates, scores[candidates]))
     return {int(c) for c in candidates[order[:count]]}
-
-
-def _row_counts(rows: Classes) -> tuple[Classes, npt.NDArray[np.int64]]:
-    """Return the classes in `rows` (R, C) and how often each stands in every row, shape (R, classes)."""
-    classes, inverse = np.unique(rows, return_inverse=True)
-    counts = np.zeros((rows.shape[0], len(classes)), np.int64)
-    np.add.at(counts, (np.repeat(np.arange(rows.shape[0]), rows.shape[1]), inverse.reshape(-1)), 1)
-    free = classes != FIXED
-    return classes[free], counts[:, free]
 
 
 def _linked_groups(count: int, member_of: dict[int, int], constraints: list[Classes]) -> list[set[int]]:
@@ -125,79 +132,22 @@ def _linked_groups(count: int, member_of: dict[int, int], constraints: list[Clas
     return list(parts.values())
 
 
-def _solve(
-    groups: ChannelGroups,
-    scores: Scores,
-    widths: list[Width],
-    part: list[int],
-    constraints: list[tuple[Classes, npt.NDArray[np.int64]]],
-) -> set[int]:
-    """Choose under equal rows; variables: each class, two slacks of each group, a level of each constraint."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import lil_matrix
-
-    classes = list(dict.fromkeys(int(c) for number in part for c in groups.groups[number].classes))
-    loose = sorted({int(c) for own, _ in constraints for c in own} - set(classes))
-    column = {c: at for at, c in enumerate([*classes, *loose])}
-    upper = np.zeros(len(column))
-    for number in part:
-        group = groups.groups[number]
-        upper[[column[int(c)] for c in group.classes[group.prunable]]] = 1.0
-    slack, level = len(column), len(column) + 2 * len(part)
-    variables = level + len(constraints)
-    sets = [np.unique(s[s != FIXED]) for s in groups.keep_one if (s != FIXED).all() and int(s[0]) in column]
-    rows = len(part) + sum(len(counts) for _, counts in constraints) + len(sets)
-    matrix = lil_matrix((rows, variables))
-    low, high = np.zeros(rows), np.zeros(rows)
-    for at, number in enumerate(part):
-        for c in groups.groups[number].classes:
-            matrix[at, column[int(c)]] = 1.0
-        matrix[at, slack + 2 * at], matrix[at, slack + 2 * at + 1] = 1.0, -1.0
-        low[at] = high[at] = widths[number].size - widths[number].keep
-    row = len(part)
-    for at, (own, counts) in enumerate(constraints):
-        for line in counts:
-            for c, n in zip(own, line, strict=True):
-                if n:
-                    matrix[row, column[int(c)]] = float(n)
-            matrix[row, level + at] = -1.0
-            row += 1
-    for own in sets:
-        for c in own:
-            matrix[row, column[int(c)]] = 1.0
-        high[row] = len(own) - 1
-        row += 1
-    weight = scores[list(column)] / max(float(np.mean(scores[list(column)])), 1e-12)
-    missed = 10.0 * (1.0 + float(weight.max()))
-    cost = np.concatenate([weight, np.full(2 * len(part), missed), np.zeros(len(constraints))])
-    limits = np.concatenate([upper, np.full(variables - len(column), np.inf)])
-    integral = np.concatenate([np.ones(len(column)), np.zeros(variables - len(column))])
-    solution = milp(
-        cost,
-        integrality=integral,
-        bounds=Bounds(np.zeros(variables), limits),
-        constraints=LinearConstraint(matrix.tocsr(), low, high),
-        options={"mip_rel_gap": 1e-3, "node_limit": 2000},
-    )
-    if solution.x is None:
-        return set()
-    return {c for c, at in column.items() if solution.x[at] > 0.5}
-
-
-def _keep_each_nonempty(groups: ChannelGroups, scores: Scores, removed: set[int]) -> set[int]:
-    """Give back the best class of every producer, consumer input and split part that would be left without any."""
+def _nonempty_sets(groups: ChannelGroups) -> list[Classes]:
+    """Return the sets of which one class has to stay: filters of a producer, inputs of a consumer, parts of a split."""
     findings = groups.analysis.findings
     sets = [*groups.keep_one, *(groups.classes_of(p.ids) for p in findings.producers)]
     sets += [groups.classes_of(c.labels.ids) for c in findings.consumers]
-    kept_rows = [_row_counts(rows) for _, rows in groups.balanced]
-    for members in sets:
-        own = np.unique(members)
-        if own.size and not (own == FIXED).any() and all(int(c) in removed for c in own):
-            best = int(own[np.argmax(scores[own])])
-            removed = removed - {best}
-    for classes, counts in kept_rows:
-        stays = np.array([int(c) not in removed for c in classes])
-        left = counts[:, stays].sum(axis=1)
-        if len(set(left.tolist())) > 1:
-            removed = removed - {int(c) for c in classes}
+    distinct = {own.tobytes(): own for own in map(np.unique, sets)}
+    return [own for own in distinct.values() if own.size and own[0] != FIXED]
+
+
+def _keep_each_nonempty(
+    nonempty: list[Classes], balances: list[Balance], scores: Scores, removed: set[int]
+) -> set[int]:
+    """Give back the best class of every set that would be left without any, then whatever unequal rows remain."""
+    for own in nonempty:
+        if all(int(c) in removed for c in own):
+            removed = removed - {int(own[np.argmax(scores[own])])}
+    while unequal := [balance for balance in balances if not balance.holds(removed)]:
+        removed = removed - {int(c) for balance in unequal for c in balance.classes}
     return removed
