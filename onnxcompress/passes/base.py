@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,8 +57,21 @@ class Plan:
         )
 
 
+LABELS = ""
+"""The key of class numbers (B,) among a batch's inputs: no tensor has an empty name."""
+
+Tell = Callable[[str, int, int | None], None]
+"""Told what is being done, how many steps of it are done, and how many there are (None: not known)."""
+
+Note = Callable[[Mapping[str, Any]], None]
+"""Told what a pass measured while it ran: JSON values."""
+
 Provenance = Mapping[str, npt.NDArray[np.int64]]
 """{tensor name: original channel number of each remaining channel, shape (C',)}; a tensor not named is unchanged."""
+
+
+def _nobody(*told: object) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,11 @@ class PassContext:
     Attributes:
         original: the model before the first pass that loses something: what recovery compares with.
         original_cost: of the model as it was given: shares of a budget are of this.
+        held_out: calibration samples that no pass may fit anything to: recovery is judged on them.
+        training: training data; its batches hold class numbers under `LABELS` where there are any.
+        checkpoint: where a training keeps its progress; `resume`: whether it goes on from what is there.
+        tell: for passes that take minutes.
+        note: takes what a pass measured, for the report.
     """
 
     seed: int = 0
@@ -76,6 +95,12 @@ class PassContext:
     provenance: Provenance = field(default_factory=dict)
     original: Model | None = None
     original_cost: ModelCost | None = None
+    held_out: Samples | None = None
+    training: Samples | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+    tell: Tell = _nobody
+    note: Note = _nobody
 
     def is_excluded(self, node_name: str) -> bool:
         """Whether a `--exclude` expression matches (searched) the node's name."""

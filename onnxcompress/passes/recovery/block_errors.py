@@ -1,0 +1,113 @@
+"""A compressed network beside its original on the same samples: how far apart their blocks and outputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnxcompress.errors import DataError
+from onnxcompress.passes.base import Provenance
+from onnxcompress.passes.recovery.blocks import Block
+from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
+from onnxcompress.passes.recovery.output_errors import Output, output_error, relative_error
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one batch.
+
+    Attributes:
+        blocks: relative squared error of each block's outputs, (blocks,).
+        outputs: see `output_error`.
+    """
+
+    blocks: Tensor
+    outputs: Tensor
+
+
+class Pair:
+    """The compressed network (trained) and its original (fixed), with what is compared between them.
+
+    Args:
+        blocks: in their order.
+        outputs: of the whole network.
+        provenance: which channels of the original's tensors remain.
+    """
+
+    def __init__(
+        self,
+        student: GraphModule,
+        teacher: GraphModule,
+        blocks: Sequence[Block],
+        outputs: tuple[Output, ...],
+        provenance: Provenance,
+    ) -> None:
+        self.student = student
+        self.teacher = teacher.eval()
+        self.blocks = tuple(blocks)
+        self.outputs = outputs
+        self._kept = {name: torch.from_numpy(numbers).to(student.device) for name, numbers in provenance.items()}
+        self._cut = tuple(name for block in blocks for name in block.outputs)
+        self._wanted = tuple(dict.fromkeys((*self._cut, *(output.compared for output in outputs))))
+
+    @torch.no_grad()
+    def expected(self, feeds: Tensors) -> dict[str, Tensor]:
+        """Return what the original answers, only the channels that remain."""
+        answers = self.teacher.run(feeds, self._wanted)
+        kept = self._kept
+        return {n: t.index_select(1, kept[n]) if n in kept and n in self._cut else t for n, t in answers.items()}
+
+    def compared(self, feeds: Tensors, *, apart: bool = False) -> tuple[dict[str, Tensor], Errors]:
+        """Return what the compressed network computes, and how far that is from the original's answers.
+
+        With `apart`, each error carries the gradient of its own block only.
+        """
+        expected = self.expected(feeds)
+        computed = self.student.run(feeds, self._wanted, cut=self._cut if apart else ())
+        blocks = [_mean_error(block.outputs, computed, expected) for block in self.blocks]
+        outputs = output_error(self.outputs, computed, expected)
+        return computed, Errors(torch.stack(blocks) if blocks else outputs.new_zeros(0), outputs)
+
+    def check_finite(self, feeds: Tensors) -> None:
+        """Refuse networks that give NaN or infinity.
+
+        Raises:
+            DataError: one of them does; names the first tensor that is not finite.
+        """
+        for which, module in (("the original", self.teacher), ("the compressed model", self.student)):
+            with torch.no_grad():
+                name = first_not_finite(module, feeds, self._wanted)
+            if name is not None:
+                raise DataError(f"tensor '{name}' of {which} holds NaN or infinite values; look at the layer before it")
+
+
+def first_not_finite(module: GraphModule, feeds: Tensors, wanted: Collection[str]) -> str | None:
+    """Return the first tensor on the way to `wanted` that holds NaN or infinity, None where there is none."""
+    answers = module.run(feeds, tuple(wanted))
+    if all(_is_finite(tensor) for tensor in answers.values()):
+        return None
+    names = [str(tensor.name) for node in module.model.nodes for tensor in node.outputs if tensor.name]
+    for name in names:
+        if not _is_finite(module.run(feeds, (name,))[name]):
+            return name
+    return next(name for name, tensor in answers.items() if not _is_finite(tensor))
+
+
+def to_feeds(arrays: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return inputs on a device; images with their channels last, in which convolutions run faster."""
+    feeds = {}
+    for name, tensor in arrays.items():
+        moved = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        feeds[name] = moved.contiguous(memory_format=torch.channels_last) if moved.dim() == 4 else moved
+    return feeds
+
+
+def _mean_error(names: Sequence[str], computed: Tensors, expected: Tensors) -> Tensor:
+    return torch.stack([relative_error(computed[name], expected[name]) for name in names]).mean()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())

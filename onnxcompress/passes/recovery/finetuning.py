@@ -1,0 +1,265 @@
+"""Fine-tuning: the compressed network is trained as a whole, from labels, from its original's answers, or from both.
+
+The loss is (1 - w) times the cross-entropy with the labels plus w times the divergence from the original's outputs
+(Hinton et al., Distilling the Knowledge in a Neural Network, 2015), and the relative error of the blocks' outputs,
+which helps most where much was removed (Romero et al., FitNets, ICLR 2015). Steps, schedule and average are those of
+`training`. What is kept is the best on samples held out, the start included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance
+from onnxcompress.passes.recovery.augmentation import Views
+from onnxcompress.passes.recovery.block_errors import Pair
+from onnxcompress.passes.recovery.blocks import find_blocks
+from onnxcompress.passes.recovery.checkpoints import Checkpoint, training_identity
+from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
+from onnxcompress.passes.recovery.output_errors import Output, class_scores, compared_outputs, log_probabilities
+from onnxcompress.passes.recovery.sample_files import SampleFiles
+from onnxcompress.passes.recovery.training import Positions, Trainer, Training, TrainingSettings
+from onnxcompress.passes.recovery.training_data import TrainingData, model_batch, split_off
+from onnxcompress.passes.recovery.training_device import memory_advice, training_device
+
+LOSSES = ("auto", "labels", "distill", "both")
+
+# Below this multiple of what guessing gives, the labels are not this network's classes.
+_LEAST_OVER_CHANCE = 2.0
+# Share of its accuracy that the original must keep on mirrored images for them to be trained on.
+_MIRROR_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class FineTuningConfig:
+    """How the network is trained.
+
+    Attributes:
+        epochs: passes over the training data.
+        rate: of the largest steps, relative to each weight tensor's root mean square.
+        batch: samples of one step.
+        at_once: samples in memory at once; None takes whole batches.
+        loss: one of `LOSSES`; `auto` takes both where there are labels.
+        distilled: weight w of the original's answers beside the labels.
+        smoothing: share of a label that is spread over all classes.
+        features: weight of the blocks' errors.
+        decay: of weights.
+        held_out: share of the samples that only judges.
+        device: of torch, or `auto`.
+        views: how samples that are images are varied; mirrored only where the original does not mind.
+
+    Raises:
+        RecipeError: a value out of range or unknown.
+    """
+
+    epochs: int = 30
+    rate: float = 1e-2
+    batch: int = 64
+    at_once: int | None = None
+    loss: str = "auto"
+    distilled: float = 0.5
+    smoothing: float = 0.1
+    features: float = 0.1
+    decay: float = 0.0
+    held_out: float = 0.1
+    device: str = "auto"
+    views: Views = Views(shift=0.1)  # noqa: RUF009  (frozen)
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, self.at_once or 1) < 1:
+            raise RecipeError(f"finetune: epochs {self.epochs} and batch {self.batch} must be at least 1")
+        if not self.rate > 0.0:
+            raise RecipeError(f"finetune: the rate is {self.rate}, expected a number above 0")
+        if self.loss not in LOSSES:
+            raise RecipeError(f"finetune: unknown loss '{self.loss}', expected one of {', '.join(LOSSES)}")
+        for name in ("distilled", "smoothing", "held_out"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise RecipeError(f"finetune: {name} is {getattr(self, name)}, expected a number from 0 to 1")
+
+
+class FineTuning(Pass):
+    """Trains a compressed model on training data."""
+
+    name: ClassVar[str] = "finetune"
+
+    def __init__(self, config: FineTuningConfig) -> None:
+        self.config = config
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Say what is trained.
+
+        Raises:
+            DataError: there are no training data.
+            UnsupportedOpError: a node cannot be trained through.
+        """
+        if context.training is None:
+            raise DataError("fine-tuning needs training data; give --train PATH")
+        module = GraphModule(model)
+        numbers = sum(weight.numel() for weight in module.weights.values())
+        decision: Decision = {"kind": "finetune", "weights": len(module.weights), "numbers": numbers}
+        return Plan(self.name, (decision,) if module.weights else ())
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Train the weights of `model`.
+
+        Raises:
+            DataError: there are too few data, labels are missing or not the model's classes, or a tensor is not finite.
+            RecipeError: the device lacks memory, or the checkpoint is another training's.
+            ProviderUnavailableError: the device is not there.
+        """
+        if context.training is None:
+            raise DataError("fine-tuning needs training data; give --train PATH")
+        original = context.original or model
+        device = training_device(self.config.device)
+        student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
+        blocks = find_blocks(model, original, context.provenance) if self.config.features > 0 else ()
+        pair = Pair(student, teacher, blocks, compared_outputs(model, original), context.provenance)
+        with SampleFiles("training data") as files:
+            trained, held_out = split_off(files.add(context.training()), self.config.held_out, context.seed)
+            data = TrainingData(files, trained, held_out, device, model_batch(model))
+            checkpoint = None
+            if context.checkpoint is not None:
+                identity = training_identity(model, original, asdict(self.config), files.count)
+                checkpoint = Checkpoint(context.checkpoint, identity, resume=context.resume)
+            with memory_advice(self.config.at_once or self.config.batch):
+                context.note(_FineTuning(self.config, pair, data, context).run(checkpoint))
+        weights = student.to_model().constants()
+        for name, constant in model.constants().items():
+            constant.values = weights[name].values
+        return {}
+
+
+class _FineTuning:
+    """One run of the pass."""
+
+    def __init__(self, config: FineTuningConfig, pair: Pair, data: TrainingData, context: PassContext) -> None:
+        self._config = config
+        self._pair = pair
+        self._data = data
+        self._context = context
+        self._at_once = data.fixed_batch or min(config.batch, config.at_once or config.batch)
+        self._views = config.views
+        self._classes = 0
+        self._label_weight, self._output = self._checked_loss()
+
+    def _checked_loss(self) -> tuple[float, Output | None]:
+        """Return the weight of the labels, and the output they belong to."""
+        output = self._classifying()
+        if self._config.loss == "labels" and not self._data.has_labels:
+            raise DataError("the training data have no labels, and --loss labels needs them; give --loss distill")
+        if self._config.loss == "labels" and output is None:
+            raise DataError("no output of the model classifies: labels cannot be trained on; give --loss distill")
+        if not self._data.has_labels or output is None or self._config.loss == "distill":
+            return 0.0, None
+        return 1.0 if self._config.loss == "labels" else 1.0 - self._config.distilled, output
+
+    def _classifying(self) -> Output | None:
+        feeds, _ = next(self._data.batches(self._data.held_out, self._at_once))
+        self._pair.check_finite(feeds)
+        answers = self._pair.expected(feeds)
+        for output in self._pair.outputs:
+            scores = class_scores(answers[output.compared])
+            if scores is not None:
+                self._classes = scores.shape[1]
+                self._data.check_labels(self._classes)
+                return output
+        return None
+
+    def run(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        """Train; return what came of it."""
+        notes: list[str] = []
+        original_accuracy = None
+        if self._output is not None:
+            original_accuracy = self._accuracy(mirror=False)
+            self._check_classes(original_accuracy)
+            if self._views.mirror and self._accuracy(mirror=True) < _MIRROR_SHARE * original_accuracy:
+                self._views = replace(self._views, mirror=False)
+                notes.append("images are not mirrored in training: the original does not recognise mirrored ones")
+        settings = TrainingSettings(
+            self._config.epochs,
+            self._config.rate,
+            self._config.batch,
+            self._at_once,
+            self._config.decay,
+            self._context.seed,
+        )
+        trainer = Trainer(self._pair.student, settings, self._data.trained, self._score, training_mode=True)
+        training = trainer.run(self._loss, "fine-tuning", self._context.tell, checkpoint)
+        if checkpoint is not None and training.stopped is None:
+            checkpoint.remove()
+        return self._outcome(training, original_accuracy, notes)
+
+    def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
+        feeds, labels = self._data.views(positions, self._views, generator)
+        computed, errors = self._pair.compared(feeds)
+        loss = self._config.features * errors.blocks.sum()
+        if self._label_weight < 1.0:
+            loss = loss + (1.0 - self._label_weight) * errors.outputs
+        if self._output is not None and labels is not None:
+            loss = loss + self._label_weight * self._cross_entropy(computed, labels, self._config.smoothing)
+        return loss
+
+    def _cross_entropy(self, computed: Tensors, labels: Tensor, smoothing: float) -> Tensor:
+        logarithms = log_probabilities(self._scores(computed))
+        # The cross-entropy of torch normalises again, which changes nothing.
+        return functional.cross_entropy(logarithms, labels, label_smoothing=smoothing)
+
+    def _scores(self, computed: Tensors) -> Tensor:
+        assert self._output is not None
+        scores = class_scores(computed[self._output.compared])
+        assert scores is not None
+        return scores
+
+    @torch.no_grad()
+    def _score(self) -> float:
+        """Judge the network on what is held out: its error rate, the loss deciding between equals; else the loss."""
+        total, count = 0.0, 0
+        for feeds, labels in self._data.batches(self._data.held_out, self._at_once):
+            size = len(next(iter(feeds.values())))
+            computed, errors = self._pair.compared(feeds)
+            if self._output is None or labels is None:
+                total += float(errors.outputs) * size
+            else:
+                wrong = (self._scores(computed).argmax(1) != labels).float().mean()
+                total += float(wrong + 0.01 * self._cross_entropy(computed, labels, 0.0)) * size
+            count += size
+        return total / count
+
+    def _accuracy(self, *, mirror: bool) -> float:
+        """Return the share of what is held out that the original recognises."""
+        right = 0
+        for feeds, labels in self._data.batches(self._data.held_out, self._at_once):
+            assert labels is not None
+            feeds = self._data.mirrored(feeds) if mirror else feeds
+            right += int((self._scores(self._pair.expected(feeds)).argmax(1) == labels).sum())
+        return right / len(self._data.held_out)
+
+    def _check_classes(self, accuracy: float) -> None:
+        """Refuse labels that mean other classes than the model's outputs."""
+        chance = 1.0 / self._classes
+        if accuracy < min(_LEAST_OVER_CHANCE * chance, 0.5):
+            raise DataError(
+                f"the original recognises {accuracy:.1%} of the training labels, guessing gives {chance:.1%}: "
+                "they are not the classes of its outputs, or --preprocess is wrong; --loss distill needs no labels"
+            )
+
+    def _outcome(self, training: Training, original_accuracy: float | None, notes: list[str]) -> dict[str, Any]:
+        if training.stopped is not None:
+            notes.append(f"fine-tuning ended early: {training.stopped}")
+        if not training.improved:
+            notes.append("fine-tuning found nothing better than what it started from, which is kept")
+        return {
+            "samples": {"trained": len(self._data.trained), "held_out": len(self._data.held_out)},
+            "loss": {"labels": self._label_weight, "original": 1.0 - self._label_weight},
+            "original_accuracy": original_accuracy,
+            "epochs": training.history_json(),
+            "score": [training.start_score, training.best_score],
+            "notes": notes,
+        }

@@ -1,0 +1,84 @@
+"""How far a network's outputs are from the original's: what training lowers, and by what weights are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.recovery.graph_module import Tensors
+
+_SUM_TOLERANCE = 1e-2
+# Of a tensor that is zero throughout: errors of float32 stay finite over it.
+_NO_ENERGY = 1e-12
+
+
+@dataclass(frozen=True)
+class Output:
+    """One floating-point output and the tensor that is compared for it.
+
+    Attributes:
+        name: of the graph's output.
+        compared: the scores that a last Softmax makes probabilities of, else the output itself.
+    """
+
+    name: str
+    compared: str
+
+
+def compared_outputs(model: Model, original: Model) -> tuple[Output, ...]:
+    """Return the outputs that can be compared: the model's graph outputs of floating-point type."""
+    known = {tensor.name for node in original.nodes for tensor in node.outputs}
+    producers = {tensor.name: node for node in model.nodes for tensor in node.outputs}
+    outputs = []
+    for tensor in model.graph.outputs:
+        if model.dtype_of(tensor).kind != "f" and model.dtype_of(tensor).name != "bfloat16":
+            continue
+        node = producers.get(tensor.name)
+        is_softmax = node is not None and node.op in ("Softmax", "LogSoftmax")
+        scores = node.inputs[0].name if node is not None and is_softmax else tensor.name
+        outputs.append(Output(tensor.name, scores if scores in known else tensor.name))
+    return tuple(outputs)
+
+
+def class_scores(output: Tensor) -> Tensor | None:
+    """Return an output (N, C) or (N, C, 1, ...) with C > 1 as (N, C), None where it classifies nothing."""
+    if output.dim() < 2 or output.shape[1] < 2 or any(size != 1 for size in output.shape[2:]):
+        return None
+    return output.reshape(output.shape[:2])
+
+
+def divergence(computed: Tensor, expected: Tensor) -> Tensor:
+    """Return KL(expected || computed) of each sample in nats, (N,); both are class scores (N, C) of one kind."""
+    first, second = log_probabilities(computed), log_probabilities(expected)
+    return functional.kl_div(first, second, reduction="none", log_target=True).sum(1)
+
+
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Return log probabilities of scores (N, C): their logarithm where they are probabilities already."""
+    scores = scores.float()
+    with torch.no_grad():
+        normalised = bool(scores.min() >= 0) and bool((scores.sum(1) - 1).abs().max() < _SUM_TOLERANCE)
+    if normalised:
+        return scores.clamp_min(1e-12).log()
+    return functional.log_softmax(scores, 1)
+
+
+def relative_error(computed: Tensor, expected: Tensor) -> Tensor:
+    """Return ||computed - expected||^2 / ||expected||^2 over all samples."""
+    energy = expected.float().square().sum()
+    return (computed.float() - expected.float()).square().sum() / energy.clamp_min(_NO_ENERGY)
+
+
+def output_error(outputs: tuple[Output, ...], computed: Tensors, expected: Tensors) -> Tensor:
+    """Return the sum over the outputs: divergence where they classify, relative error elsewhere."""
+    errors = []
+    for output in outputs:
+        first, second = computed[output.compared], expected[output.compared]
+        scores, wanted = class_scores(first), class_scores(second)
+        is_class = scores is not None and wanted is not None
+        errors.append(divergence(scores, wanted).mean() if is_class else relative_error(first, second))  # type: ignore[arg-type]
+    return torch.stack(errors).sum()

@@ -1,0 +1,137 @@
+"""Training samples on disk: read once from whatever gives them, then in any order, with little memory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.errors import DataError
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+"""{name: array (B, ...)}."""
+
+Positions = npt.NDArray[np.int64]
+
+_DISK_SHARE = 0.8  # of what is free: others write temporary files, too
+_HALF_LIMIT = float(np.finfo(np.float16).max)
+
+
+@dataclass
+class _Column:
+    """One array of the samples: its file, the type it is kept in and its shape without the samples."""
+
+    file: IO[bytes]
+    stored: np.dtype[Any]
+    given: np.dtype[Any]
+    shape: tuple[int, ...]
+    rows: Array | None = None
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample in the file."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.stored.itemsize
+
+
+class SampleFiles:
+    """Samples of named arrays, in one temporary file for each name; a context that removes them.
+
+    Floating-point values are kept in half precision where they fit: inputs are pixels, whose own steps are coarser.
+
+    Args:
+        where: for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._columns: dict[str, _Column] = {}
+        self._where = where
+        self._free = int(shutil.disk_usage(tempfile.gettempdir()).free * _DISK_SHARE)
+        self.count = 0
+
+    def add(self, batches: Iterable[Arrays]) -> Positions:
+        """Read samples to the end and keep them; return their positions.
+
+        Raises:
+            DataError: there are none, a value is NaN or infinite, or they do not fit those before or the disk.
+        """
+        before = self.count
+        for batch in batches:
+            self._append(batch)
+        if self.count == before:
+            raise DataError(f"{self._where}: no samples")
+        for column in self._columns.values():
+            column.file.flush()
+            column.rows = np.memmap(column.file, column.stored, "r", shape=(self.count, *column.shape))
+        return np.arange(before, self.count, dtype=np.int64)
+
+    def __enter__(self) -> SampleFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the files."""
+        for column in self._columns.values():
+            column.rows = None
+            column.file.close()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of one sample by name."""
+        return {name: column.shape for name, column in self._columns.items()}
+
+    def _append(self, batch: Arrays) -> None:
+        for name, array in batch.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise DataError(f"{self._where}: '{name}' holds NaN or infinity, at samples from {self.count}")
+            if name not in self._columns:
+                self._columns[name] = _Column(
+                    tempfile.TemporaryFile(prefix="onnxcompress-"),  # noqa: SIM115  (closed in close)
+                    _stored_type(array),
+                    array.dtype,
+                    array.shape[1:],
+                )
+            column = self._columns[name]
+            if array.shape[1:] != column.shape:
+                raise DataError(
+                    f"{self._where}: '{name}' has samples of shapes {column.shape} and {array.shape[1:]}; "
+                    "training needs one size: give a preprocess TOML file with resize and crop"
+                )
+            column.file.write(np.ascontiguousarray(array, column.stored).tobytes())
+        self.count += len(next(iter(batch.values())))
+        self._check_size(
+            sum(column.sample_bytes for column in self._columns.values()) * len(next(iter(batch.values())))
+        )
+
+    def _check_size(self, added: int) -> None:
+        self._free -= added
+        if self._free < 0:
+            raise DataError(
+                f"{self._where}: temporary files of the first {self.count} samples fill the disk of "
+                f"{tempfile.gettempdir()}; give --samples N with fewer, or another folder by TMPDIR"
+            )
+
+    def read(self, positions: Positions, names: Collection[str] | None = None) -> dict[str, Array]:
+        """Return the samples at `positions`, in that order and in the types they were given in; all names or some."""
+        read: dict[str, Array] = {}
+        for name, column in self._columns.items():
+            if names is not None and name not in names:
+                continue
+            assert column.rows is not None
+            read[name] = np.asarray(column.rows[positions]).astype(column.given)
+        return read
+
+
+def _stored_type(array: Array) -> np.dtype[Any]:
+    fits = array.dtype.kind == "f" and array.size > 0 and float(np.abs(array).max()) < _HALF_LIMIT / 8
+    return np.dtype(np.float16) if fits and array.ndim > 1 else array.dtype

@@ -1,0 +1,265 @@
+"""The training loop that reconstruction and fine-tuning share.
+
+Steps are relative to each weight: Adam changes a weight tensor by at most about `rate` of its own root mean square a
+step. The factors of a decomposition differ in scale by orders of magnitude; one absolute rate would freeze some and
+destroy others. The weights that are judged and kept are a running average of the trained ones, which on few images is
+better than any single step's (Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI
+2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from onnxcompress.passes.recovery.graph_module import GraphModule
+from onnxcompress.passes.recovery.training_device import MixedPrecision
+
+Positions = npt.NDArray[np.int64]
+State = dict[str, Tensor]
+LossOf = Callable[[Positions, torch.Generator, int], Tensor]
+"""The mean loss of the samples at some positions, views of them drawn by the generator, in an epoch (from 0)."""
+
+_WARMUP_SHARE = 0.05
+_SMALLEST_SIZE = 1e-3  # of a weight tensor, for its steps: a bias of zeros must be able to move
+_AVERAGED_STEPS = 50
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how fast.
+
+    Attributes:
+        epochs: passes over the samples.
+        rate: of the largest steps, relative to each weight tensor's root mean square.
+        batch: samples of one step.
+        at_once: samples in memory at once; a step adds the gradients of several such parts.
+        decay: share of each weight that is lost in a step of rate 1.
+        seed: of order and views.
+    """
+
+    epochs: int
+    rate: float
+    batch: int
+    at_once: int
+    decay: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to: its mean training loss, and the score (lower is better) on what is held out."""
+
+    number: int
+    loss: float
+    score: float
+
+
+@dataclass
+class Progressed:
+    """Everything that a later run needs to go on where this one stands."""
+
+    done: int = 0
+    history: list[Epoch] = field(default_factory=list)
+    best: State = field(default_factory=dict)
+    best_score: float = math.inf
+    trained: State = field(default_factory=dict)
+    average: State = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+
+
+class Keeper(Protocol):
+    """Keeps progress on disk."""
+
+    def load(self) -> Progressed | None:
+        """Return what a killed run left, None where there is nothing."""
+
+    def save(self, progressed: Progressed) -> None:
+        """Replace what is kept, whole or not at all."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        start_score, best_score: on what is held out; the module holds the weights of the better one.
+        stopped: why it ended early, None where it did not.
+    """
+
+    history: tuple[Epoch, ...]
+    start_score: float
+    best_score: float
+    stopped: str | None = None
+
+    def history_json(self) -> list[dict[str, float | int | None]]:
+        """Return the epochs as JSON values; epoch 0 is the start, which has no loss."""
+        return [
+            {"epoch": each.number, "loss": each.loss if each.number else None, "score": each.score}
+            for each in self.history
+        ]
+
+    @property
+    def improved(self) -> bool:
+        """Whether the kept weights are better than those at the start."""
+        return self.best_score < self.start_score
+
+
+Tell = Callable[[str, int, int | None], None]
+
+
+class Trainer:
+    """Trains a module's weights and leaves the best it has seen in it.
+
+    Args:
+        module: on its device.
+        positions: of the samples to train on.
+        score: judges the module as it stands; lower is better.
+        training_mode: whether BatchNormalization uses batch statistics while training.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        settings: TrainingSettings,
+        positions: Positions,
+        score: Callable[[], float],
+        *,
+        training_mode: bool = False,
+    ) -> None:
+        self._module = module
+        self._settings = settings
+        self._positions = positions
+        self._score = score
+        self._training_mode = training_mode
+        self._precision = MixedPrecision(module.device)
+        self._sizes = [_size(weight) for weight in module.weights.values()]
+        self._optimizer = torch.optim.AdamW(
+            [
+                # Relative too: torch multiplies the decay by the rate, which here carries the tensor's size.
+                {"params": [weight], "weight_decay": settings.decay / size}
+                for weight, size in zip(module.weights.values(), self._sizes, strict=True)
+            ],
+            lr=settings.rate,
+            betas=(0.9, 0.99),
+        )
+        self._average: State = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches of an epoch, at least one."""
+        return max(1, len(self._positions) // self._settings.batch)
+
+    def run(self, loss_of: LossOf, doing: str, tell: Tell, keeper: Keeper | None = None) -> Training:
+        """Train; the module ends with the best weights, those of the start among them.
+
+        An interrupt (Ctrl-C) or a loss that is not a number ends the training early and keeps the best so far.
+        """
+        progressed = self._resumed(keeper)
+        start_score = progressed.history[0].score
+        stopped: str | None = None
+        try:
+            for number in range(progressed.done, self._settings.epochs):
+                loss = self._epoch(number, loss_of, doing, tell)
+                if not math.isfinite(loss):
+                    stopped = f"the loss became {loss} in epoch {number + 1}; a lower --lr may help"
+                    break
+                self._finish_epoch(number, loss, progressed)
+                if keeper is not None:
+                    keeper.save(progressed)
+        except KeyboardInterrupt:
+            stopped = f"interrupted in epoch {len(progressed.history)} of {self._settings.epochs}"
+        self._module.load_state(progressed.best)
+        self._module.eval()
+        return Training(tuple(progressed.history), start_score, progressed.best_score, stopped)
+
+    def _resumed(self, keeper: Keeper | None) -> Progressed:
+        kept = None if keeper is None else keeper.load()
+        if kept is not None:
+            self._module.load_state(kept.trained)
+            self._average = {name: tensor.to(self._module.device) for name, tensor in kept.average.items()}
+            self._optimizer.load_state_dict(kept.optimizer)
+            return kept
+        self._module.eval()
+        start = self._module.state()
+        score = self._score()
+        self._average = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        return Progressed(history=[Epoch(0, math.nan, score)], best=start, best_score=score)
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return {**self._module.weights, **self._module.statistics}
+
+    def _epoch(self, number: int, loss_of: LossOf, doing: str, tell: Tell) -> float:
+        self._module.train(self._training_mode)
+        generator = torch.Generator().manual_seed(_seed(self._settings.seed, number))
+        order = np.random.default_rng((self._settings.seed, number)).permutation(self._positions)
+        total, steps = 0.0, self.steps_per_epoch
+        for step in range(steps):
+            chosen = order[step * self._settings.batch : (step + 1) * self._settings.batch]
+            self._set_rates(number * steps + step, self._settings.epochs * steps)
+            loss = self._step(chosen, lambda part: loss_of(part, generator, number))
+            total += loss
+            if not math.isfinite(loss):
+                return loss
+            self._update_average(number * steps + step)
+            tell(doing, number * steps + step + 1, self._settings.epochs * steps)
+        return total / steps
+
+    def _step(self, chosen: Positions, loss_of: Callable[[Positions], Tensor]) -> float:
+        self._optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part in _parts(chosen, self._settings.at_once):
+            with self._precision.autocast():
+                loss = loss_of(part) * (len(part) / len(chosen))
+            self._precision.backward(loss)
+            total += float(loss.detach())
+        if math.isfinite(total):
+            self._precision.step(self._optimizer)
+        return total
+
+    def _set_rates(self, step: int, steps: int) -> None:
+        """Warm up linearly, then follow half a cosine down to zero (Loshchilov and Hutter, SGDR, ICLR 2017)."""
+        warmup = max(1, round(_WARMUP_SHARE * steps))
+        factor = min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        for group, size in zip(self._optimizer.param_groups, self._sizes, strict=True):
+            group["lr"] = self._settings.rate * factor * size
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        # Over the last steps, fewer at the beginning: the start must not linger.
+        share = max(1.0 / _AVERAGED_STEPS, 1.0 - (step + 1) / (step + 10))
+        for name, tensor in self._tensors().items():
+            self._average[name].lerp_(tensor.detach(), share)
+
+    def _finish_epoch(self, number: int, loss: float, progressed: Progressed) -> None:
+        trained = self._module.state()
+        self._module.load_state(self._average)
+        self._module.eval()
+        score = self._score()
+        progressed.history.append(Epoch(number + 1, loss, score))
+        progressed.average = self._module.state()
+        if score < progressed.best_score:
+            progressed.best, progressed.best_score = progressed.average, score
+        self._module.load_state(trained)
+        progressed.done, progressed.trained = number + 1, trained
+        progressed.optimizer = self._optimizer.state_dict()
+
+
+def _size(weight: Tensor) -> float:
+    return max(float(weight.detach().square().mean().sqrt()), _SMALLEST_SIZE)
+
+
+def _seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _parts(positions: Positions, size: int) -> Iterator[Positions]:
+    for start in range(0, len(positions), size):
+        yield positions[start : start + size]

@@ -1,0 +1,114 @@
+"""Samples for training: kept on disk, split, and served as views on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxcompress.errors import DataError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import LABELS
+from onnxcompress.passes.recovery.augmentation import Views, is_image, random_views
+from onnxcompress.passes.recovery.block_errors import to_feeds
+from onnxcompress.passes.recovery.sample_files import SampleFiles
+from onnxcompress.passes.recovery.training import Positions
+
+_MOST_HELD_OUT = 2000
+
+
+class TrainingData:
+    """Samples to train on and samples to judge by.
+
+    Args:
+        files: hold the graph's inputs by name, and labels under `LABELS` where there are any.
+        trained, held_out: positions of the two parts; see `split_off`.
+        fixed_batch: the batch that the model fixes, None where it is open.
+    """
+
+    def __init__(
+        self,
+        files: SampleFiles,
+        trained: Positions,
+        held_out: Positions,
+        device: torch.device,
+        fixed_batch: int | None,
+    ) -> None:
+        self._files = files
+        self._device = device
+        self.fixed_batch = fixed_batch
+        # Whole batches, some samples twice, where the model takes no others.
+        self.trained = trained if fixed_batch is None else _whole(trained, fixed_batch)
+        self.held_out = held_out if fixed_batch is None else _whole(held_out, fixed_batch)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every sample has a class number."""
+        return LABELS in self._files.shapes
+
+    def check_labels(self, classes: int) -> None:
+        """Refuse labels beyond the classes.
+
+        Raises:
+            DataError: there is one.
+        """
+        if not self.has_labels:
+            return
+        for part in (self.trained, self.held_out):
+            worst = int(self._files.read(part, (LABELS,))[LABELS].max())
+            if worst >= classes:
+                raise DataError(
+                    f"training data: label {worst} is not a class; the model has classes 0 to {classes - 1}"
+                )
+
+    @property
+    def image_input(self) -> str | None:
+        """The name of the only input where its samples are images (C, H, W), else None."""
+        inputs = {name: shape for name, shape in self._files.shapes.items() if name != LABELS}
+        name, shape = next(iter(inputs.items()))
+        return name if len(inputs) == 1 and is_image(shape) else None
+
+    def batches(self, positions: Positions, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+        """Stream inputs and labels as they are, in batches of at most `size`."""
+        for start in range(0, len(positions), self.fixed_batch or size):
+            yield self.views(positions[start : start + (self.fixed_batch or size)], None, None)
+
+    def mirrored(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return inputs with images mirrored left to right."""
+        return {name: tensor.flip(3) if name == self.image_input else tensor for name, tensor in feeds.items()}
+
+    def views(
+        self, positions: Positions, views: Views | None, generator: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return random views of the samples at `positions`, and their labels (B,) or None."""
+        arrays = {name: torch.from_numpy(array) for name, array in self._files.read(positions).items()}
+        labels = arrays.pop(LABELS, None)
+        name = self.image_input
+        if views is not None and generator is not None and name is not None:
+            arrays[name] = random_views(arrays[name].to(torch.float32), views, generator)
+        return to_feeds(arrays, self._device), None if labels is None else labels.to(self._device)
+
+
+def split_off(positions: Positions, share: float, seed: int) -> tuple[Positions, Positions]:
+    """Return positions to train on and positions to judge by: `share` of them, 1 at least and 2,000 at most.
+
+    Raises:
+        DataError: there is only one.
+    """
+    if len(positions) < 2:
+        raise DataError("training needs at least 2 samples, one of them to judge by; give more data")
+    count = min(max(1, round(len(positions) * share)), _MOST_HELD_OUT, len(positions) - 1)
+    order = np.random.default_rng(seed).permutation(positions)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def model_batch(model: Model) -> int | None:
+    """Return the batch that a model's first input fixes, None where it is open."""
+    shape = model.shape_of(model.graph.inputs[0])
+    return shape[0] if shape and isinstance(shape[0], int) else None
+
+
+def _whole(positions: Positions, batch: int) -> Positions:
+    return np.resize(positions, -(-len(positions) // batch) * batch)

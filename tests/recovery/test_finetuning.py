@@ -1,0 +1,199 @@
+"""Fine-tuning from labels, from the original, or from both; checkpoints and what is asked of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import LABELS, PassContext, PassResult
+from onnxcompress.passes.recovery.augmentation import Views
+from onnxcompress.passes.recovery.checkpoints import Checkpoint
+from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
+from onnxcompress.passes.recovery.graph_module import GraphModule
+from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
+
+CONFIG = FineTuningConfig(epochs=6, rate=2e-2, batch=32, views=Views(mirror=False), device="cpu")
+
+
+def fine_tune(config: FineTuningConfig = CONFIG, **changed: Any) -> tuple[PassResult, Mapping[str, Any]]:
+    model, provenance = pruned()
+    notes: list[Mapping[str, Any]] = []
+    context = PassContext(
+        training=samples(300, 5, labels=True), original=original(), provenance=provenance, note=notes.append
+    )
+    context = replace(context, **changed)
+    done = FineTuning(config)
+    return done.apply(model, done.plan(model, context), context), notes[0]
+
+
+@pytest.mark.parametrize(("loss", "labels_weight"), [("labels", 1.0), ("both", 0.5), ("distill", 0.0), ("auto", 0.5)])
+def test_accuracy_comes_back(loss: str, labels_weight: float) -> None:
+    result, outcome = fine_tune(replace(CONFIG, loss=loss))
+    assert accuracy(pruned()[0]) < 0.6
+    assert accuracy(result.model) > 0.85
+    assert outcome["loss"] == {"labels": labels_weight, "original": 1.0 - labels_weight}
+    assert outcome["score"][1] < outcome["score"][0]
+
+
+def test_without_labels_the_original_teaches() -> None:
+    result, outcome = fine_tune(training=samples(300, 5))
+    assert accuracy(result.model) > 0.85
+    assert outcome["loss"] == {"labels": 0.0, "original": 1.0}
+    assert outcome["original_accuracy"] is None
+
+
+def test_labels_are_missing_where_they_are_needed() -> None:
+    with pytest.raises(DataError, match="no labels, and --loss labels needs them"):
+        fine_tune(replace(CONFIG, loss="labels"), training=samples(300, 5))
+
+
+def test_labels_of_other_classes_are_refused() -> None:
+    pixels, labels = images(300, 5)
+    swapped = np.random.default_rng(0).permutation(labels)
+    with pytest.raises(DataError, match=r"recognises .* of the training labels, guessing gives 25\.0%"):
+        fine_tune(training=lambda: iter([{"input": pixels, LABELS: swapped}]))
+    # From the original alone it can be trained all the same.
+    fine_tune(replace(CONFIG, epochs=1, loss="distill"), training=lambda: iter([{"input": pixels, LABELS: swapped}]))
+
+
+def test_a_class_the_model_does_not_have_is_refused() -> None:
+    pixels, labels = images(300, 5)
+    with pytest.raises(DataError, match="label 7 is not a class; the model has classes 0 to 3"):
+        fine_tune(training=lambda: iter([{"input": pixels, LABELS: np.where(labels == 3, 7, labels)}]))
+
+
+def test_images_are_mirrored_only_where_the_original_does_not_mind() -> None:
+    # A stripe on the left is another class than one on the right.
+    _, outcome = fine_tune(replace(CONFIG, epochs=1, views=Views(mirror=True)))
+    assert any("not mirrored" in note for note in outcome["notes"])
+
+
+def test_training_data_are_needed() -> None:
+    model, _ = pruned()
+    with pytest.raises(DataError, match="--train"):
+        FineTuning(CONFIG).plan(model, PassContext())
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(doing: str, done: int, total: int | None) -> None:
+        if done == 27:  # in the fourth of six epochs of eight steps
+            raise Killed
+
+    path = tmp_path / "out.onnx.training"
+    whole = fine_tune()[0].model.to_bytes()
+    with pytest.raises(Killed):
+        fine_tune(checkpoint=path, tell=kill)
+    assert path.exists()
+    told: list[int] = []
+    result, outcome = fine_tune(checkpoint=path, resume=True, tell=lambda doing, done, total: told.append(done))
+    assert told[0] == 25
+    assert result.model.to_bytes() == whole
+    assert [epoch["epoch"] for epoch in outcome["epochs"]] == list(range(7))
+    assert not path.exists()
+
+
+def test_without_resume_a_checkpoint_is_started_afresh(tmp_path: Path) -> None:
+    path = tmp_path / "training"
+    path.write_bytes(b"something old")
+    result, _ = fine_tune(replace(CONFIG, epochs=1), checkpoint=path)
+    assert result.model.to_bytes() == fine_tune(replace(CONFIG, epochs=1))[0].model.to_bytes()
+
+
+def test_another_trainings_checkpoint_is_refused(tmp_path: Path) -> None:
+    def interrupt(doing: str, done: int, total: int | None) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "training"
+    fine_tune(checkpoint=path, tell=interrupt)
+    assert path.exists()  # an interrupted run can be taken up again
+    with pytest.raises(RecipeError, match="checkpoint of another training"):
+        fine_tune(replace(CONFIG, batch=16), checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02cos\nsystem\n(S'exit 1'\ntR."])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "training"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match="is not a readable checkpoint"):
+        Checkpoint(path, "identity", resume=True).load()
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "training"
+
+    def interrupt(doing: str, done: int, total: int | None) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    fine_tune(checkpoint=path, tell=interrupt)
+    before = path.read_bytes()
+
+    def full(value: object, stream: Any) -> None:
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RecipeError, match="No space left"):
+        fine_tune(checkpoint=path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["training"]
+
+
+def test_a_loss_that_is_not_a_number_keeps_the_best_so_far() -> None:
+    pixels, labels = images(300, 5)
+    result, outcome = fine_tune(replace(CONFIG, rate=1e30), training=lambda: iter([{"input": pixels, LABELS: labels}]))
+    assert any("ended early: the loss became" in note and "--lr" in note for note in outcome["notes"])
+    assert result.model.to_bytes() == pruned()[0].to_bytes()
+
+
+def test_running_out_of_memory_tells_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxcompress.passes.recovery.block_errors import Pair
+
+    def exhausted(self: Pair, feeds: object, *, apart: bool = False) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 ...")
+
+    monkeypatch.setattr(Pair, "compared", exhausted)
+    with pytest.raises(RecipeError, match=r"train with 32 images at once .*--train-batch"):
+        fine_tune()
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole() -> None:
+    plain = replace(CONFIG, epochs=1, features=0.0)
+    whole, parts = (fine_tune(replace(plain, at_once=size))[0].model for size in (None, 8))
+    first, second = (np.concatenate([t.values.ravel() for t in m.constants().values()]) for m in (whole, parts))
+    assert not np.array_equal(first, second)
+    assert np.abs(first - second).max() < 2e-3 * np.abs(first).max()
+
+
+def test_statistics_of_batch_normalisation_follow_the_training() -> None:
+    from tests.zoo import export, sample_inputs
+
+    model = Model.from_proto(export("resnet-basic", "torchscript-bn"))
+    notes: list[Mapping[str, Any]] = []
+    inputs = sample_inputs("resnet-basic", batch=40)
+    settled = GraphModule(model).train()  # statistics of these inputs, as a trained network has them
+    for _ in range(60):
+        settled(torch.from_numpy(inputs["input"]))
+    model = settled.to_model()
+    context = PassContext(training=lambda: iter([inputs]), original=model, note=notes.append)
+    damaged = model.copy()
+    conv = next(node for node in damaged.nodes if node.op == "Conv")
+    damaged.set_input(conv, 1, conv.inputs[1].values * np.float32(0.5))
+    done = FineTuning(replace(CONFIG, epochs=4, batch=16, held_out=0.2))
+    result = done.apply(damaged, done.plan(damaged, context), context)
+    assert notes[0]["score"][1] < notes[0]["score"][0]
+    statistics = [n.inputs[3].name for n in model.nodes if n.op == "BatchNormalization"]
+    after, before = result.model.constants(), damaged.constants()
+    assert all(not np.array_equal(after[name].values, before[name].values) for name in statistics)

@@ -1,0 +1,172 @@
+"""Reconstruction: accuracy comes back without labels, and nothing ever gets worse than it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxcompress.errors import DataError, ProviderUnavailableError, RecipeError, UnsupportedOpError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, PassResult, Plan
+from onnxcompress.passes.recovery.augmentation import Views
+from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig
+from tests.recovery.small_classifier import accuracy, original, pruned, samples
+
+PLAIN = Views(mirror=False)
+CONFIG = ReconstructionConfig(epochs=6, rate=2e-2, batch=32, views=PLAIN, device="cpu")
+
+
+def reconstruct(config: ReconstructionConfig = CONFIG, **changed: Any) -> tuple[PassResult, Mapping[str, Any]]:
+    model, provenance = pruned()
+    notes: list[Mapping[str, Any]] = []
+    context = PassContext(calibration=samples(200, 5), original=original(), provenance=provenance, note=notes.append)
+    context = replace(context, **changed)
+    done = Reconstruction(config)
+    return done.apply(model, done.plan(model, context), context), notes[0]
+
+
+def test_accuracy_comes_back_without_labels() -> None:
+    before = accuracy(pruned()[0])
+    result, outcome = reconstruct(replace(CONFIG, epochs=10))
+    assert before < 0.6
+    assert accuracy(result.model) > 0.88
+    assert outcome["score"][1] < 0.3 * outcome["score"][0]
+    assert outcome["samples"] == {"trained": 180, "held_out": 20}
+    assert [epoch["epoch"] for epoch in outcome["epochs"]] == list(range(11))
+    assert all(last < first for first, last in (block["error"] for block in outcome["blocks"]))
+
+
+def test_only_weights_change() -> None:
+    result, _ = reconstruct(replace(CONFIG, epochs=1))
+    before, after = pruned()[0], result.model
+    assert [(n.op, n.name, [t.name for t in n.inputs]) for n in before.nodes] == [
+        (n.op, n.name, [t.name for t in n.inputs]) for n in after.nodes
+    ]
+    assert before.to_bytes() == pruned()[0].to_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
+    config = replace(CONFIG, epochs=2)
+    first, second, other = (reconstruct(config, seed=seed)[0].model.to_bytes() for seed in (3, 3, 4))
+    assert first == second
+    assert first != other
+
+
+def test_a_rate_that_destroys_returns_the_start() -> None:
+    result, outcome = reconstruct(replace(CONFIG, epochs=2, rate=50.0))
+    assert result.model.to_bytes() == pruned()[0].to_bytes()
+    assert outcome["score"][0] == outcome["score"][1]
+    assert any("nothing better than what it started from" in note for note in outcome["notes"])
+
+
+def test_an_uncompressed_model_stays_as_it_is() -> None:
+    notes: list[Mapping[str, Any]] = []
+    model = original()
+    context = PassContext(calibration=samples(64, 5), original=model, note=notes.append)
+    done = Reconstruction(replace(CONFIG, epochs=1))
+    result = done.apply(model, done.plan(model, context), context)
+    assert result.model.to_bytes() == model.to_bytes()
+    assert notes[0]["score"] == [0.0, 0.0]
+
+
+def test_it_is_judged_on_what_is_held_out() -> None:
+    _, outcome = reconstruct(replace(CONFIG, epochs=1), held_out=samples(48, 6))
+    assert outcome["samples"] == {"trained": 200, "held_out": 48}
+
+
+def test_an_interrupt_keeps_the_best_so_far() -> None:
+    def interrupt(doing: str, done: int, total: int | None) -> None:
+        if done == 17:  # in the fourth epoch of five steps
+            raise KeyboardInterrupt
+
+    result, outcome = reconstruct(tell=interrupt)
+    assert [epoch["epoch"] for epoch in outcome["epochs"]] == [0, 1, 2, 3]
+    assert outcome["score"][1] == min(epoch["score"] for epoch in outcome["epochs"])
+    assert "interrupted in epoch 4 of 6" in outcome["notes"][0]
+    assert result.model.to_bytes() != pruned()[0].to_bytes()
+
+
+def test_a_fixed_batch_is_kept_to() -> None:
+    proto = original().to_proto()
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = 8
+    model = Model.from_proto(proto)
+    module_weights = {name: tensor.values for name, tensor in model.constants().items()}
+    damaged = model.copy()
+    first = next(node for node in damaged.nodes if node.op == "Conv")
+    damaged.set_input(first, 1, module_weights[first.inputs[1].name] * np.float32(0.7))
+    notes: list[Mapping[str, Any]] = []
+    context = PassContext(calibration=samples(100, 5, batch=8), original=model, note=notes.append)
+    done = Reconstruction(replace(CONFIG, epochs=3, batch=32))
+    done.apply(damaged, done.plan(damaged, context), context)
+    assert notes[0]["samples"] == {"trained": 96, "held_out": 16}
+    assert notes[0]["score"][1] < 0.5 * notes[0]["score"][0]
+
+
+def test_progress_counts_the_steps() -> None:
+    told: list[tuple[str, int, int | None]] = []
+    reconstruct(replace(CONFIG, epochs=2), tell=lambda *told_now: told.append(told_now))
+    assert told == [("reconstructing", step, 10) for step in range(1, 11)]
+
+
+def test_bad_input() -> None:
+    model, provenance = pruned()
+    done = Reconstruction(CONFIG)
+    context = PassContext(original=original(), provenance=provenance)
+    with pytest.raises(DataError, match="--calib"):
+        done.plan(model, context)
+    context = replace(context, calibration=samples(1, 5))
+    with pytest.raises(DataError, match="at least 2 samples"):
+        done.apply(model, done.plan(model, context), context)
+    context = replace(context, calibration=samples(32, 5))
+    plan = Plan("reconstruct", ({"kind": "reconstruct", "outputs": ["nowhere"], "layers": ["x"]},))
+    with pytest.raises(RecipeError, match="'nowhere'"):
+        done.apply(model, plan, context)
+    with pytest.raises(RecipeError, match="epochs 0"):
+        ReconstructionConfig(epochs=0)
+    plan = done.plan(model, context)
+    with pytest.raises(ProviderUnavailableError, match="cuda:99"):
+        Reconstruction(replace(CONFIG, device="cuda:99")).apply(model, plan, context)
+    with pytest.raises(RecipeError, match="'tricorder'"):
+        Reconstruction(replace(CONFIG, device="tricorder")).apply(model, plan, context)
+
+
+def test_an_operator_that_cannot_be_trained_is_named_before_any_work() -> None:
+    model = original()
+    model.nodes[-1].op = "Hardmax"
+    with pytest.raises(UnsupportedOpError, match="Hardmax"):
+        Reconstruction(CONFIG).plan(model, PassContext(calibration=samples(8, 5)))
+
+
+def test_a_tensor_that_is_not_finite_is_named() -> None:
+    model, provenance = pruned()
+    broken = original()
+    gemm = next(node for node in broken.nodes if node.op == "Gemm")
+    broken.set_input(gemm, 1, np.full_like(gemm.inputs[1].values, np.inf))
+    context = PassContext(calibration=samples(32, 5), original=broken, provenance=provenance)
+    done = Reconstruction(CONFIG)
+    with pytest.raises(DataError, match=f"'{gemm.outputs[0].name}' of the original holds NaN"):
+        done.apply(model, done.plan(model, context), context)
+
+
+def test_samples_that_are_not_finite_are_named() -> None:
+    model, provenance = pruned()
+    context = PassContext(
+        calibration=lambda: iter([{"input": np.full((4, 1, 12, 12), np.nan, np.float32)}]),
+        original=original(),
+        provenance=provenance,
+    )
+    done = Reconstruction(CONFIG)
+    with pytest.raises(DataError, match="calibration data: 'input' holds NaN"):
+        done.apply(model, done.plan(model, context), context)
+
+
+def test_samples_that_are_all_equal_do_no_harm() -> None:
+    one = next(iter(samples(1, 5)()))["input"]
+    result, outcome = reconstruct(replace(CONFIG, epochs=1), calibration=lambda: iter([{"input": one.repeat(32, 0)}]))
+    assert outcome["score"][1] <= outcome["score"][0]
+    assert all(np.isfinite(t.values).all() for t in result.model.constants().values() if t.values.dtype.kind == "f")

@@ -1,0 +1,177 @@
+"""Samples on disk, views of images, and how far outputs are from the original's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from onnxcompress.errors import DataError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import LABELS
+from onnxcompress.passes.recovery import sample_files
+from onnxcompress.passes.recovery.augmentation import Views, is_image, random_views
+from onnxcompress.passes.recovery.output_errors import (
+    class_scores,
+    compared_outputs,
+    divergence,
+    log_probabilities,
+    relative_error,
+)
+from onnxcompress.passes.recovery.sample_files import SampleFiles
+from onnxcompress.passes.recovery.training_data import TrainingData, split_off
+
+DRAWN = np.random.default_rng(0)
+
+
+def test_samples_come_back_in_any_order_and_in_their_types() -> None:
+    pixels = DRAWN.integers(0, 256, (7, 3, 8, 8)).astype(np.float32)
+    tokens = DRAWN.integers(0, 9, (7, 4))
+    with SampleFiles("data") as files:
+        first = files.add([{"x": pixels[:3], "t": tokens[:3]}, {"x": pixels[3:5], "t": tokens[3:5]}])
+        second = files.add([{"x": pixels[5:], "t": tokens[5:]}])
+        assert (first.tolist(), second.tolist()) == ([0, 1, 2, 3, 4], [5, 6])
+        read = files.read(np.array([6, 0, 6]))
+    np.testing.assert_array_equal(read["x"], pixels[[6, 0, 6]])  # whole numbers up to 2048 are exact in half precision
+    np.testing.assert_array_equal(read["t"], tokens[[6, 0, 6]])
+    assert read["x"].dtype == np.float32
+    assert read["t"].dtype == np.int64
+
+
+def test_values_beyond_half_precision_are_kept_whole() -> None:
+    values = np.array([[1e6, 1.0]], np.float32)
+    with SampleFiles("data") as files:
+        files.add([{"x": values}])
+        np.testing.assert_array_equal(files.read(np.array([0]))["x"], values)
+
+
+def test_samples_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SampleFiles("data") as files, pytest.raises(DataError, match="data: no samples"):
+        files.add([])
+    with SampleFiles("data") as files, pytest.raises(DataError, match="'x' holds NaN or infinity, at samples from 1"):
+        files.add([{"x": np.zeros((1, 2), np.float32)}, {"x": np.full((1, 2), np.inf, np.float32)}])
+    with SampleFiles("data") as files, pytest.raises(DataError, match="resize and crop"):
+        files.add([{"x": np.zeros((1, 3, 8, 8), np.float32)}, {"x": np.zeros((1, 3, 9, 8), np.float32)}])
+    monkeypatch.setattr(sample_files, "_DISK_SHARE", 0.0)
+    with SampleFiles("data") as files, pytest.raises(DataError, match="--samples"):
+        files.add([{"x": np.zeros((1, 2), np.float32)}])
+
+
+def test_a_part_is_split_off_by_the_seed() -> None:
+    trained, held_out = split_off(np.arange(50), 0.1, 0)
+    assert len(held_out) == 5
+    assert sorted([*trained, *held_out]) == list(range(50))
+    assert held_out.tolist() != split_off(np.arange(50), 0.1, 1)[1].tolist()
+    assert [len(part) for part in split_off(np.arange(2), 0.01, 0)] == [1, 1]
+    with pytest.raises(DataError, match="at least 2"):
+        split_off(np.arange(1), 0.5, 0)
+
+
+def test_labels_stay_with_their_samples() -> None:
+    pixels = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1) * np.ones((1, 1, 8, 8), np.float32)
+    with SampleFiles("data") as files:
+        positions = files.add([{"x": pixels, LABELS: np.arange(10)}])
+        data = TrainingData(files, positions, positions[:4], torch.device("cpu"), None)
+        assert data.has_labels
+        assert data.image_input == "x"
+        feeds, labels = data.views(np.array([7, 2]), Views(), torch.Generator().manual_seed(0))
+        assert labels is not None
+        assert feeds["x"][:, 0, 0, 0].tolist() == labels.tolist() == [7, 2]
+        assert [len(feeds["x"]) for feeds, _ in data.batches(data.held_out, 3)] == [3, 1]
+
+
+def test_a_fixed_batch_is_filled_up() -> None:
+    with SampleFiles("data") as files:
+        positions = files.add([{"x": np.zeros((10, 2), np.float32)}])
+        data = TrainingData(files, positions, positions[:3], torch.device("cpu"), 4)
+        assert (len(data.trained), len(data.held_out)) == (12, 4)
+        assert [len(feeds["x"]) for feeds, _ in data.batches(data.trained, 100)] == [4, 4, 4]
+
+
+def image() -> torch.Tensor:
+    return torch.arange(2 * 3 * 8 * 10, dtype=torch.float32).reshape(2, 3, 8, 10)
+
+
+def test_mirrored_views_are_exact() -> None:
+    images = image().repeat(8, 1, 1, 1)
+    views = random_views(images, Views(mirror=True), torch.Generator().manual_seed(0))
+    same = (views == images).flatten(1).all(1)
+    mirrored = (views == images.flip(3)).flatten(1).all(1)
+    assert bool((same ^ mirrored).all())
+    assert 2 <= int(mirrored.sum()) <= 14
+
+
+def test_shifted_views_move_by_whole_pixels() -> None:
+    images = image()[:1].repeat(16, 1, 1, 1) + 1.0
+    views = random_views(images, Views(mirror=False, shift=0.2), torch.Generator().manual_seed(0))
+    padded = functional.pad(images[:1], (4, 4, 4, 4))
+    windows = padded.unfold(2, 8, 1).unfold(3, 10, 1)[0]  # every shift of up to four pixels
+    for view in views:
+        differences = (windows - view[:, None, None]).abs().amax((0, 3, 4))
+        assert differences.min() < 1e-3
+    assert len({tuple(view.flatten().tolist()) for view in views}) > 4
+
+
+def test_zoomed_views_show_a_part_enlarged() -> None:
+    ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32).repeat(20, 1, 1, 1)
+    views = random_views(ramp, Views(mirror=False, zoom=0.25), torch.Generator().manual_seed(0))
+    ranges = views[:, 0, 16].amax(1) - views[:, 0, 16].amin(1)
+    assert ranges.max() <= 2.0 + 1e-6
+    assert ranges.min() < 1.4
+    assert views.min() >= -1.0
+
+
+def test_views_depend_on_the_generator_only() -> None:
+    views = Views(zoom=0.5, stretch=1.3, shift=0.1)
+    first, second = (random_views(image(), views, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(random_views(image(), Views(mirror=False), torch.Generator()), image())
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [((3, 32, 32), True), ((1, 8, 8), True), ((16, 32, 32), False), ((3, 4, 4), False), ((9,), False)],
+)
+def test_what_is_an_image(shape: tuple[int, ...], wanted: bool) -> None:
+    assert is_image(shape) is wanted
+
+
+def test_divergence_is_of_the_distributions_whatever_the_scores_are() -> None:
+    logits = torch.from_numpy(DRAWN.normal(size=(2, 5, 7)))
+    probabilities = logits.softmax(2)
+    p, q = probabilities[0], probabilities[1]
+    expected = (p * (p / q).log()).sum(1).float()
+    assert torch.allclose(divergence(logits[1], logits[0]), expected, atol=1e-6)
+    assert torch.allclose(divergence(q, p), expected, atol=1e-6)
+    assert divergence(p, p).abs().max() < 1e-6
+    assert bool(log_probabilities(torch.tensor([[0.0, 1.0]])).isfinite().all())
+
+
+def test_relative_error() -> None:
+    t = torch.tensor([3.0, 4.0])
+    assert relative_error(torch.zeros(2), t).item() == 1.0
+    assert relative_error(t, t).item() == 0.0
+    assert relative_error(torch.zeros(2), torch.zeros(2)).item() == 0.0
+    assert math.isfinite(relative_error(t, torch.zeros(2)).item())
+
+
+def test_scores_of_a_last_softmax_are_compared_before_it() -> None:
+    model = Model.load("models/googlenet-digits.onnx")
+    (output,) = compared_outputs(model, model)
+    assert output.compared == output.name == "logits"
+    from tests.recovery.small_classifier import original
+
+    (output,) = compared_outputs(original(), original())
+    assert output.name == "prob"
+    assert output.compared != "prob"
+    (output,) = compared_outputs(original(), model)  # another network has no such tensor
+    assert output.compared == "prob"
+
+
+def test_what_classifies() -> None:
+    assert class_scores(torch.zeros(2, 5, 1, 1)).shape == (2, 5)  # type: ignore[union-attr]
+    assert class_scores(torch.zeros(2, 5, 4, 4)) is None
+    assert class_scores(torch.zeros(2, 1)) is None
