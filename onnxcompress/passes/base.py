@@ -121,6 +121,8 @@ class Pass(ABC):
     """A transformation, configured by its constructor's frozen dataclass and holding nothing else."""
 
     name: ClassVar[str]
+    trains: ClassVar[bool] = False
+    """Whether its work is a training, which a dry run leaves out."""
 
     @abstractmethod
     def plan(self, model: Model, context: PassContext) -> Plan:

@@ -56,7 +56,7 @@ def compare(
     first, second = read_source(original), read_source(compressed)
     costs = [model_cost(each.model, asked.input_shape) for each in (first, second)]
     figures = [each.figures(cost) for each, cost in zip((first, second), costs, strict=True)]
-    data_sets = open_data(first.content, asked, data, None, needs_calibration=False)
+    data_sets = open_data(first.content, asked, data)
     measured = measure(first.content, second.content, data_sets.evaluation, providers, asked, progress or no_progress)
     layers = layer_changes(*costs)
     if asked.html is not None and asked.latency:

@@ -18,6 +18,7 @@ from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
 from onnxcompress.pipeline.outputs import CompressedModel, write_together
 from onnxcompress.pipeline.plan_file import DECIDING_OPTIONS, SavedPlan
+from onnxcompress.pipeline.recovery import checkpoint_path
 from onnxcompress.pipeline.report_files import report_files
 from onnxcompress.pipeline.request import RecipeLike, Request, make_request
 from onnxcompress.pipeline.source import ModelLike, Source, read_source
@@ -60,6 +61,7 @@ def compress(
     output: str | Path | None = None,
     data: Any = None,
     calib: Any = None,
+    train: Any = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> CompressionResult:
@@ -70,9 +72,10 @@ def compress(
         recipe: a `Recipe`, a mapping of its fields, or the path of a TOML file.
         output: where to write the compressed model; None writes none. A model that fails a gate is written only with
             `keep_failed`. The recipe's reports and `save_plan` are written either way, and nothing with `dry_run`.
-        data, calib: a path or `module:callable`, or any iterable of {input name: array (B, ...)}, optionally with
+        data, calib, train: a path or `module:callable`, or any iterable of {input name: array (B, ...)}, optionally with
             `labels`, or an onnxruntime CalibrationDataReader.
-        progress: called with what is being done, the steps done, and how many there are.
+        progress: called with what is being done, the steps done, and how many there are. A KeyboardInterrupt during a
+            training ends it with the best weights so far, and the run goes on.
         options: fields of the recipe, such as `prune=0.4, tucker="auto"`; they win over `recipe`.
 
     Returns:
@@ -87,10 +90,10 @@ def compress(
     """
     started = time.perf_counter()
     tell = progress or no_progress
-    request = make_request(recipe, options, model=model, output=output, data=data, calib=calib)
+    request = make_request(recipe, options, model=model, output=output, data=data, calib=calib, train=train)
     asked = request.recipe
     providers = resolve_providers(asked)
-    passes = passes_of(asked, recover=request.recovers)
+    passes = passes_of(asked, recovery=request.recovery)
     tell("loading the model", 0, None)
     source = read_source(model)
     name = str(source.path or "model")
@@ -101,7 +104,12 @@ def compress(
         saved.check_is_for(source, str(asked.plan))
     work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
     data_sets = open_data(
-        source.content, asked, request.data, request.calib, needs_calibration=request.needs_calibration
+        source.content,
+        asked,
+        request.data,
+        request.calib,
+        request.train,
+        needs_calibration=request.needs_calibration,
     )
     context = PassContext(
         asked.seed,
@@ -109,6 +117,10 @@ def compress(
         asked.exclude,
         data_sets.calibration_samples,
         original_cost=original_cost,
+        training=data_sets.training_samples,
+        checkpoint=checkpoint_path(request.output),
+        resume=asked.resume,
+        tell=tell,
     )
     stages = _run_passes(work, source, context, asked, tell)
     result = stages[-1].result.model if stages else source.model
@@ -142,7 +154,9 @@ def _run_passes(work: Work, source: Source, context: PassContext, asked: Recipe,
         tell(each.name, number, len(work))
         if context.original is None and each.name != Cleanup.name:
             context = replace(context, original=model)
-        stage, context = run_pass(each, model, context, plan, asked.input_shape)
+        stage, context = run_pass(
+            each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
+        )
         if asked.verify and stage.result.modified:
             tell(f"verifying {each.name}", number, len(work))
             feeds = feeds or sample_feeds(source.model, asked.input_shape, asked.seed)

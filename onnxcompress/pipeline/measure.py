@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from onnxcompress.evaluation.compare import Evaluation, compare_models
 from onnxcompress.evaluation.latency import LatencySettings
-from onnxcompress.passes.base import Samples
+from onnxcompress.passes.base import LABELS, Samples
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.progress import Progress
 from onnxcompress.runtime.data import dataset_for
@@ -20,6 +23,9 @@ from onnxcompress.runtime.session import Session, SessionSettings
 CALIBRATION_SHARE = 0.25
 """Part of the evaluation data that becomes calibration data, where no other data are given for what needs it."""
 
+CALIBRATION_SAMPLES = 500
+"""Samples of the training data that become calibration data, where no other data are given for what needs it."""
+
 
 @dataclass(frozen=True)
 class DataSets:
@@ -27,32 +33,48 @@ class DataSets:
 
     evaluation: Dataset | None = None
     calibration: Dataset | None = None
+    training: Dataset | None = None
 
     @property
     def calibration_samples(self) -> Samples | None:
         """A fresh stream of calibration batches at each call."""
         return None if self.calibration is None else self.calibration.samples()
 
+    @property
+    def training_samples(self) -> Samples | None:
+        """A fresh stream of training batches at each call, with their class numbers where there are any."""
+        return None if self.training is None else partial(_labelled_batches, self.training)
 
-def open_data(model: bytes | Path, recipe: Recipe, data: Any, calib: Any, *, needs_calibration: bool) -> DataSets:
-    """Open evaluation and calibration data for a model, so that unusable data cost no work.
+
+def open_data(
+    model: bytes | Path,
+    recipe: Recipe,
+    data: Any,
+    calib: Any = None,
+    train: Any = None,
+    *,
+    needs_calibration: bool = False,
+) -> DataSets:
+    """Open evaluation, calibration and training data for a model, so that unusable data cost no work.
 
     Raises:
         DataError: they are missing, malformed, or do not fit the model.
         RecipeError: the preprocessing is unknown or missing.
     """
-    if data is None and calib is None:
+    if data is None and calib is None and train is None:
         return DataSets()
     session = Session(model, settings=SessionSettings(optimize=False))
 
     def opened(given: Any) -> Dataset | None:
         return None if given is None else dataset_for(session, given, preprocess=recipe.preprocess)
 
-    evaluation, calibration = opened(data), opened(calib)
+    evaluation, calibration, training = opened(data), opened(calib), opened(train)
+    if needs_calibration and calibration is None and training is not None:
+        calibration = training.limit(CALIBRATION_SAMPLES)
     if needs_calibration and calibration is None and evaluation is not None:
         # Before `limited`: a sample must never be on both sides.
         calibration, evaluation = evaluation.split(CALIBRATION_SHARE, recipe.seed)
-    return DataSets(_limited(evaluation, recipe), _limited(calibration, recipe))
+    return DataSets(_limited(evaluation, recipe), _limited(calibration, recipe), training)
 
 
 def resolve_providers(recipe: Recipe) -> tuple[Provider, ...]:
@@ -96,6 +118,13 @@ def measure(
         providers=providers,
         progress=progress,
     )
+
+
+def _labelled_batches(data: Dataset) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    for batch in data.batches():
+        # What fills up the last batch of a fixed size is no sample to train on.
+        inputs = {name: array[: batch.size] for name, array in batch.inputs.items()}
+        yield inputs if batch.labels is None else {**inputs, LABELS: batch.labels}
 
 
 def _limited(data: Dataset | None, recipe: Recipe) -> Dataset | None:

@@ -11,6 +11,7 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.pipeline.gates import check_gates_can_be_measured
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
+from onnxcompress.pipeline.recovery import chosen_mode
 from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.block import preferred_block
@@ -25,7 +26,7 @@ class Request:
 
     Attributes:
         recipe: as given, with `round_to` as a number; the deciding options are the saved plan's where one is replayed.
-        data, calib: a path, `module:callable`, or an object as `onnxcompress.runtime.data` takes it.
+        data, calib, train: a path, `module:callable`, or an object as `onnxcompress.runtime.data` takes it.
         output: OUT, None where no model is to be written.
     """
 
@@ -33,23 +34,30 @@ class Request:
     output: Path | None
     data: Any
     calib: Any
+    train: Any
     saved_plan: SavedPlan | None
 
     @property
-    def recovers(self) -> bool:
-        """Whether the model is refitted: if asked to, or left to us and there are data for it."""
-        asked = self.recipe.recover or ("auto" if self.recipe.target else "none")
-        return asked == "refit" or (asked == "auto" and (self.calib is not None or self.data is not None))
+    def recovery(self) -> str:
+        """How accuracy is won back: none, refit, reconstruct or finetune."""
+        return chosen_mode(self.recipe, data=self.data, calib=self.calib, train=self.train)
 
     @property
     def needs_calibration(self) -> bool:
         """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
         ranks = self.recipe.prune > 0 and self.recipe.importance == "activation"
-        return self.recovers or (self.saved_plan is None and (ranks or bool(self.recipe.target)))
+        return self.recovery != "none" or (self.saved_plan is None and (ranks or bool(self.recipe.target)))
 
 
 def make_request(
-    recipe: RecipeLike, options: Mapping[str, Any], *, model: object, output: str | Path | None, data: Any, calib: Any
+    recipe: RecipeLike,
+    options: Mapping[str, Any],
+    *,
+    model: object,
+    output: str | Path | None,
+    data: Any,
+    calib: Any,
+    train: Any = None,
 ) -> Request:
     """Gather and check what was asked for.
 
@@ -67,11 +75,13 @@ def make_request(
         output=None if output is None else Path(output),
         data=asked.data if data is None else data,
         calib=asked.calib if calib is None else calib,
+        train=asked.train if train is None else train,
         saved_plan=saved,
     )
-    if request.needs_calibration and request.data is None and request.calib is None:
-        why = "--target" if request.recipe.target else "--recover refit"
-        why = why if request.recovers or request.recipe.target else "--importance activation"
+    _check_training(request)
+    if request.needs_calibration and request.data is None and request.calib is None and request.train is None:
+        why = "--target" if request.recipe.target else f"--recover {request.recovery}"
+        why = why if request.recovery != "none" or request.recipe.target else "--importance activation"
         raise RecipeError(f"{why} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:
         check_gates_can_be_measured(asked, has_data=request.data is not None)
@@ -82,6 +92,14 @@ def make_request(
             inputs=[model, asked.plan],
         )
     return request
+
+
+def _check_training(request: Request) -> None:
+    """Refuse a training without data or without a file to go on from."""
+    if request.recovery == "finetune" and request.train is None:
+        raise RecipeError("--recover finetune needs training data: give --train PATH")
+    if request.recipe.resume and (request.recovery != "finetune" or request.output is None):
+        raise RecipeError("--resume goes on with a fine-tuning: give --train PATH and the same OUT again")
 
 
 def resolve_recipe(recipe: RecipeLike, options: Mapping[str, Any]) -> Recipe:

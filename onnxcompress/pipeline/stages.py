@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
-from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.tucker import (
     SvdConfig,
     SvdDecomposition,
@@ -24,6 +23,7 @@ from onnxcompress.passes.tucker import (
     parse_tucker_spec,
 )
 from onnxcompress.passes.verification import Verification
+from onnxcompress.pipeline.recovery import recovery_passes
 from onnxcompress.pipeline.source import InputShapes
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import SkippedNode, StageFigures
@@ -46,10 +46,11 @@ class Stage:
     self_check: Verification | None = None
 
 
-def passes_of(recipe: Recipe, *, recover: bool) -> tuple[Pass, ...]:
-    """Return the passes that a recipe asks for, in the order in which they run; with `recover`, a refit at the end.
+def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
+    """Return the passes that a recipe asks for, in the order in which they run, those of a mode of recovery at the end.
 
     Raises:
+        ProviderUnavailableError: the recovery needs what is not installed or not there.
         RecipeError: a file that an option names cannot be used.
     """
     passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup()]
@@ -62,9 +63,7 @@ def passes_of(recipe: Recipe, *, recover: bool) -> tuple[Pass, ...]:
             passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))
         if recipe.svd != "off":
             passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
-    if recover:
-        passes.append(Refit(RefitConfig()))
-    return tuple(passes)
+    return (*passes, *recovery_passes(recipe, recovery))
 
 
 def _allocation_of(recipe: Recipe) -> AllocationConfig:
@@ -91,16 +90,38 @@ def planned_work(passes: Sequence[Pass], plans: Sequence[Plan] | None, where: st
 
 
 def run_pass(
-    each: Pass, model: Model, context: PassContext, plan: Plan | None, input_shapes: InputShapes
+    each: Pass,
+    model: Model,
+    context: PassContext,
+    plan: Plan | None,
+    input_shapes: InputShapes,
+    *,
+    planned_only: bool = False,
 ) -> tuple[Stage, PassContext]:
-    """Plan (unless a plan is given) and apply one pass; return what it did, and the context for the next one."""
+    """Plan (unless a plan is given) and apply one pass; return what it did, and the context for the next one.
+
+    With `planned_only` the model stays as it is.
+    """
     started = time.perf_counter()
-    result = each.apply(model, each.plan(model, context) if plan is None else plan, context)
+    outcomes: list[Mapping[str, Any]] = []
+    settled = each.plan(model, context) if plan is None else plan
+    if planned_only:
+        result = PassResult(model, False, settled, context.provenance)
+    else:
+        result = each.apply(model, settled, replace(context, note=outcomes.append))
     seconds = time.perf_counter() - started
     cost = model_cost(result.model, input_shapes)
     decisions: list[dict[str, Any]] = plain_json([dict(d) for d in result.plan.decisions])
     skipped = tuple(SkippedNode(s.node, s.reason) for s in result.plan.skipped)
-    figures = StageFigures(each.name, seconds, cost.params, cost.macs, tuple(decisions), skipped)
+    figures = StageFigures(
+        each.name,
+        seconds,
+        cost.params,
+        cost.macs,
+        tuple(decisions),
+        skipped,
+        plain_json(outcomes[-1]) if outcomes else None,
+    )
     return Stage(result, cost, figures), replace(context, provenance=result.provenance)
 
 

@@ -8,11 +8,19 @@ from typing import Any
 
 from onnxcompress.recipe.kinds import Kind
 
-COMPRESSION, DATA, LATENCY, GATES, OUTPUT = "compression", "data", "latency", "gates", "output"
+COMPRESSION, DATA, TRAINING, LATENCY, GATES, OUTPUT = (
+    "compression",
+    "data",
+    "training",
+    "latency",
+    "gates",
+    "output",
+)
 
 GROUPS: Mapping[str, str] = {
     COMPRESSION: "what is done to the model",
     DATA: "data (a folder of images, an .npz file, a folder of test_data_set_*, or module:callable)",
+    TRAINING: "training (needs PyTorch: pip install onnxcompress[train])",
     LATENCY: "latency measurement",
     GATES: "gates: exit code 3 and OUT untouched when one fails",
     OUTPUT: "what is written",

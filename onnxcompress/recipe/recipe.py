@@ -26,7 +26,7 @@ from onnxcompress.recipe.kinds import (
     Text,
     Whole,
 )
-from onnxcompress.recipe.options import COMPRESSION, DATA, GATES, LATENCY, OUTPUT, option, options_of
+from onnxcompress.recipe.options import COMPRESSION, DATA, GATES, LATENCY, OUTPUT, TRAINING, option, options_of
 from onnxcompress.recipe.toml import emit_toml, parse_toml
 
 _FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4", minimum=0.0, below=1.0)
@@ -93,11 +93,12 @@ class Recipe:
     )
     recover: str | None = option(
         None,
-        Choice("none", "refit", "auto"),
+        Choice("none", "refit", "reconstruct", "finetune", "auto"),
         COMPRESSION,
         "MODE",
-        "win accuracy back: none, refit (least squares on --calib or --data, no labels needed), "
-        "auto: refit where there are data (default: auto with --target, else none)",
+        "win accuracy back: none, refit (least squares on --calib or --data, no labels needed), reconstruct (refit, then "
+        "training block by block on the same data, minutes), finetune (refit, then training on --train), "
+        "auto: finetune with --train, else refit where there are data (default: auto with --target or --train, else none)",
     )
     exclude: tuple[str, ...] = option(
         (), ManyOf(Regex()), COMPRESSION, "REGEX", "leave nodes alone whose name matches (repeatable)"
@@ -127,6 +128,34 @@ class Recipe:
         DATA,
         "PRESET|FILE",
         "how images become input: caffe, imagenet, tf, unit, or a TOML file",
+    )
+
+    train: str | None = option(
+        None, Text("a path or module:callable"), TRAINING, "PATH", "training data for --recover finetune"
+    )
+    epochs: int | None = option(
+        None, Whole(minimum=1), TRAINING, "N", "passes over the data (default: 16 to reconstruct, 30 to fine-tune)"
+    )
+    lr: float | None = option(
+        None,
+        Number("a number above 0, such as 0.01", above=0.0),
+        TRAINING,
+        "F",
+        "largest step, relative to each weight tensor's size (default: 0.003 to reconstruct, 0.01 to fine-tune)",
+    )
+    train_batch: int | None = option(
+        None, Whole(minimum=1), TRAINING, "N", "samples of one step (default: 16 to reconstruct, 64 to fine-tune)"
+    )
+    loss: str = option(
+        "auto",
+        Choice("auto", "labels", "distill", "both"),
+        TRAINING,
+        "NAME",
+        "fine-tune towards labels, the original's outputs (distill) or both; auto: both where there are labels",
+    )
+    device: str = option("auto", Text("a device of PyTorch"), TRAINING, "NAME", "auto, cpu, cuda or cuda:N")
+    resume: bool = option(
+        False, Flag(), TRAINING, "", "go on from OUT.training, which a killed or interrupted fine-tuning left"
     )
 
     latency: bool = option(True, Flag(), LATENCY, "", "do not measure latency before and after")

@@ -35,6 +35,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
             "Give --data PATH, and --preprocess for images"
         )
+    lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
     lines += _few_samples(report)
     recovered = any(stage.pass_name == "refit" for stage in report.stages)
     if recipe.calib is not None and not recovered and not (recipe.prune > 0 and recipe.importance == "activation"):

@@ -18,6 +18,16 @@ def decision_line(decision: Decision) -> str:
     return _entries(decision) if writer is None else writer(decision)
 
 
+def outcome_line(pass_name: str, outcome: Mapping[str, Any]) -> str:
+    """Return what a training came to on one line: its samples, epochs and score."""
+    samples, (before, after) = outcome["samples"], outcome["score"]
+    epochs = len(outcome["epochs"]) - 1  # the start stands among them
+    return (
+        f"{pass_name}: {epochs} epochs on {samples['trained']} samples; score on {samples['held_out']} others "
+        f"{before:.4g} -> {after:.4g} (lower is better)"
+    )
+
+
 def _prune(decision: Decision) -> str:
     before, after = decision["filters"]
     others = [node for node in decision["removed"] if node != decision["node"]]

@@ -41,7 +41,11 @@ class SkippedNode:
 
 @dataclass(frozen=True)
 class StageFigures:
-    """One pass: what it decided, and the model after it."""
+    """One pass: what it decided, and the model after it.
+
+    Attributes:
+        outcome: what the pass measured while it ran: of a training its samples, epochs and score; None where nothing.
+    """
 
     pass_name: str
     seconds: float
@@ -49,6 +53,7 @@ class StageFigures:
     macs: int | None
     decisions: tuple[Mapping[str, Any], ...] = ()
     skipped: tuple[SkippedNode, ...] = ()
+    outcome: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcompress.report.decisions import decision_line
+from onnxcompress.report.decisions import decision_line, outcome_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.rows import before_and_after, before_and_after_title
@@ -46,6 +46,9 @@ def print_report(report: Report, console: Console, *, verbose: bool = False, dec
     """
     if report.stages:
         console.print(_stages_table(report), "")
+    for stage in report.stages:
+        if stage.outcome is not None:
+            console.print(cell(outcome_line(stage.pass_name, stage.outcome)), "")
     if verbose or decisions:
         _print_decisions(report.stages, console)
     _print_skipped(report.stages, console, verbose=verbose)

@@ -88,6 +88,7 @@ class FineTuning(Pass):
     """Trains a compressed model on training data."""
 
     name: ClassVar[str] = "finetune"
+    trains: ClassVar[bool] = True
 
     def __init__(self, config: FineTuningConfig) -> None:
         self.config = config

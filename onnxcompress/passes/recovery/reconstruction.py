@@ -75,6 +75,7 @@ class Reconstruction(Pass):
     """Trains a compressed model's weights towards the answers of the model that it was made from."""
 
     name: ClassVar[str] = "reconstruct"
+    trains: ClassVar[bool] = True
 
     def __init__(self, config: ReconstructionConfig) -> None:
         self.config = config
