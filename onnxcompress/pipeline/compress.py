@@ -72,8 +72,8 @@ def compress(
         recipe: a `Recipe`, a mapping of its fields, or the path of a TOML file.
         output: where to write the compressed model; None writes none. A model that fails a gate is written only with
             `keep_failed`. The recipe's reports and `save_plan` are written either way, and nothing with `dry_run`.
-        data, calib, train: a path or `module:callable`, or any iterable of {input name: array (B, ...)}, optionally with
-            `labels`, or an onnxruntime CalibrationDataReader.
+        data, calib, train: a path or `module:callable`, or any iterable of {input name: array (B, ...)}, optionally
+            with `labels`, or an onnxruntime CalibrationDataReader.
         progress: called with what is being done, the steps done, and how many there are. A KeyboardInterrupt during a
             training ends it with the best weights so far, and the run goes on.
         options: fields of the recipe, such as `prune=0.4, tucker="auto"`; they win over `recipe`.

@@ -96,9 +96,10 @@ class Recipe:
         Choice("none", "refit", "reconstruct", "finetune", "auto"),
         COMPRESSION,
         "MODE",
-        "win accuracy back: none, refit (least squares on --calib or --data, no labels needed), reconstruct (refit, then "
-        "training block by block on the same data, minutes), finetune (refit, then training on --train), "
-        "auto: finetune with --train, else refit where there are data (default: auto with --target or --train, else none)",
+        "win accuracy back: none, refit (least squares on --calib or --data, no labels needed), reconstruct (refit, "
+        "then training block by block on the same data, minutes), finetune (refit, then training on --train), "
+        "auto: finetune with --train, else refit where there are data "
+        "(default: auto with --target or --train, else none)",
     )
     exclude: tuple[str, ...] = option(
         (), ManyOf(Regex()), COMPRESSION, "REGEX", "leave nodes alone whose name matches (repeatable)"
