@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from onnxcompress.errors import DataError
-from onnxcompress.passes.base import Provenance
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, Provenance
 from onnxcompress.passes.recovery.blocks import Block
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import Output, output_error, relative_error
+from onnxcompress.passes.recovery.output_errors import Output, compared_outputs, output_error, relative_error
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,17 @@ class Pair:
         kept = self._kept
         return {n: t.index_select(1, kept[n]) if n in kept and n in self._cut else t for n, t in answers.items()}
 
+    def computed(self, feeds: Tensors, *, apart: bool = False) -> dict[str, Tensor]:
+        """Return what the compressed network computes; `apart` as for `compared`."""
+        return self.student.run(feeds, self._wanted, cut=self._cut if apart else ())
+
     def compared(self, feeds: Tensors, *, apart: bool = False) -> tuple[dict[str, Tensor], Errors]:
         """Return what the compressed network computes, and how far that is from the original's answers.
 
         With `apart`, each error carries the gradient of its own block only.
         """
         expected = self.expected(feeds)
-        computed = self.student.run(feeds, self._wanted, cut=self._cut if apart else ())
+        computed = self.computed(feeds, apart=apart)
         blocks = [_mean_error(block.outputs, computed, expected) for block in self.blocks]
         outputs = output_error(self.outputs, computed, expected)
         return computed, Errors(torch.stack(blocks) if blocks else outputs.new_zeros(0), outputs)
@@ -82,6 +87,17 @@ class Pair:
                 name = first_not_finite(module, feeds, self._wanted)
             if name is not None:
                 raise DataError(f"tensor '{name}' of {which} holds NaN or infinite values; look at the layer before it")
+
+
+def make_pair(model: Model, blocks: Sequence[Block], device: torch.device, context: PassContext) -> Pair:
+    """Return a compressed model beside the original that it was made from, both on a device.
+
+    Raises:
+        UnsupportedOpError: a node cannot be trained through.
+    """
+    original = context.original or model
+    student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
+    return Pair(student, teacher, blocks, compared_outputs(model, original), context.provenance)
 
 
 def first_not_finite(module: GraphModule, feeds: Tensors, wanted: Collection[str]) -> str | None:

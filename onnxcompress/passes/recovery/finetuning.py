@@ -19,13 +19,13 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance
 from onnxcompress.passes.recovery.augmentation import Views
-from onnxcompress.passes.recovery.block_errors import Pair
+from onnxcompress.passes.recovery.block_errors import Pair, make_pair
 from onnxcompress.passes.recovery.blocks import find_blocks
 from onnxcompress.passes.recovery.checkpoints import Checkpoint, training_identity
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import Output, class_scores, compared_outputs, log_probabilities
-from onnxcompress.passes.recovery.sample_files import SampleFiles
-from onnxcompress.passes.recovery.training import Positions, Trainer, Training, TrainingSettings
+from onnxcompress.passes.recovery.output_errors import Output, class_scores, log_probabilities
+from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
+from onnxcompress.passes.recovery.training import Trainer, Training, TrainingSettings
 from onnxcompress.passes.recovery.training_data import TrainingData, model_batch, split_off
 from onnxcompress.passes.recovery.training_device import memory_advice, training_device
 
@@ -119,9 +119,8 @@ class FineTuning(Pass):
             raise DataError("fine-tuning needs training data; give --train PATH")
         original = context.original or model
         device = training_device(self.config.device)
-        student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
         blocks = find_blocks(model, original, context.provenance) if self.config.features > 0 else ()
-        pair = Pair(student, teacher, blocks, compared_outputs(model, original), context.provenance)
+        pair = make_pair(model, blocks, device, context)
         with SampleFiles("training data") as files:
             trained, held_out = split_off(files.add(context.training()), self.config.held_out, context.seed)
             data = TrainingData(files, trained, held_out, device, model_batch(model))
@@ -131,9 +130,7 @@ class FineTuning(Pass):
                 checkpoint = Checkpoint(context.checkpoint, identity, resume=context.resume)
             with memory_advice(self.config.at_once or self.config.batch):
                 context.note(_FineTuning(self.config, pair, data, context).run(checkpoint))
-        weights = student.to_model().constants()
-        for name, constant in model.constants().items():
-            constant.values = weights[name].values
+        pair.student.write_to(model)
         return {}
 
 
@@ -224,10 +221,10 @@ class _FineTuning:
         total, count = 0.0, 0
         for feeds, labels in self._data.batches(self._data.held_out, self._at_once):
             size = len(next(iter(feeds.values())))
-            computed, errors = self._pair.compared(feeds)
             if self._output is None or labels is None:
-                total += float(errors.outputs) * size
+                total += float(self._pair.compared(feeds)[1].outputs) * size
             else:
+                computed = self._pair.computed(feeds)
                 wrong = (self._scores(computed).argmax(1) != labels).float().mean()
                 total += float(wrong + 0.01 * self._cross_entropy(computed, labels, 0.0)) * size
             count += size
@@ -252,15 +249,10 @@ class _FineTuning:
             )
 
     def _outcome(self, training: Training, original_accuracy: float | None, notes: list[str]) -> dict[str, Any]:
-        if training.stopped is not None:
-            notes.append(f"fine-tuning ended early: {training.stopped}")
-        if not training.improved:
-            notes.append("fine-tuning found nothing better than what it started from, which is kept")
+        outcome = training.outcome("fine-tuning", self._data)
         return {
-            "samples": {"trained": len(self._data.trained), "held_out": len(self._data.held_out)},
+            **outcome,
             "loss": {"labels": self._label_weight, "original": 1.0 - self._label_weight},
             "original_accuracy": original_accuracy,
-            "epochs": training.history_json(),
-            "score": [training.start_score, training.best_score],
-            "notes": notes,
+            "notes": [*notes, *outcome["notes"]],
         }

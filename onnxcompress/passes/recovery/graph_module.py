@@ -203,7 +203,16 @@ class GraphModule(nn.Module):
             ModelError: a weight is not finite in its stored type.
         """
         written = self.model.copy()
-        constants = written.constants()
+        self.write_to(written)
+        return written
+
+    def write_to(self, model: Model) -> None:
+        """Give a model of the same constants the trained weights, as `to_model` does.
+
+        Raises:
+            ModelError: a weight is not finite in its stored type.
+        """
+        constants = model.constants()
         for name, tensor in (*self.weights.items(), *self.statistics.items()):
             stored = Model.values(constants[name])
             if torch.equal(as_tensor(stored), tensor.detach().cpu()):
@@ -213,7 +222,6 @@ class GraphModule(nn.Module):
             if not np.isfinite(values.astype(np.float64)).all():
                 raise ModelError(f"weight '{name}' became too large for {stored.dtype} in training; lower --lr")
             constants[name].values = np.ascontiguousarray(values)
-        return written
 
 
 def as_tensor(values: npt.NDArray[Any]) -> Tensor:

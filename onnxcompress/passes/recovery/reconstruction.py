@@ -24,12 +24,12 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.recovery.augmentation import Views
-from onnxcompress.passes.recovery.block_errors import Errors, Pair
+from onnxcompress.passes.recovery.block_errors import Errors, Pair, make_pair
 from onnxcompress.passes.recovery.blocks import Block, find_blocks
 from onnxcompress.passes.recovery.graph_module import GraphModule
 from onnxcompress.passes.recovery.output_errors import compared_outputs
-from onnxcompress.passes.recovery.sample_files import SampleFiles
-from onnxcompress.passes.recovery.training import Positions, Trainer, Training, TrainingSettings
+from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
+from onnxcompress.passes.recovery.training import Trainer, Training, TrainingSettings
 from onnxcompress.passes.recovery.training_data import TrainingData, model_batch, split_off
 from onnxcompress.passes.recovery.training_device import memory_advice, training_device
 
@@ -115,10 +115,8 @@ class Reconstruction(Pass):
         unknown = [name for block in blocks for name in block.outputs if name not in known]
         if unknown:
             raise RecipeError(f"plan: there is no tensor '{unknown[0]}' in this model; it is another model's plan")
-        original = context.original or model
         device = training_device(self.config.device)
-        student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
-        pair = Pair(student, teacher, blocks, compared_outputs(model, original), context.provenance)
+        pair = make_pair(model, blocks, device, context)
         with SampleFiles("calibration data") as files:
             trained = files.add(context.calibration())
             if context.held_out is None:
@@ -128,9 +126,7 @@ class Reconstruction(Pass):
             data = TrainingData(files, trained, held_out, device, model_batch(model))
             with memory_advice(self.config.batch):
                 context.note(_Reconstructing(self.config, pair, data, context).run())
-        weights = student.to_model().constants()
-        for name, constant in model.constants().items():
-            constant.values = weights[name].values
+        pair.student.write_to(model)
         return {}
 
 
@@ -180,13 +176,4 @@ class _Reconstructing:
             {"outputs": list(block.outputs), "error": [float(first), float(last)]}
             for block, first, last in zip(self._pair.blocks, before.blocks, after.blocks, strict=True)
         ]
-        notes = [] if training.stopped is None else [f"reconstruction ended early: {training.stopped}"]
-        if not training.improved:
-            notes.append("reconstruction found nothing better than what it started from, which is kept")
-        return {
-            "samples": {"trained": len(self._data.trained), "held_out": len(self._data.held_out)},
-            "epochs": training.history_json(),
-            "score": [training.start_score, training.best_score],
-            "blocks": blocks,
-            "notes": notes,
-        }
+        return {**training.outcome("reconstruction", self._data), "blocks": blocks}

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from onnxcompress.passes.base import Tell
 from onnxcompress.passes.recovery.graph_module import GraphModule
+from onnxcompress.passes.recovery.sample_files import Positions
 from onnxcompress.passes.recovery.training_device import MixedPrecision
 
-Positions = npt.NDArray[np.int64]
 State = dict[str, Tensor]
 LossOf = Callable[[Positions, torch.Generator, int], Tensor]
 """The mean loss of the samples at some positions, views of them drawn by the generator, in an epoch (from 0)."""
@@ -85,6 +85,13 @@ class Keeper(Protocol):
         """Replace what is kept, whole or not at all."""
 
 
+class TrainingSplit(Protocol):
+    """Which samples are trained on, and which only judge."""
+
+    trained: Positions
+    held_out: Positions
+
+
 @dataclass(frozen=True)
 class Training:
     """A finished training.
@@ -99,6 +106,18 @@ class Training:
     best_score: float
     stopped: str | None = None
 
+    def outcome(self, name: str, data: TrainingSplit) -> dict[str, Any]:
+        """Return what the report says of it, as JSON values; `name` is the training's in its notes."""
+        notes = [] if self.stopped is None else [f"{name} ended early: {self.stopped}"]
+        if not self.improved:
+            notes.append(f"{name} found nothing better than what it started from, which is kept")
+        return {
+            "samples": {"trained": len(data.trained), "held_out": len(data.held_out)},
+            "epochs": self.history_json(),
+            "score": [self.start_score, self.best_score],
+            "notes": notes,
+        }
+
     def history_json(self) -> list[dict[str, float | int | None]]:
         """Return the epochs as JSON values; epoch 0 is the start, which has no loss."""
         return [
@@ -110,9 +129,6 @@ class Training:
     def improved(self) -> bool:
         """Whether the kept weights are better than those at the start."""
         return self.best_score < self.start_score
-
-
-Tell = Callable[[str, int, int | None], None]
 
 
 class Trainer:

@@ -13,8 +13,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import LABELS
 from onnxcompress.passes.recovery.augmentation import Views, is_image, random_views
 from onnxcompress.passes.recovery.block_errors import to_feeds
-from onnxcompress.passes.recovery.sample_files import SampleFiles
-from onnxcompress.passes.recovery.training import Positions
+from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
 
 _MOST_HELD_OUT = 2000
 
