@@ -1,4 +1,4 @@
-"""Latency of two models on an execution provider, measured in one process and never in each other's way."""
+"""Latency of two or more models on an execution provider, measured in one process and never in each other's way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxcompress.evaluation.intervals import Interval
 from onnxcompress.evaluation.profile import ElsewhereNode, nodes_elsewhere, profile_model
-from onnxcompress.evaluation.timing import Milliseconds, Run, alternate, summarise
+from onnxcompress.evaluation.timing import Milliseconds, Rounds, Run, alternate, summarise
 from onnxcompress.runtime.device import bound_run, cpu_affinity, physical_cores, single_run
 from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
 from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
@@ -72,15 +72,65 @@ class Latency:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class TimedTogether:
+    """Two or more models timed in the same alternating rounds on one provider; attributes as in `Latency`.
+
+    Attributes:
+        rounds: the milliseconds of every run.
+        elsewhere: for each model the nodes that another provider had to run.
+    """
+
+    provider: Provider
+    ran_on: str
+    batch: int
+    threads: int
+    affinity: tuple[int, ...] | None
+    copies: bool
+    rounds: Rounds
+    elsewhere: tuple[tuple[ElsewhereNode, ...], ...]
+    seed: int = 0
+
+    def between(self, first: int, second: int) -> Latency:
+        """Return the comparison of two of the models, by their place in the list that was timed."""
+        compared = summarise(self.rounds, self.seed, first=first, second=second)
+        return Latency(
+            provider=self.ran_on,
+            requested=self.provider.requested,
+            options=dict(self.provider.options),
+            batch=self.batch,
+            threads=self.threads,
+            affinity=self.affinity,
+            copies=self.copies,
+            warmup=self.rounds.warmup,
+            runs=compared.runs,
+            original_ms=compared.original_ms,
+            compressed_ms=compared.compressed_ms,
+            speedup=compared.speedup,
+            interval=compared.interval,
+            original_elsewhere=self.elsewhere[first],
+            compressed_elsewhere=self.elsewhere[second],
+        )
+
+
 def measure_latency(
     original: ModelSource,
     compressed: ModelSource,
     provider: Provider = CPU_PROVIDER,
     settings: LatencySettings | None = None,
 ) -> Latency:
-    """Time both models on the same random inputs.
+    """Time two models on the same random inputs; see `measure_together`."""
+    return measure_together([original, compressed], provider, settings).between(0, 1)
 
-    Both sessions live side by side, but their threads spin only within a run: idle pools that spin made the other model
+
+def measure_together(
+    models: Sequence[ModelSource],
+    provider: Provider = CPU_PROVIDER,
+    settings: LatencySettings | None = None,
+) -> TimedTogether:
+    """Time models on the same random inputs, in alternating rounds; the first is what the others are compared with.
+
+    All sessions live side by side, but their threads spin only within a run: idle pools that spin made the other model
     twice as slow, without spinning at all a run on two threads took a quarter longer than users will see.
 
     Raises:
@@ -90,37 +140,30 @@ def measure_latency(
     settings = settings or LatencySettings()
     threads = settings.threads or physical_cores()
     running = SessionSettings(threads=threads, spinning="within_run", deterministic=False)
-    sessions = [Session(model, provider, running) for model in (original, compressed)]
+    sessions = [Session(model, provider, running) for model in models]
     feeds = [_inputs(session, settings) for session in sessions]
     keeps_copies = settings.copies or not provider.has_cuda_memory
     runs = [_run(session, feed, keeps_copies) for session, feed in zip(sessions, feeds, strict=True)]
     for session, feed in zip(sessions, feeds, strict=True):
         session.run(feed)
-    with sessions[1].failures():
-        rounds = alternate(runs[0], runs[1], warmup=settings.warmup, repeat=settings.repeat, seed=settings.seed)
+    with sessions[-1].failures():
+        rounds = alternate(runs, warmup=settings.warmup, repeat=settings.repeat, seed=settings.seed)
     ran_on = sessions[0].providers[0]
     del runs, sessions
-    elsewhere: list[tuple[ElsewhereNode, ...]] = [(), ()]
+    elsewhere: list[tuple[ElsewhereNode, ...]] = [()] * len(models)
     if not provider.is_cpu:
-        for number, (model, feed) in enumerate(zip((original, compressed), feeds, strict=True)):
+        for number, (model, feed) in enumerate(zip(models, feeds, strict=True)):
             elsewhere[number] = nodes_elsewhere(profile_model(model, feed, provider, threads=threads, runs=1), provider)
-    compared = summarise(rounds, settings.seed)
-    return Latency(
-        provider=ran_on,
-        requested=provider.requested,
-        options=dict(provider.options),
+    return TimedTogether(
+        provider=provider,
+        ran_on=ran_on,
         batch=_batch(feeds[0]),
         threads=threads,
         affinity=cpu_affinity(),
         copies=keeps_copies,
-        warmup=rounds.warmup,
-        runs=compared.runs,
-        original_ms=compared.original_ms,
-        compressed_ms=compared.compressed_ms,
-        speedup=compared.speedup,
-        interval=compared.interval,
-        original_elsewhere=elsewhere[0],
-        compressed_elsewhere=elsewhere[1],
+        rounds=rounds,
+        elsewhere=tuple(elsewhere),
+        seed=settings.seed,
     )
 
 

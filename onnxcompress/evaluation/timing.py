@@ -1,15 +1,15 @@
-"""Timing two callables against each other: short alternating rounds, and the statistics of what they took.
+"""Timing callables against each other: short alternating rounds, and the statistics of what they took.
 
-What else the machine does changes within seconds. The two are therefore run in turns of some tens of milliseconds, the
-order swapped each round, and compared round by round: a disturbance of one round hits both, and the median over rounds
-drops those that it hit unevenly.
+What else the machine does changes within seconds. The models are therefore run in turns of some tens of milliseconds,
+in another order each round, and compared round by round: a disturbance of one round hits all of them, and the median
+over rounds drops those that it hit unevenly.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,18 +35,17 @@ class Rounds:
     """Milliseconds of each run.
 
     Attributes:
-        original, compressed: (rounds, runs of a turn).
-        warmup: untimed runs of each before.
+        times: (models, rounds, runs of a turn).
+        warmup: untimed runs of the first model before.
     """
 
-    original: npt.NDArray[np.float64]
-    compressed: npt.NDArray[np.float64]
+    times: npt.NDArray[np.float64]
     warmup: int
 
-    @property
-    def log_ratios(self) -> npt.NDArray[np.float64]:
-        """log(original / compressed) of the medians of each round, (rounds,)."""
-        ratios: npt.NDArray[np.float64] = np.log(np.median(self.original, axis=1) / np.median(self.compressed, axis=1))
+    def log_ratios(self, first: int = 0, second: int = 1) -> npt.NDArray[np.float64]:
+        """log(first / second) of the two models' medians of each round, (rounds,)."""
+        medians = np.median(self.times[[first, second]], axis=2)
+        ratios: npt.NDArray[np.float64] = np.log(medians[0] / medians[1])
         return ratios
 
 
@@ -71,35 +70,35 @@ class Comparison:
 
 
 def alternate(
-    original: Run,
-    compressed: Run,
+    models: Sequence[Run],
     *,
     warmup: int | None = None,
     repeat: int | None = None,
     clock: Clock = time.perf_counter_ns,
     seed: int = 0,
 ) -> Rounds:
-    """Time both in alternating turns.
+    """Time two or more models in alternating turns.
 
     Args:
         warmup: untimed runs of each; None warms up until the time of a run is stable, for at most 3 seconds.
-        repeat: timed runs of each, rounded up to full rounds; None measures until the interval of the ratio is narrower
-            than 1.5 % to each side, or 20 seconds have gone by.
+        repeat: timed runs of each, rounded up to full rounds; None measures until the interval of the ratio of the
+            first to each other model is narrower than 1.5 % to each side, or 20 seconds have gone by.
         clock: nanoseconds; the tests have their own.
     """
-    warmed = [_warm_up(run, warmup, clock) for run in (original, compressed)]
+    warmed = [_warm_up(run, warmup, clock) for run in models]
     typical = max(ms for _, ms in warmed)
     runs = max(1, min(_MOST_RUNS_PER_TURN, round(_TURN_MS / typical))) if typical > 0 else _MOST_RUNS_PER_TURN
     if repeat is not None:
         # Rather many rounds than long turns: rounds are what the interval is made of.
         runs = max(1, min(runs, repeat // _FEWEST_ROUNDS))
-    rounds: list[tuple[list[float], list[float]]] = []
+    rounds: list[list[list[float]]] = []
     deadline = clock() + int(_SECONDS * 1e9)
     look = _FEWEST_ROUNDS
     while True:
-        swapped = len(rounds) % 2 == 1
-        turns = [_turn(run, runs, clock) for run in ((compressed, original) if swapped else (original, compressed))]
-        rounds.append((turns[1], turns[0]) if swapped else (turns[0], turns[1]))
+        turns: dict[int, list[float]] = {}
+        for number in _order(len(models), len(rounds)):
+            turns[number] = _turn(models[number], runs, clock)
+        rounds.append([turns[number] for number in range(len(models))])
         result = None
         if repeat is not None:
             done = len(rounds) * runs >= repeat
@@ -110,21 +109,31 @@ def alternate(
                 # Ever rarer looks: stopping at a narrow interval that came by chance would make it too narrow.
                 look = math.ceil(look * 1.4)
                 result = _rounds(rounds, warmed[0][0])
-                done = _is_narrow(result, seed)
+                done = all(_is_narrow(result, other, seed) for other in range(1, len(models)))
         if done:
             return result or _rounds(rounds, warmed[0][0])
 
 
-def summarise(rounds: Rounds, seed: int = 0) -> Comparison:
-    """Return the percentiles of all runs and the ratio with its interval."""
-    ratios = rounds.log_ratios
+def summarise(rounds: Rounds, seed: int = 0, *, first: int = 0, second: int = 1) -> Comparison:
+    """Return the percentiles of all runs of two of the models, and their ratio with its interval."""
+    ratios = rounds.log_ratios(first, second)
     return Comparison(
-        runs=rounds.original.size,
-        original_ms=_milliseconds(rounds.original),
-        compressed_ms=_milliseconds(rounds.compressed),
+        runs=rounds.times[first].size,
+        original_ms=_milliseconds(rounds.times[first]),
+        compressed_ms=_milliseconds(rounds.times[second]),
         speedup=float(np.exp(np.median(ratios))),
         interval=ratio_of_medians(ratios, seed),
     )
+
+
+def _order(models: int, number: int) -> list[int]:
+    """Return who runs when in a round: forwards, then backwards, then both again from the next model on.
+
+    Over 2 x models rounds each model has run at each place, and as often before each other one as behind it.
+    """
+    start = number // 2 % models
+    order = [*range(start, models), *range(start)]
+    return order[::-1] if number % 2 else order
 
 
 def _warm_up(run: Run, count: int | None, clock: Clock) -> tuple[int, float]:
@@ -159,14 +168,14 @@ def _turn(run: Run, runs: int, clock: Clock) -> list[float]:
     return times
 
 
-def _rounds(rounds: list[tuple[list[float], list[float]]], warmup: int) -> Rounds:
+def _rounds(rounds: Sequence[Sequence[Sequence[float]]], warmup: int) -> Rounds:
     # A clock without resolution for a very small model gives zeros, which have no ratio.
     times = np.maximum(np.asarray(rounds, np.float64), 1e-6)
-    return Rounds(times[:, 0], times[:, 1], warmup)
+    return Rounds(times.transpose(1, 0, 2), warmup)
 
 
-def _is_narrow(rounds: Rounds, seed: int) -> bool:
-    interval = ratio_of_medians(rounds.log_ratios, seed)
+def _is_narrow(rounds: Rounds, other: int, seed: int) -> bool:
+    interval = ratio_of_medians(rounds.log_ratios(0, other), seed)
     return interval is not None and math.log(interval[1] / interval[0]) <= 2 * _HALF_WIDTH
 
 

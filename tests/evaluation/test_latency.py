@@ -12,7 +12,7 @@ import pytest
 
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evaluation import latency
-from onnxcompress.evaluation.latency import LatencySettings, measure_latency
+from onnxcompress.evaluation.latency import LatencySettings, measure_latency, measure_together
 from onnxcompress.evaluation.profile import (
     ElsewhereNode,
     NodeTime,
@@ -45,6 +45,15 @@ def test_what_is_recorded() -> None:
     wanted = {"provider", "requested", "batch", "threads", "runs", "original_ms", "compressed_ms", "speedup"}
     assert wanted <= entry.keys()
     assert entry["original_ms"].keys() == {"p50", "p95"}
+
+
+def test_three_models_in_the_same_rounds() -> None:
+    seen = measure_together([MODEL, classifier(seed=1).SerializeToString(), MODEL], settings=QUICK)
+    assert seen.rounds.times.shape[:2] == (3, 6)
+    first, second, both = seen.between(0, 1), seen.between(1, 2), seen.between(0, 2)
+    assert first.compressed_ms == second.original_ms
+    assert (both.original_ms, both.compressed_ms) == (first.original_ms, second.compressed_ms)
+    assert {(one.threads, one.batch, one.runs) for one in (first, second, both)} == {(1, 1, 6)}
 
 
 def test_batch_and_shapes() -> None:
