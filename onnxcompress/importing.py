@@ -66,6 +66,7 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     nodes: list[gs.Node] = []
     free_inputs = [info for info in graph.input if info.name not in arrays]
     for info in free_inputs:
+        _check_lengths(info)
         tensors[info.name] = gs.Variable(info.name)
     outputs = {info.name for info in graph.output}
     _check_order(graph, set(tensors))
@@ -131,6 +132,15 @@ def _check_names(graph: onnx.GraphProto) -> None:
         if tensor.name in weights:
             raise ModelError(f"two initializers are named '{tensor.name}'; the file is damaged")
         weights.add(tensor.name)
+
+
+def _check_lengths(info: onnx.ValueInfoProto) -> None:
+    lengths = [dim.dim_value for dim in info.type.tensor_type.shape.dim if dim.HasField("dim_value")]
+    if any(length < 0 for length in lengths):
+        raise ModelError(
+            f"graph input '{info.name}' declares a negative length ({min(lengths)}); a length that is open has a name, "
+            f"or nothing, in its place: export it again"
+        )
 
 
 def _check_order(graph: onnx.GraphProto, known: set[str]) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analysis.cost import ModelCost
-from onnxcompress.errors import PassError
+from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph import Model, Signature
+from onnxcompress.passes.verification import refusal
 
 Decision = Mapping[str, Any]
 """One decision of a plan: JSON values only, keyed by node and tensor names."""
@@ -137,6 +138,7 @@ class Pass(ABC):
 
         Raises:
             PassError: the rewritten model is invalid, or its inputs or outputs changed.
+            ModelError: the rewritten model is invalid because `model` is, which shape inference did not see in it.
         """
         if plan.pass_name != self.name:
             raise PassError(f"a plan of pass '{plan.pass_name}' was given to pass '{self.name}'")
@@ -148,6 +150,9 @@ class Pass(ABC):
             rewritten.refresh_shapes()
             rewritten.check()
         except Exception as error:
+            fault = refusal(model)
+            if fault is not None:
+                raise ModelError(f"the model contradicts itself, and onnxruntime does not open it: {fault}") from error
             raise PassError(f"pass '{self.name}' produced an invalid model: {error}") from error
         before, after = model.signature(), rewritten.signature()
         if not _same_signature(before, after):

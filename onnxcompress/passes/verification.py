@@ -187,6 +187,23 @@ def run_model(model: Model, feeds: Mapping[str, Array], tensors: Sequence[str]) 
     The weights are fed like inputs, so that a model of any size runs without a second copy of them. Types that
     onnxruntime's CPU kernels lack (bfloat16, float64) are computed in float32.
     """
+    session, weights = _open(model, tensors)
+    fed = {**weights, **feeds}
+    typed = {info.name: np.asarray(fed[info.name]).astype(info.dtype, copy=False) for info in session.inputs}
+    return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
+
+
+def refusal(model: Model) -> str | None:
+    """Return why onnxruntime does not open `model`, None if it does: the judge between a bad model and a bad rewrite."""
+    try:
+        _open(model, [tensor.name for tensor in model.graph.outputs])
+    except Exception as error:
+        return one_line(error, 200)
+    return None
+
+
+def _open(model: Model, tensors: Sequence[str]) -> tuple[Session, dict[str, Array]]:
+    """Return a session that gives `tensors`, and the weights to feed it."""
     proto = model.skeleton()
     stored = {tensor.name for tensor in proto.graph.initializer}
     weights = {name: tensor.values for name, tensor in model.constants().items() if name not in stored}
@@ -196,10 +213,7 @@ def run_model(model: Model, feeds: Mapping[str, Array], tensors: Sequence[str]) 
         tensor.data_type in _WIDENED and tensor.dims for tensor in proto.graph.initializer
     ):
         _widen(proto)
-    session = Session(proto.SerializeToString(deterministic=True), settings=_SETTINGS)
-    fed = {**weights, **feeds}
-    typed = {info.name: np.asarray(fed[info.name]).astype(info.dtype, copy=False) for info in session.inputs}
-    return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
+    return Session(proto.SerializeToString(deterministic=True), settings=_SETTINGS), weights
 
 
 def _widen(proto: onnx.ModelProto) -> None:

@@ -174,6 +174,26 @@ def test_a_shuffle_ties_nothing(opset: int) -> None:
     assert order == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
+@pytest.mark.parametrize("read_inside", ["rows", "turned", "shuffled"])
+def test_a_shuffle_that_a_sub_graph_reads_anywhere_stays(read_inside: str) -> None:
+    """The nodes of a shuffle are treated as one, and yet what an If reads of each keeps its shape."""
+    constants: Constants = {"split": [0, 2, 4, -1], "merge": [0, 8, 5, 5], "yes": np.array(True)}
+    outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * 4) for name in ("p", "q")]
+    branches = [helper.make_graph([node("Abs", [read_inside], out.name)], out.name, [], [out]) for out in outs]
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Reshape", ["a", "split"], "rows"),
+        node("Transpose", ["rows"], "turned", perm=[0, 2, 1, 3]),
+        node("Reshape", ["turned", "merge"], "shuffled"),
+        conv("c", "shuffled", constants, 8, 2),
+        node("If", ["yes"], "chosen", then_branch=branches[0], else_branch=branches[1]),
+        node("ReduceSum", ["chosen"], "sum", keepdims=1),
+        node("Add", ["c", "sum"], "y"),
+    ]
+    group = by_producer(analysed(build(nodes, constants, shape=("n", 6, 5, 5))))["a"]
+    assert reasons(group) == {f"'{read_inside}' is read inside a sub-graph"}
+
+
 def test_an_unknown_operator_keeps_what_it_reads_and_says_so() -> None:
     constants: Constants = {"axis": np.array(2)}
     nodes = [

@@ -44,6 +44,7 @@ class Builder:
     Attributes:
         rank: spatial axes of feature maps.
         open_batch, open_space: lengths that constants must not name, because the inputs leave them open.
+        most_elements: of one tensor; a block that would make a larger one is unfit.
         open: values that nothing has to read, in order; those that nothing read become outputs.
     """
 
@@ -57,6 +58,7 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.defaults: list[onnx.ValueInfoProto] = []
+        self.most_elements = MAX_ELEMENTS
         self.open: list[Value] = []
         self.read: set[str] = set()
         self.shared: dict[tuple[int, ...], str] = {}
@@ -101,7 +103,7 @@ class Builder:
     ) -> list[Value]:
         """Add a node of several outputs."""
         for shape in shapes:
-            if min(shape, default=1) < 1 or int(np.prod(shape)) > MAX_ELEMENTS:
+            if min(shape, default=1) < 1 or int(np.prod(shape)) > self.most_elements:
                 raise Unfit
         names = [v.name if isinstance(v, Value) else (v or "") for v in inputs]
         self.read.update(names)

@@ -91,6 +91,7 @@ def _attempt(b: Builder, block: Block) -> None:
 def _outputs(b: Builder, heads_only: bool) -> list[Value]:
     """Give every open value that nothing read a head, or make it an output as it is."""
     c = b.choices
+    b.most_elements *= 100  # a head has to fit whatever it stands on
     leaves = [v for v in b.open if v.name not in b.read] or [b.open[-1]]
     if len(leaves) > MAX_OUTPUTS:
         flat = [v if len(v.shape) == 2 else _to_vector(b, v) for v in leaves[MAX_OUTPUTS - 1 :]]

@@ -82,6 +82,14 @@ def test_damaged_data_and_recipes_on_the_command_line(folder: Path) -> None:
     assert check_files(folder, range(40)) >= {0, 2, 5}
 
 
+def test_models_that_failed_once(folder: Path) -> None:
+    """Negative lengths of inputs; contradictions that only constant folding brings to light."""
+    bases = base_models(40)
+    for seed in (104041, 106938, 108860, 109621):
+        (folder / "m.onnx").write_bytes(damaged_model(Choices.seeded(seed), bases))
+        assert run_program(folder, "m.onnx", "out.onnx", *COMPRESS) == 4, seed
+
+
 def test_nesting_of_ten_thousand_levels(folder: Path) -> None:
     """A parser that recurses without end would crash the process."""
     content = b""

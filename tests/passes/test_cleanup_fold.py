@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxcompress.errors import RecipeError
+from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.cleanup import Cleanup, fold
 from tests.passes.cleanup_models import assert_same_bits, clean, ops, reasons
@@ -21,6 +21,24 @@ from tests.small_models import build, node
 
 def random(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("axis", [2, 1])
+def test_a_contradiction_that_folding_brings_to_light_is_the_models(axis: int) -> None:
+    """A map of ones, 7 long where 8 are needed, behind shape arithmetic that shape inference does not follow."""
+    wide = [1, 6, 8, 8]
+    wide[axis] -= 1
+    nodes = [
+        node("Slice", ["ramp", "first", "last", "zero"], "target"),
+        node("Expand", ["one", "target"], "ones"),
+        node("Add", ["x", "ones"], "y"),
+        node("Conv", ["x", "w"], "z"),
+    ]
+    constants = {"ramp": np.array(wide), "first": np.array([0]), "last": np.array([4]), "zero": np.array([0])}
+    constants |= {"one": np.ones(1, np.float32), "w": random(2, 6, 1, 1)}
+    model = build(nodes, constants, shape=(1, 6, 8, 8), outputs=["y", "z"])
+    with pytest.raises(ModelError, match="contradicts itself"):
+        clean(model)
 
 
 @pytest.mark.parametrize("opset", [9, 13, 18, 23])

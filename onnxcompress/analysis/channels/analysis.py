@@ -87,7 +87,6 @@ class ChannelAnalysis:
         self.atoms = 0
         self.absorbed: set[str] = set()
         self._labels: dict[str, Labels] = {}
-        captured = model.captured_names()
         for node in model.nodes:
             if node.name in self.absorbed:
                 continue
@@ -96,9 +95,9 @@ class ChannelAnalysis:
                 handler(self, node)
             else:
                 self.freeze_inputs(node, f"operator {node.domain + '.' if node.domain else ''}{node.op} is not known")
-            for tensor in node.outputs:
-                if tensor.name in captured and (labels := self.of(tensor)) is not None:
-                    self.freeze(labels.ids, f"'{tensor.name}' is read inside a sub-graph")
+        for name in sorted(model.captured_names()):
+            if (inside := self._labels.get(name)) is not None:
+                self.freeze(inside.ids, f"'{name}' is read inside a sub-graph")
         for tensor in model.graph.outputs:
             if (labels := self.of(tensor)) is not None:
                 self.freeze(labels.ids, f"is the graph output '{tensor.name}', whose shape never changes")

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.shapes import ShapeValues
 from onnxcompress.errors import RecipeError
-from onnxcompress.graph import Model
+from onnxcompress.graph import Model, cut_links
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.constant_values import compute
 from onnxcompress.passes.cleanup.rule import excluded, is_standard, pinned_names, planned_node, remove_nodes
@@ -85,9 +85,7 @@ class ConstantFolding(Pass):
             raise RecipeError(f"plan: clean-up folds node '{name}', which is not constant in this model ({reason})")
         values |= known
         outputs = [tensor for node, _ in planned for tensor in node.outputs if tensor.name]
-        for node, _ in planned:
-            node.inputs.clear()
-            node.outputs.clear()
+        cut_links(node for node, _ in planned)
         remove_nodes(model, [node for node, _ in planned])
         for tensor in outputs:
             if tensor.name in values:

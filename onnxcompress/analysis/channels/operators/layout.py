@@ -132,13 +132,14 @@ def _follow_permutation(analysis: ChannelAnalysis, start: gs.Node, labels: Label
     if len(labels.axes) != 1 or labels.inner != (1,):
         return False
     positions = Labels(labels.axes, np.arange(labels.ids.size, dtype=np.int64), (1,))
-    node, chain = start, [start]
+    node, chain, captured = start, [start], analysis.model.captured_names()
     moved = _moved(analysis, node, positions)
     if moved is None or len(moved.axes) == 1:
         return False
     while len(moved.axes) > 1:
         output = node.outputs[0]
-        if len(output.outputs) != 1 or any(output is t for t in analysis.model.graph.outputs):
+        read_elsewhere = output.name in captured or any(output is t for t in analysis.model.graph.outputs)
+        if len(output.outputs) != 1 or read_elsewhere:
             return False
         node = output.outputs[0]
         if node.op not in _MOVES or output is not node.inputs[0] or not _keeps_other_axes(node, moved):
