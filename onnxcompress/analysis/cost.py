@@ -2,6 +2,10 @@
 
 MACs are those of Conv, ConvTranspose, Gemm and MatMul for one sample: an open batch dimension counts as 1, and what a
 model with a fixed batch costs is divided by that batch. A figure whose sizes are not known is None.
+
+The window of a banded LRN (`analysis.lrn`) is a Conv that stands for an operator whose arithmetic is in no count of
+MACs: its MACs are counted apart, so that the exact rewrite makes no model look larger, and eats up no budget of MACs.
+Its weights are parameters like others: they are in the file.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.lrn import is_window
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model, Shape
@@ -36,12 +41,14 @@ class LayerCost:
         op: operator.
         params: floating-point elements of its constants; a constant that several nodes read counts at the first.
         macs: for one sample; None where a size is not known, 0 for operators that are not counted.
+        lrn_macs: of the window of a banded LRN, which is not counted in `macs`; None where a size is not known.
     """
 
     node: str
     op: str
     params: int
     macs: int | None
+    lrn_macs: int | None = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class ModelCost:
         weight_bytes: bytes of all constants, of whatever type.
         ops: {operator: how many nodes}, sorted by name.
         layers: in graph order.
+        lrn_macs: for one sample, of the windows of banded LRNs, which are not in `macs`; None where not known.
     """
 
     params: int
@@ -61,6 +69,7 @@ class ModelCost:
     weight_bytes: int
     ops: Mapping[str, int]
     layers: tuple[LayerCost, ...]
+    lrn_macs: int | None = 0
 
     def layer(self, node: str) -> LayerCost | None:
         """Return the layer of a node, None where it has neither weights nor MACs."""
@@ -89,16 +98,17 @@ def model_cost(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = 
         counts_macs = node.op in _MACS and node.domain in _DEFAULT_DOMAIN
         if params or counts_macs:
             macs = node_macs(node, shapes) if counts_macs else 0
-            layers.append(LayerCost(node.name, node.op, params, None if macs is None else _per_sample(macs, batch)))
+            macs = None if macs is None else _per_sample(macs, batch)
+            counts = (0, macs) if is_window(node) else (macs, 0)
+            layers.append(LayerCost(node.name, node.op, params, *counts))
     constants = model.constants().values()
-    macs_of_layers = [layer.macs for layer in layers]
-    known = [macs for macs in macs_of_layers if macs is not None]
     return ModelCost(
         params=sum(_float_elements(model, tensor) for tensor in constants),
-        macs=sum(known) if len(known) == len(macs_of_layers) else None,
+        macs=_sum([layer.macs for layer in layers]),
         weight_bytes=model.weight_bytes,
         ops=dict(sorted(Counter(node.op for node in model.nodes).items())),
         layers=tuple(layers),
+        lrn_macs=_sum([layer.lrn_macs for layer in layers]),
     )
 
 
@@ -202,6 +212,11 @@ _MACS: Mapping[str, Callable[[gs.Node, Sizes, Sizes, Sizes], int | None]] = {
 def _product(sizes: Sizes) -> int | None:
     known = [size for size in sizes if size is not None]
     return math.prod(known) if len(known) == len(sizes) else None
+
+
+def _sum(figures: Sequence[int | None]) -> int | None:
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if len(known) == len(figures) else None
 
 
 def _sizes(tensor: gs.Tensor, shapes: Shapes) -> Sizes | None:

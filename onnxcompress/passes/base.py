@@ -15,6 +15,7 @@ import numpy.typing as npt
 from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph import Model, Signature
+from onnxcompress.passes.race import Race
 from onnxcompress.passes.verification import refusal
 
 Decision = Mapping[str, Any]
@@ -87,6 +88,8 @@ class PassContext:
         checkpoint: where a training keeps its progress; `resume`: whether it goes on from what is there.
         tell: for passes that take minutes.
         note: takes what a pass measured, for the report.
+        race: times two models against each other; None where nothing is to be timed.
+        providers: on which the result will run, as onnxruntime calls them.
     """
 
     seed: int = 0
@@ -102,6 +105,8 @@ class PassContext:
     resume: bool = False
     tell: Tell = _nobody
     note: Note = _nobody
+    race: Race | None = None
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
     def is_excluded(self, node_name: str) -> bool:
         """Whether a `--exclude` expression matches (searched) the node's name."""

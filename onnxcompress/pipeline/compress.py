@@ -15,9 +15,10 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.pipeline.gates import gate_results
 from onnxcompress.pipeline.layer_times import Profiled, with_times
-from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
+from onnxcompress.pipeline.measure import latency_settings, measure, open_data, resolve_providers
 from onnxcompress.pipeline.outputs import CompressedModel, write_together
 from onnxcompress.pipeline.plan_file import DECIDING_OPTIONS, SavedPlan
+from onnxcompress.pipeline.race import race_on
 from onnxcompress.pipeline.recovery import checkpoint_path
 from onnxcompress.pipeline.report_files import report_files
 from onnxcompress.pipeline.request import RecipeLike, Request, make_request
@@ -121,6 +122,8 @@ def compress(
         checkpoint=checkpoint_path(request.output),
         resume=asked.resume,
         tell=tell,
+        race=race_on(providers, latency_settings(asked)) if asked.latency else None,
+        providers=tuple(provider.name for provider in providers),
     )
     stages = _run_passes(work, source, context, asked, tell)
     result = stages[-1].result.model if stages else source.model
@@ -192,6 +195,7 @@ def _report(
     opset = compressed.model.opset
     before = source.figures(original_cost)
     after = ModelFigures(None, compressed.sha256, compressed.size_bytes, cost.params, cost.macs, opset, dict(cost.ops))
+    after = replace(after, lrn_macs=cost.lrn_macs)
     ratios = compression_between(before, after)
     gates = gate_results(request.recipe, measured.accuracy, measured.latency, ratios)
     report = Report(

@@ -87,6 +87,18 @@ def resolve_providers(recipe: Recipe) -> tuple[Provider, ...]:
     return tuple(resolve_provider(name, recipe.provider_option) for name in recipe.provider)
 
 
+def latency_settings(recipe: Recipe) -> LatencySettings:
+    """Return how a recipe has latency measured."""
+    return LatencySettings(
+        batch=recipe.batch,
+        threads=recipe.threads,
+        warmup=recipe.warmup,
+        repeat=recipe.repeat,
+        shapes=recipe.input_shape,
+        seed=recipe.seed,
+    )
+
+
 def measure(
     original: bytes | Path,
     compressed: bytes | Path,
@@ -102,19 +114,11 @@ def measure(
     """
     if data is None and not recipe.latency:
         return Evaluation(None, ())
-    settings = LatencySettings(
-        batch=recipe.batch,
-        threads=recipe.threads,
-        warmup=recipe.warmup,
-        repeat=recipe.repeat,
-        shapes=recipe.input_shape,
-        seed=recipe.seed,
-    )
     return compare_models(
         original,
         compressed,
         data=data,
-        latency=settings if recipe.latency else None,
+        latency=latency_settings(recipe) if recipe.latency else None,
         providers=providers,
         progress=progress,
     )

@@ -46,8 +46,9 @@ class Source:
     def figures(self, cost: ModelCost) -> ModelFigures:
         """Return the model's line in the report."""
         path = str(self.path) if self.path else None
+        ops, opset = dict(cost.ops), self.model.opset
         return ModelFigures(
-            path, self.sha256, self.size_bytes, cost.params, cost.macs, self.model.opset, dict(cost.ops)
+            path, self.sha256, self.size_bytes, cost.params, cost.macs, opset, ops, lrn_macs=cost.lrn_macs
         )
 
 

@@ -20,7 +20,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """A model as a file and as work; `path` and `sha256` are None where there is no file."""
+    """A model as a file and as work; `path` and `sha256` are None where there is no file.
+
+    Attributes:
+        lrn_macs: MACs of the windows of LRNs that were written as convolutions; they are not in `macs`, in which the
+            arithmetic of LRN itself is not either.
+    """
 
     path: str | None
     sha256: str | None
@@ -29,6 +34,7 @@ class ModelFigures:
     macs: int | None
     opset: int
     ops: Mapping[str, int]
+    lrn_macs: int | None = 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
     ops = ", ".join(f"{number} {op}" for op, number in sorted(model.ops.items(), key=lambda item: (-item[1], item[0])))
     console.print(cell(f"{model.path or 'model'}: {size(model.bytes)}, opset {model.opset}", "bold"))
     console.print(cell(f"{count(model.params)} parameters, {count(model.macs)} MACs per sample"))
+    if model.lrn_macs != 0:
+        console.print(cell(f"{count(model.lrn_macs)} more MACs are of LRN written as convolutions, no layer's"))
     console.print(cell(f"nodes: {ops}"), "", sep="\n")
     layers = inspection.layers
     shown = layers if verbose else sorted(layers, key=lambda layer: -(layer.macs or 0))[:_MOST_LAYERS]

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from onnxcompress.analysis.cost import LayerCost, ModelCost
+from onnxcompress.analysis.lrn import PART
 
-_SPLIT_MARKS = ("_tucker_", "_svd_")
-"""What stands between a node's name and the part, in the names of the nodes that it was split into."""
+_SPLIT_MARKS = ("_tucker_", "_svd_", PART)
+"""What stands between a node's name and the part, in the names of the nodes that it was split into or written as."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,16 @@ def _cost_rows(before: ModelFigures, after: ModelFigures | None, changes: tuple[
     return [
         ("Parameters", count(before.params), count(params, before.params), changes[0]),
         ("MACs per sample", count(before.macs), count(macs, before.macs), changes[1]),
+        *_lrn_rows(before, after),
     ]
+
+
+def _lrn_rows(before: ModelFigures, after: ModelFigures | None) -> list[Row]:
+    own = [each.lrn_macs if each else 0 for each in (before, after)]
+    if own == [0, 0]:
+        return []
+    shown = ["-" if macs == 0 else count(macs) for macs in own]
+    return [("MACs of LRN written as Conv, not in these", shown[0], shown[1], "")]
 
 
 def _latency_rows(latency: Iterable[Latency]) -> list[Row]:

@@ -99,7 +99,7 @@ def test_lrn_keeps_its_window_in_original_places() -> None:
     ]
     pruned = prune(build(nodes, constants))
     assert "LRN" not in ops(pruned)
-    band = next(n for n in pruned.nodes if n.name.startswith("lrn_window")).inputs[1].values[:, :, 0, 0]
+    band = next(n for n in pruned.nodes if n.name.startswith("lrn_band_window")).inputs[1].values[:, :, 0, 0]
     assert band.shape == (6, 6)
     (decision,) = FilterPruning(PruningConfig(0.5)).plan(build(nodes, constants), PassContext()).decisions
     kept = np.setdiff1d(np.arange(12), decision["removed"]["a"])

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analysis.cost import ModelCost, model_cost, sample_shapes
+from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.moments import Covariances, Moments, accumulate
@@ -23,7 +24,6 @@ from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
 from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_solve import allocate
-from onnxcompress.passes.recovery.refit import with_fast_lrn
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_sensitivities
@@ -97,7 +97,7 @@ class Allocation(Pass):
         if context.calibration is None:
             raise DataError("--target needs calibration data; give --calib PATH or --data PATH")
         layers, skipped = find_refit_layers(model, model, context)
-        fast = with_fast_lrn(model)
+        fast = with_banded_lrn(model)
         shapes = sample_shapes(model)[0]
         first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
         batch, filled = (first, True) if isinstance(first, int) else (_BATCH, False)

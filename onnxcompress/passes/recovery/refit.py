@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.lrn import band_convolution
+from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Rows
@@ -120,7 +120,7 @@ class Refit(Pass):
         layers = [known[str(decision["node"])] for decision in plan.decisions]
         images = max(1, int(plan.decisions[0].get("images", 1)))
         per_image = {layer.node: self.config.per_image(layer, images) for layer in layers}
-        reference = with_fast_lrn(context.original or model)
+        reference = with_banded_lrn(context.original or model)
         targets = Targets(reference, layers, context.calibration(), per_image, context.seed)
         try:
             _Refitting(self.config, model, layers, targets, per_image, context).run(context.calibration)
@@ -143,7 +143,7 @@ class _Refitting:
     ) -> None:
         self._config = config
         self._model = model
-        self._working = with_fast_lrn(model)
+        self._working = with_banded_lrn(model)
         self._layers = {layer.node: layer for layer in layers}
         self._targets = targets
         self._per_image = per_image
@@ -245,17 +245,6 @@ def write_bias(model: Model, node: gs.Node, constant: Matrix) -> None:
     elif node.op != "MatMul":
         del node.inputs[2:]
         node.inputs.append(model.new_constant(f"{node.name}_bias", constant.astype(dtype)))
-
-
-def with_fast_lrn(model: Model) -> Model:
-    """Return a copy in which LRN is its banded form, several times faster and equal but for rounding."""
-    copy = model.copy()
-    for node in [node for node in copy.nodes if node.op == "LRN"]:
-        shape = copy.shape_of(node.inputs[0])
-        if shape is not None and len(shape) > 2 and isinstance(shape[1], int):
-            band_convolution(copy, node, shape[1], np.arange(shape[1]), len(shape) - 2)
-    copy.refresh_shapes()
-    return copy
 
 
 def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> Matrix:

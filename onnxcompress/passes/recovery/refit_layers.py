@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Skipped
@@ -93,6 +94,8 @@ def find_refit_layers(
     for node in original.nodes:
         if node.op not in (*_LINEAR, "ConvTranspose") or node.domain not in DEFAULT_DOMAIN:
             continue
+        if is_window(node):
+            continue  # an LRN, no layer
         found = _layer(original, compressed, node, producers, context)
         if isinstance(found, str):
             skipped.append(Skipped(node.name, found))

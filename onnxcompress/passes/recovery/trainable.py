@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
 
 WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
@@ -58,7 +59,7 @@ def statistics_names(model: Model) -> frozenset[str]:
 def _uses(model: Model) -> Iterator[tuple[str, bool]]:
     """Yield (constant, whether it is a weight there) for every floating-point constant that a node reads."""
     for node in model.nodes:
-        fixed = _feeds_positive_domain(node)
+        fixed = _feeds_positive_domain(node) or is_window(node)
         for position, tensor in enumerate(node.inputs):
             if not isinstance(tensor, gs.Constant) or not _is_float(tensor):
                 continue

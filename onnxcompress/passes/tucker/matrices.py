@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.lrn import is_window
+from onnxcompress.analysis.lrn import is_window
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.spectrum import Matrix, working

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.channels.labels import FIXED, Ids, Labels
 from onnxcompress.analysis.channels.operators.layout import on_channel_axis
 from onnxcompress.analysis.channels.operators.registry import operator
+from onnxcompress.analysis.lrn import is_window
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.analysis import ChannelAnalysis
@@ -32,6 +33,9 @@ def _convolution(analysis: ChannelAnalysis, node: gs.Node, *, transposed: bool) 
     weight = analysis.constant(node, 1)
     if weight is None or (analysis.input(node, 2) is not None and analysis.constant(node, 2) is None):
         analysis.freeze_inputs(node, "its weight or bias is computed in the graph (quantised or shared by a rule)")
+        return
+    if is_window(node):
+        _window(analysis, node)
         return
     groups = int(node.attrs.get("group", 1))
     inputs = weight.shape[0] if transposed else weight.shape[1] * groups
@@ -60,6 +64,19 @@ def _convolution(analysis: ChannelAnalysis, node: gs.Node, *, transposed: bool) 
         analysis.slice(node, 2, Labels.along(0, after))
     if groups > 1:
         _group(analysis, node, groups, before, after)
+
+
+def _window(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """The window of a banded LRN has no filters of its own: it hands on its channels, as the LRN itself does."""
+    before = _input_ids(analysis, node, int(node.inputs[1].shape[1]))
+    if before is None:
+        return
+    labels = Labels.along(1, before)
+    analysis.consume(node, 0, labels)
+    analysis.slice(node, 1, Labels.along(0, before), Labels.along(1, before))
+    if analysis.constant(node, 2) is not None:
+        analysis.slice(node, 2, Labels.along(0, before))
+    analysis.set(node.outputs[0], labels)
 
 
 def _input_ids(analysis: ChannelAnalysis, node: gs.Node, inputs: int) -> Ids | None:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Labels
-from onnxcompress.analysis.channels.lrn import band_convolution
 from onnxcompress.analysis.channels.operators.layout import on_channel_axis
 from onnxcompress.analysis.channels.operators.registry import operator
+from onnxcompress.analysis.lrn import band_convolution, why_no_band
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.analysis import ChannelAnalysis
@@ -68,17 +68,14 @@ def lrn(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if labels is None:
         return
     expanded = labels.expanded()
-    shape = analysis.shape(node.inputs[0])
-    if expanded is None or expanded.axes != (1,) or shape is None or len(shape) < 3:
+    if expanded is None or expanded.axes != (1,) or why_no_band(analysis.model, node) is not None:
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return
     analysis.consume(node, 0, expanded)
     analysis.set(node.outputs[0], expanded)
-    spatial_rank = len(shape) - 2
 
     def keep_window(surgery: Surgery, pruned: gs.Node) -> None:
-        kept = np.flatnonzero(surgery.kept(expanded.ids))
-        band_convolution(surgery.model, pruned, len(expanded.ids), kept, spatial_rank)
+        band_convolution(surgery.model, pruned, np.flatnonzero(surgery.kept(expanded.ids)))
 
     analysis.on_removal(node, expanded, keep_window)
 

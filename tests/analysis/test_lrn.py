@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper, numpy_helper
 
-from onnxcompress.analysis.channels.lrn import is_window
+from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig

@@ -1,0 +1,49 @@
+"""LRN as a banded 1x1 convolution (`analysis.lrn`): exact but for rounding, and faster where convolutions are fast.
+
+Of float32 only: the squares of a narrower type may overflow where LRN itself, which sums in float32, does not, and
+nothing is faster in a wider one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from onnxcompress.analysis.lrn import band_convolution, why_no_band
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.rule import excluded, is_standard, planned_node
+
+class LrnRewriting(Pass):
+    """Writes LRN as square, banded Conv, roots and quotient."""
+
+    name: ClassVar[str] = "lrn"
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Find the nodes to rewrite, and for every other the reason."""
+        decisions: list[Decision] = []
+        skipped: list[Skipped] = []
+        for node in model.nodes:
+            if node.op != "LRN" or not is_standard(node):
+                continue
+            reason = excluded([node], context) or why_no_band(model, node)
+            if reason is None and float(node.attrs.get("alpha", 1e-4)) <= 0:
+                reason = "its alpha is not positive"
+            if reason is None and model.dtype_of(node.inputs[0]).name != "float32":
+                reason = f"it computes in {model.dtype_of(node.inputs[0])}, and only float32 is rewritten"
+            if reason is not None:
+                skipped.append(Skipped(node.name, reason))
+                continue
+            channels = (model.shape_of(node.inputs[0]) or ())[1]
+            decisions.append({"node": node.name, "op": node.op, "channels": channels, "size": int(node.attrs["size"])})
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Rewrite the planned nodes.
+
+        Raises:
+            RecipeError: the plan names nodes that the model does not have.
+        """
+        nodes = {node.name: node for node in model.nodes}
+        for decision in plan.decisions:
+            band_convolution(model, planned_node(nodes, decision))
+        return {}
