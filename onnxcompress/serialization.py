@@ -28,6 +28,7 @@ PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
 """Above this many bytes of weights a model is written with a side file (protobuf ends at 2 GiB)."""
 
 _EXTERNAL_ALIGNMENT = 4096
+_LONGEST_OF_NOTHING = 2**24  # a length beside a length of 0: no data vouch for it
 _SUB_BYTE_TYPES = frozenset(
     getattr(onnx.TensorProto, name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
@@ -91,6 +92,8 @@ def load_array(tensor: onnx.TensorProto, base_dir: Path | None) -> Array:
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(f"tensor '{name}': has the unknown element type {tensor.data_type}") from error
     count = math.prod(tensor.dims)
+    if count == 0 and max(tensor.dims) > _LONGEST_OF_NOTHING:
+        raise ModelError(f"tensor '{name}': declares shape {list(tensor.dims)} and holds nothing; the file is damaged")
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
     if external:
         return _map_external(tensor, count * dtype.itemsize, dtype, base_dir)

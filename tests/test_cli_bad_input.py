@@ -101,6 +101,79 @@ def test_in_reads_a_tensor_that_nothing_makes(refused: Callable[..., str]) -> No
     assert refused(MODEL, "bad.onnx", "out.onnx", "--prune", "0.5").startswith("bad.onnx: ")
 
 
+def _cyclic(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = model.graph.node[3].output[0]
+
+
+def _two_outputs_of_one_name(model: onnx.ModelProto) -> None:
+    model.graph.output.append(model.graph.output[0])
+
+
+def _made_twice(model: onnx.ModelProto) -> None:
+    model.graph.node[3].output[0] = model.graph.node[1].output[0]
+
+
+def _size_disagrees(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[0] += 1
+
+
+def _absurd_weight(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[0] = 2**62
+
+
+def _absurd_empty_weight(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [2**40, 0, 3, 3]
+    model.graph.initializer[0].ClearField("raw_data")
+
+
+def _end_in_a_pool(model: onnx.ModelProto) -> None:
+    """Put a global pool in the place of the classifier: any size of image fits."""
+    model.graph.node[4].op_type, model.graph.node[4].output[0] = "GlobalAveragePool", "y"
+    del model.graph.node[5]
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 16, 1, 1]))
+
+
+def _absurd_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 2**31
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 2**31
+    _end_in_a_pool(model)
+
+
+def _negative_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -1
+
+
+def _absurd_map(model: onnx.ModelProto) -> None:
+    """A map of 2^20 by 2^20 positions in the middle."""
+    model.graph.node[1].op_type = "Resize"
+    model.graph.node[1].input[:] = ["c1", "", "scales"]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 2**17, 2**17], np.float32), "scales"))
+    _end_in_a_pool(model)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "expected"),
+    [
+        (_cyclic, MODEL, "before it is produced: the nodes are not in order, or form a cycle"),
+        (_two_outputs_of_one_name, MODEL, "two graph outputs are named 'y'"),
+        (_made_twice, MODEL, ""),
+        (_size_disagrees, MODEL, "but holds"),
+        (_absurd_weight, MODEL, "but holds"),
+        (_absurd_empty_weight, MODEL, ""),
+        (_absurd_input, DATA, "too many to verify with"),
+        (_negative_input, MODEL, "declares a negative length (-1)"),
+        (_absurd_map, DATA, "too many to verify with"),
+    ],
+)
+def test_in_contradicts_itself(
+    damage: Callable[[onnx.ModelProto], None], code: int, expected: str, refused: Callable[..., str]
+) -> None:
+    model = conv_net()
+    damage(model)
+    Path("bad.onnx").write_bytes(model.SerializeToString())
+    assert expected in refused(code, "bad.onnx", "out.onnx", "--prune", "0.5", "--tucker", "auto")
+
+
 def test_in_holds_nothing_that_can_be_compressed(refused: Callable[..., str]) -> None:
     onnx.save(dense_net(), "dense.onnx")
     line = refused(MODEL, "dense.onnx", "out.onnx", "--prune", "0.5", "--tucker", "auto")

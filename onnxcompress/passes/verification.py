@@ -25,6 +25,7 @@ TOLERANCE = 1e-3
 HALF_TOLERANCE = 5e-2
 
 _MOST_ELEMENTS = 2**28
+_MOST_ELEMENTS_INSIDE = 2**31
 # What fails is told by an error, not also by onnxruntime's log.
 _SETTINGS = SessionSettings(spinning="never", log_severity=4)
 _GUESSED_LENGTHS = (64, 224, 32, 16, 8, 128)
@@ -146,6 +147,7 @@ def sample_feeds(
     for shapes in tried:
         feeds = _random_feeds(inputs, shapes, seed)
         try:
+            _check_sizes(model, feeds)
             run_model(model, feeds, outputs)
             return feeds
         except Exception as error:
@@ -169,6 +171,16 @@ def _random_feeds(inputs: Sequence[TensorInfo], shapes: Mapping[str, Sequence[in
                 f"give --input-shape, or --no-verify"
             )
     return random_inputs(inputs, shapes, seed)
+
+
+def _check_sizes(model: Model, feeds: Mapping[str, Array]) -> None:
+    """Refuse to run a model one of whose tensors would be absurdly large: the machine would die of it."""
+    for name, shape in model.shapes_for({name: values.shape for name, values in feeds.items()}).items():
+        elements = math.prod(dim for dim in shape if isinstance(dim, int))
+        if elements > _MOST_ELEMENTS_INSIDE:
+            raise ModelError(
+                f"tensor '{name}' would have {elements:.3g} elements at shape {list(shape)}, too many to verify with"
+            )
 
 
 def _input_info(model: Model, tensor: gs.Tensor) -> TensorInfo:

@@ -362,3 +362,35 @@ def test_every_frozen_channel_has_a_reason_and_every_group_a_name() -> None:
     for group in analysed(build(nodes, constants, outputs=("sum",))).groups:
         assert group.name == group.producers[0]
         assert all(group.frozen[at] for at in range(group.size) if not group.prunable[at])
+
+
+@pytest.mark.parametrize("op", ["Concat", "Tile", "Expand", "Flatten"])
+def test_absurd_lengths_are_not_allocated(op: str) -> None:
+    """A length of 2^40 that shape inference follows: what it touches stays, or the model is refused."""
+    constants: Constants = {"repeats": np.array([1, 2**40, 1, 1]), "target": np.array([1, 2**40, 1, 1])}
+    constants["kernel"] = weight(1, 6, 1, 1)
+    large = onnx.helper.make_tensor_value_info("large", TensorProto.FLOAT, [1, 2**40, 5, 5])
+    made = {
+        "Concat": node("Concat", ["a", "large"], "t", axis=1),
+        "Tile": node("Tile", ["a", "repeats"], "t"),
+        "Expand": node("Expand", ["one", "target"], "t"),
+        "Flatten": node("Flatten", ["wide"], "t"),
+    }[op]
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        conv("one", "x", constants, 6, 1),
+        node("Resize", ["a", "", "scales"], "wide"),
+        made,
+        node("Relu", ["t"], "y"),
+    ]
+    constants["scales"] = np.array([1, 1, 2**20, 2**20], np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 6, 5, 5]), large],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * (2 if op == "Flatten" else 4))],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
+    groups = by_producer(analysed(model))
+    assert not groups["one" if op == "Expand" else "a"].prunable.any()

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.labels import FIXED, Ids, Labels
+from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, Labels
 from onnxcompress.analysis.shapes import ShapeValues
+from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model, Shape
 
 if TYPE_CHECKING:
@@ -136,7 +137,13 @@ class ChannelAnalysis:
             self._labels[tensor.name] = labels
 
     def fresh(self, count: int) -> Ids:
-        """Return new atoms, shape (count,)."""
+        """Return new atoms, shape (count,).
+
+        Raises:
+            ModelError: the count is absurd.
+        """
+        if count > MOST_POSITIONS:
+            raise ModelError(f"a tensor declares {count} channels, more than {MOST_POSITIONS}; the file is damaged")
         self.atoms += count
         return np.arange(self.atoms - count, self.atoms, dtype=np.int64)
 

@@ -19,6 +19,9 @@ Mask = npt.NDArray[np.bool_]
 FIXED = -1
 """The atom of a position that holds no removable channel; it always stays."""
 
+MOST_POSITIONS = 2**25
+"""Along one axis; a tensor that claims more is absurd, and nothing is allocated for it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -55,10 +58,10 @@ class Labels:
         return Labels(tuple(axis + by for axis in self.axes), self.ids, self.inner)
 
     def expanded(self) -> Labels | None:
-        """Return the labels with one atom for each position, None where a multiplicity is not known."""
+        """Return the labels with one atom for each position, None where a multiplicity is not known, or absurd."""
         ids = self.ids
         for dimension, count in enumerate(self.inner):
-            if count is None:
+            if count is None or ids.size * count > MOST_POSITIONS:
                 return None
             if count != 1:
                 ids = np.repeat(ids, count, axis=dimension)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.channels.labels import MOST_POSITIONS, Labels
 from onnxcompress.analysis.channels.operators.registry import operator
 from onnxcompress.graph import Dim, Shape
 
@@ -285,5 +285,7 @@ def _assemble(labels: Labels, taken: list[list[_Digit]], after: Shape) -> Labels
             inner.append(math.prod(known))
         else:
             inner.append(length // lengths[-1] if isinstance(length, int) else None)
+    if math.prod(lengths) > MOST_POSITIONS:
+        return None
     ids = np.broadcast_to(labels.ids.reshape(shape), spread).reshape(lengths)
     return Labels(tuple(axes), np.ascontiguousarray(ids), tuple(inner))

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from onnxcompress.analysis.channels.surgery import Surgery
 
 
+_WIDEST_BAND = 8192
+"""Channels; the window of a pruned LRN is a matrix of their square."""
+
+
 @operator("BatchNormalization")
 def batch_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """Scale, bias, mean and variance (C) are sliced."""
@@ -70,6 +74,11 @@ def lrn(analysis: ChannelAnalysis, node: gs.Node) -> None:
     expanded = labels.expanded()
     if expanded is None or expanded.axes != (1,) or why_no_band(analysis.model, node) is not None:
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
+        return
+    if len(expanded.ids) > _WIDEST_BAND:
+        analysis.freeze(
+            labels.ids, f"'{node.name}' (LRN) has more than {_WIDEST_BAND} of them, too many for its window"
+        )
         return
     analysis.consume(node, 0, expanded)
     analysis.set(node.outputs[0], expanded)

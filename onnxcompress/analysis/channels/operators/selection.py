@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.labels import FIXED, Ids, Labels
+from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, Labels
 from onnxcompress.analysis.channels.operators.elementwise import tie_operands
 from onnxcompress.analysis.channels.operators.registry import operator
 
@@ -46,7 +46,7 @@ def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -
         expanded = labels.expanded()
         return expanded.ids if expanded is not None and expanded.axes == (axis,) else None
     length = None if shape is None else shape[axis]
-    if not isinstance(length, int):
+    if not isinstance(length, int) or length > MOST_POSITIONS:
         return None
     if isinstance(tensor, gs.Constant):
         ids = analysis.fresh(length)
@@ -261,7 +261,7 @@ def tile(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     repeats = analysis.ints(node, 1)
     expanded = labels.expanded()
-    if repeats is None or expanded is None or any(repeats[axis] is None for axis in labels.axes):
+    if repeats is None or expanded is None or any(_is_open_or_absurd(repeats[axis]) for axis in labels.axes):
         analysis.freeze(labels.ids, f"'{node.name}' repeats them a number of times that is not known before the run")
         return
     if all(repeats[axis] == 1 for axis in labels.axes):
@@ -271,6 +271,10 @@ def tile(analysis: ChannelAnalysis, node: gs.Node) -> None:
         analysis.set(node.outputs[0], Labels.along(labels.axes[0], ids))
     else:
         analysis.freeze(labels.ids, f"'{node.name}' repeats them along several axes")
+
+
+def _is_open_or_absurd(count: int | None) -> bool:
+    return count is None or count > MOST_POSITIONS
 
 
 @operator("Expand")

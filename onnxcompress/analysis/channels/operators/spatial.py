@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.channels.labels import MOST_POSITIONS, Labels
 from onnxcompress.analysis.channels.operators.layout import on_channel_axis
 from onnxcompress.analysis.channels.operators.registry import operator
 
@@ -94,10 +94,11 @@ def space_to_depth(analysis: ChannelAnalysis, node: gs.Node) -> None:
     labels = analysis.of(node.inputs[0])
     if labels is None:
         return
-    if labels.axes != (1,) or labels.inner != (1,):
+    block = int(node.attrs["blocksize"]) ** 2
+    if labels.axes != (1,) or labels.inner != (1,) or block * len(labels.ids) > MOST_POSITIONS:
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return
-    analysis.set(node.outputs[0], Labels.along(1, np.tile(labels.ids, int(node.attrs["blocksize"]) ** 2)))
+    analysis.set(node.outputs[0], Labels.along(1, np.tile(labels.ids, block)))
 
 
 @operator("Size")
