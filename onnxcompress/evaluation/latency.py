@@ -8,9 +8,10 @@ from typing import Any
 
 from onnxcompress.evaluation.intervals import Interval
 from onnxcompress.evaluation.profile import ElsewhereNode, nodes_elsewhere, profile_model
-from onnxcompress.evaluation.timing import Milliseconds, Rounds, Run, alternate, summarise
-from onnxcompress.runtime.device import bound_run, cpu_affinity, physical_cores, single_run
+from onnxcompress.evaluation.timing import Milliseconds, Rounds, Run, alternate, is_useless, summarise
+from onnxcompress.runtime.device import bound_run, core_cpus, cpu_affinity, physical_cores, single_run
 from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
+from onnxcompress.runtime.scheduling import WaitingTime, bound_to
 from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
 from onnxcompress.runtime.tensors import Array, concrete_shapes, random_inputs
 
@@ -45,9 +46,14 @@ class Latency:
         provider: the one that ran, as onnxruntime calls it; `requested`: as the user called it.
         options: the provider's options.
         threads: of one operator; affinity: the logical CPUs the process may use, None where unknown.
+        bound: whether each thread was bound to a core of its own, as onnxruntime does by itself where it chooses the
+            number of threads.
         copies: whether copies to and from the device are in the times.
         runs: timed runs of each model; warmup: untimed ones.
         speedup, interval: original / compressed and its 95 % confidence interval (see `timing.Comparison`).
+        noisy: whether there is no interval, or one so wide that nothing follows from it.
+        original_interrupted, compressed_interrupted: share of the runs that waited for a CPU that something else had;
+            `interrupted_left_out`: whether all other figures are made of the remaining runs.
         original_elsewhere, compressed_elsewhere: nodes that another provider had to run.
     """
 
@@ -64,6 +70,11 @@ class Latency:
     compressed_ms: Milliseconds
     speedup: float
     interval: Interval | None
+    noisy: bool = False
+    bound: bool = False
+    original_interrupted: float = 0.0
+    compressed_interrupted: float = 0.0
+    interrupted_left_out: bool = False
     original_elsewhere: tuple[ElsewhereNode, ...] = ()
     compressed_elsewhere: tuple[ElsewhereNode, ...] = ()
 
@@ -86,6 +97,7 @@ class TimedTogether:
     batch: int
     threads: int
     affinity: tuple[int, ...] | None
+    bound: bool
     copies: bool
     rounds: Rounds
     elsewhere: tuple[tuple[ElsewhereNode, ...], ...]
@@ -108,6 +120,11 @@ class TimedTogether:
             compressed_ms=compared.compressed_ms,
             speedup=compared.speedup,
             interval=compared.interval,
+            noisy=is_useless(compared.interval),
+            bound=self.bound,
+            original_interrupted=compared.interrupted[0],
+            compressed_interrupted=compared.interrupted[1],
+            interrupted_left_out=compared.left_out,
             original_elsewhere=self.elsewhere[first],
             compressed_elsewhere=self.elsewhere[second],
         )
@@ -131,7 +148,9 @@ def measure_together(
     """Time models on the same random inputs, in alternating rounds; the first is what the others are compared with.
 
     All sessions live side by side, but their threads spin only within a run: idle pools that spin made the other model
-    twice as slow, without spinning at all a run on two threads took a quarter longer than users will see.
+    twice as slow, without spinning at all a run on two threads took a quarter longer than users will see. With as many
+    threads as cores each is bound to its own: left free, the scheduler puts two on one core as soon as anything else
+    runs, however lowly.
 
     Raises:
         DataError: a size of an input is unknown, or the batch does not fit.
@@ -139,15 +158,20 @@ def measure_together(
     """
     settings = settings or LatencySettings()
     threads = settings.threads or physical_cores()
-    running = SessionSettings(threads=threads, spinning="within_run", deterministic=False)
-    sessions = [Session(model, provider, running) for model in models]
-    feeds = [_inputs(session, settings) for session in sessions]
+    cores = _cores_to_bind(provider, threads)
+    running = SessionSettings(threads=threads, spinning="within_run", worker_cpus=cores[1:], deterministic=False)
     keeps_copies = settings.copies or not provider.has_cuda_memory
-    runs = [_run(session, feed, keeps_copies) for session, feed in zip(sessions, feeds, strict=True)]
-    for session, feed in zip(sessions, feeds, strict=True):
-        session.run(feed)
-    with sessions[-1].failures():
-        rounds = alternate(runs, warmup=settings.warmup, repeat=settings.repeat, seed=settings.seed)
+    with WaitingTime() as waited:
+        sessions = [Session(model, provider, running) for model in models]
+        feeds = [_inputs(session, settings) for session in sessions]
+        runs = [_run(session, feed, keeps_copies) for session, feed in zip(sessions, feeds, strict=True)]
+        with bound_to(cores[:1]):
+            for session, feed in zip(sessions, feeds, strict=True):
+                session.run(feed)
+            with sessions[-1].failures():
+                rounds = alternate(
+                    runs, warmup=settings.warmup, repeat=settings.repeat, waited=waited, seed=settings.seed
+                )
     ran_on = sessions[0].providers[0]
     del runs, sessions
     elsewhere: list[tuple[ElsewhereNode, ...]] = [()] * len(models)
@@ -160,11 +184,21 @@ def measure_together(
         batch=_batch(feeds[0]),
         threads=threads,
         affinity=cpu_affinity(),
+        bound=bool(cores),
         copies=keeps_copies,
         rounds=rounds,
         elsewhere=tuple(elsewhere),
         seed=settings.seed,
     )
+
+
+def _cores_to_bind(provider: Provider, threads: int) -> tuple[int, ...]:
+    """Return a CPU for each thread, the caller's first; empty where threads are few enough to be moved with profit.
+
+    Other providers start threads of their own, which would inherit the caller's binding.
+    """
+    cores = core_cpus() or ()
+    return cores if provider.is_cpu and threads == len(cores) > 1 else ()
 
 
 def _inputs(session: Session, settings: LatencySettings) -> dict[str, Array]:

@@ -37,7 +37,8 @@ def gate_results(
     """Return the recipe's gates with what was measured; the slowest provider counts.
 
     With `strict`, a value that keeps its limit is not enough: the far end of its 95 % confidence interval must keep it
-    too, and a measurement too short to have an interval fails. A size has no interval, and is judged as it is.
+    too, and a measurement too short to have an interval fails. A size has no interval, and is judged as it is. A
+    latency so noisy that its interval is missing or useless fails either way.
     """
     gates = []
     if recipe.max_drop is not None:
@@ -88,8 +89,11 @@ def _speedup_gate(limit: float, latency: Sequence[Latency], *, strict: bool) -> 
     slowest = min(latency, key=judged, default=None)
     if slowest is None:
         return GateResult("min_speedup", limit, None, False, None, strict)
-    passed = _is_at_least(slowest.speedup, limit) and _is_at_least(judged(slowest), limit)
-    return GateResult("min_speedup", limit, slowest.speedup, passed, slowest.interval, strict)
+    # The one whose ratio nobody knows may be the slowest.
+    doubtful = next((figures for figures in latency if figures.noisy), None)
+    shown = doubtful or slowest
+    passed = doubtful is None and _is_at_least(shown.speedup, limit) and _is_at_least(judged(shown), limit)
+    return GateResult("min_speedup", limit, shown.speedup, passed, shown.interval, strict, doubtful is not None)
 
 
 def _upper(interval: Interval | None) -> float | None:

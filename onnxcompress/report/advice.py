@@ -19,6 +19,9 @@ FASTER = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gent
 WORTH_SAYING_ERROR = 0.01
 """A smaller relative error of outputs that classify nothing is left to the table."""
 
+WORTH_SAYING_WAITS = 0.05
+"""A smaller share of the timed runs that waited for a CPU is left to the JSON report."""
+
 PLENTY_OF_SAMPLES = 100
 """With fewer calibration samples a refit is worth a warning."""
 
@@ -44,12 +47,13 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
         )
     lines += _dearer(report, recipe)
     lines += [f"{line} {FASTER}" for line in latency_lines(report.latency)]
+    lines += noise_lines(report.latency)
     return tuple(lines)
 
 
 def comparison_warnings(report: Report) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a comparison, one line each."""
-    return (*accuracy_lines(report.accuracy), *latency_lines(report.latency))
+    return (*accuracy_lines(report.accuracy), *latency_lines(report.latency), *noise_lines(report.latency))
 
 
 def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
@@ -84,8 +88,26 @@ def latency_lines(latency: tuple[Latency, ...]) -> list[str]:
     return [
         f"Latency on {figures.provider}: the compressed model is {times(figures.speedup, 'faster', 'slower')}."
         for figures in latency
-        if figures.interval is not None and figures.interval[1] < 1.0
+        if not figures.noisy and figures.interval is not None and figures.interval[1] < 1.0
     ]
+
+
+def noise_lines(latency: tuple[Latency, ...]) -> list[str]:
+    """Return a sentence on every provider on which nothing can be said of the ratio."""
+    return [_noise_line(figures) for figures in latency if figures.noisy]
+
+
+def _noise_line(figures: Latency) -> str:
+    if figures.interval is None:
+        found = f"{figures.runs} runs of each are too few for an interval"
+    else:
+        found = f"the ratio is somewhere from {figures.interval[0]:.2f} to {figures.interval[1]:.2f}"
+    waited = max(figures.original_interrupted, figures.compressed_interrupted)
+    busy = f", and {percent(100 * waited)} of them waited for a CPU" if waited >= WORTH_SAYING_WAITS else ""
+    return (
+        f"Latency on {figures.provider} is too noisy to say which model is faster: {found}{busy}; "
+        "measure on an idle machine, or with more runs (--repeat)"
+    )
 
 
 def how_to_keep_more(recipe: Recipe) -> str:

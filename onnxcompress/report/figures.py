@@ -78,6 +78,7 @@ class GateResult:
     Attributes:
         interval: 95 % confidence interval of the value, None where there is none (a size has none).
         strict: whether the whole interval had to keep the limit.
+        noisy: whether the measurement is too noisy to judge the value by; such a gate has failed.
     """
 
     name: str
@@ -86,6 +87,7 @@ class GateResult:
     passed: bool
     interval: tuple[float, float] | None = None
     strict: bool = False
+    noisy: bool = False
 
 
 @dataclass(frozen=True)

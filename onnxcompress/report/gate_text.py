@@ -40,6 +40,8 @@ def gate_verdict(gate: GateResult) -> str:
     """Return `passed` or `FAILED`, and whether it was only the interval that crossed the limit."""
     if gate.passed:
         return "passed"
+    if gate.noisy:
+        return "FAILED (too noisy to judge)"
     return "FAILED (--strict: the interval crosses the limit)" if failed_by_interval(gate) else "FAILED"
 
 
@@ -48,6 +50,7 @@ def gate_sentence(gate: GateResult) -> str:
     if gate.value is None:
         return f"{gate.name} was not measured, the limit is {gate.limit:g}"
     why = ", and with --strict the whole interval must keep it" if failed_by_interval(gate) else ""
+    why = ", but the measurement is too noisy to judge by" if gate.noisy else why
     return f"{gate.name} is {gate.value:.4g}{_interval(gate, '.4g')}, the limit is {gate.limit:g}{why}"
 
 
@@ -63,7 +66,7 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     """Return what to do about a failed gate; nothing for one that passed."""
     if gate.passed:
         return ""
-    if failed_by_interval(gate):
+    if gate.noisy or failed_by_interval(gate):
         return _measure_more(gate, report)
     if report.command == "compare":
         return "Compress more gently, train the second model further, or relax the limit"

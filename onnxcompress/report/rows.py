@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.latency import Latency
+from onnxcompress.report.advice import WORTH_SAYING_WAITS
 from onnxcompress.report.figures import ModelFigures, Report
 from onnxcompress.report.text import count, milliseconds, percent, points, size, times
 
@@ -98,6 +99,11 @@ def _latency_rows(latency: Iterable[Latency]) -> list[Row]:
             change += f" (95 %: {figures.interval[0]:.2f} to {figures.interval[1]:.2f})"
         rows.append((f"Latency p50 ({where})", milliseconds(before.p50), milliseconds(after.p50), change))
         rows.append(("Latency p95", milliseconds(before.p95), milliseconds(after.p95), ""))
+        waited = (figures.original_interrupted, figures.compressed_interrupted)
+        if max(waited) >= WORTH_SAYING_WAITS:
+            left_out = ", left out" if figures.interrupted_left_out else ""
+            shares = [percent(100 * share) for share in waited]
+            rows.append((f"Runs that waited for a CPU{left_out}", shares[0], shares[1], ""))
         if figures.compressed_elsewhere or figures.original_elsewhere:
             counts = [str(len(nodes)) for nodes in (figures.original_elsewhere, figures.compressed_elsewhere)]
             rows.append((f"Nodes not run by {figures.provider}", counts[0], counts[1], ""))

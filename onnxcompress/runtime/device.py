@@ -19,15 +19,21 @@ def cpu_affinity() -> tuple[int, ...] | None:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
-def physical_cores() -> int:
-    """Return how many cores this process may use: onnxruntime's own choice of threads, hyper-threads not counted."""
+def core_cpus() -> tuple[int, ...] | None:
+    """Return one logical CPU of each core this process may use, or None where the system does not say."""
     allowed = cpu_affinity()
     if allowed is None:
-        return os.cpu_count() or 1
+        return None
     try:
-        return len({Path(_TOPOLOGY.format(number)).read_text() for number in allowed})
+        cores = {Path(_TOPOLOGY.format(number)).read_text(): number for number in reversed(allowed)}
     except OSError:
-        return len(allowed)
+        return allowed
+    return tuple(sorted(cores.values()))
+
+
+def physical_cores() -> int:
+    """Return how many cores this process may use: onnxruntime's own choice of threads, hyper-threads not counted."""
+    return len(core_cpus() or ()) or os.cpu_count() or 1
 
 
 def single_run(session: Session, feeds: Mapping[str, Array]) -> Callable[[], object]:

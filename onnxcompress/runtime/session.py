@@ -27,6 +27,7 @@ class SessionSettings:
         threads: threads of one operator; 0 leaves the choice to onnxruntime (one for each physical core).
         spinning: when idle threads of the pool wait busily: `always` (onnxruntime's default) takes cores away from
             whatever else runs, another session above all; `within_run` sleeps between runs; `never` also slows the run.
+        worker_cpus: the logical CPU that each thread of the pool but the caller's is bound to; empty leaves them free.
         deterministic: ask for kernels that give the same bits on every run.
         profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
         optimize: apply onnxruntime's graph optimisations.
@@ -34,6 +35,7 @@ class SessionSettings:
 
     threads: int = 0
     spinning: Literal["always", "within_run", "never"] = "within_run"
+    worker_cpus: tuple[int, ...] = ()
     deterministic: bool = True
     profile: str | None = None
     optimize: bool = True
@@ -174,6 +176,10 @@ def _onnxruntime_options(settings: SessionSettings, severity: int) -> Any:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     elif settings.spinning == "never":
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if settings.worker_cpus:
+        # onnxruntime counts CPUs from 1.
+        bound = ";".join(str(number + 1) for number in settings.worker_cpus)
+        options.add_session_config_entry("session.intra_op_thread_affinities", bound)
     if not settings.optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if settings.profile is not None:

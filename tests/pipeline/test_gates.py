@@ -14,6 +14,8 @@ from onnxcompress.evaluation.timing import Milliseconds
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import CompressionFigures
+from onnxcompress.report.gate_text import gate_advice, gate_sentence, gate_verdict
+from tests.report.sample_reports import sample_report
 
 
 def accuracy(drop: float | None, agreement: float | None = 90.0, *, labels: bool = True) -> Accuracy:
@@ -92,6 +94,18 @@ def test_strict_fails_what_was_measured_too_shortly_for_an_interval() -> None:
     assert (gate.value, gate.interval, gate.passed) == (3.0, None, False)
     (gate,) = gate_results(Recipe(max_drop=5.0, strict=True), accuracy(0.0), (), None)
     assert not gate.passed
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_latency_that_nobody_can_judge_fails_its_gate(strict: bool) -> None:
+    sure = replace(latency(1.5), interval=(1.45, 1.55))
+    noisy = replace(latency(3.0), interval=(0.9, 9.0), noisy=True)
+    for measured in ((noisy,), (sure, noisy), (replace(noisy, interval=None),)):
+        (gate,) = gate_results(Recipe(min_speedup=1.2, strict=strict), None, measured, None)
+        assert (gate.value, gate.passed, gate.noisy) == (3.0, False, True)
+        assert "too noisy to judge" in gate_verdict(gate)
+        assert "too noisy to judge by" in gate_sentence(gate)
+        assert "--repeat" in gate_advice(gate, sample_report())
 
 
 def test_file_size_is_judged() -> None:

@@ -253,6 +253,12 @@ def test_unmeasured_accuracy_slowness_and_idleness_are_said() -> None:
     slow = dataclasses.replace(LATENCY, speedup=0.8, interval=(0.7, 0.9))
     (line,) = compression_warnings(report(accuracy=accuracy(78.5, 78.5), latency=(slow,)), Recipe(prune=0.4))
     assert "1.25 x slower" in line
+    unknown = dataclasses.replace(LATENCY, interval=(0.6, 2.1), noisy=True, original_interrupted=0.6)
+    (line,) = compression_warnings(report(accuracy=accuracy(78.5, 78.5), latency=(unknown,)), Recipe(prune=0.4))
+    assert "too noisy to say which model is faster: the ratio is somewhere from 0.60 to 2.10, and 60.0 %" in line
+    few = dataclasses.replace(unknown, interval=None, runs=3)
+    *_, line = comparison_warnings(report(accuracy=None, latency=(few,)))
+    assert "3 runs of each are too few" in line
     (line,) = compression_warnings(report(accuracy=None, stages=()), Recipe())
     assert "give --prune R, --tucker SPEC or --svd SPEC" in line
     (line,) = compression_warnings(report(accuracy=None, stages=()), Recipe(prune=0.4))
