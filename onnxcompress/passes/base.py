@@ -138,6 +138,14 @@ class Pass(ABC):
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Carry out `plan` on `model`, which is a private copy; return what provenance the rewrite adds."""
 
+    def remeasured(self, model: Model, plan: Plan) -> Plan:
+        """Return the same decisions, made for other weights, with the figures that depend on weights measured anew.
+
+        Raises:
+            RecipeError: the plan names what the model does not have.
+        """
+        return plan
+
     def apply(self, model: Model, plan: Plan, context: PassContext) -> PassResult:
         """Carry out `plan` on a copy of `model` and check the result.
 

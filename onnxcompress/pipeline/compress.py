@@ -31,12 +31,12 @@ from onnxcompress.pipeline.stages import (
     planned_work,
     run_pass,
 )
+from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.pipeline.verification import Feeds, sample_feeds, verify_stage
 from onnxcompress.recipe import Recipe
 from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
-from onnxcompress.report.json_file import json_text
 from onnxcompress.report.layers import layer_changes
 from onnxcompress.report.progress import Progress, no_progress
 
@@ -102,7 +102,8 @@ def compress(
     original_cost = model_cost(source.model, asked.input_shape)
     saved = request.saved_plan
     if saved is not None:
-        saved.check_is_for(source, str(asked.plan))
+        saved.check_is_for(source, asked)
+    of_other_weights = saved is not None and not saved.is_of(source)
     work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
     data_sets = open_data(
         source.content,
@@ -125,7 +126,7 @@ def compress(
         race=race_on(providers, latency_settings(asked)) if asked.latency else None,
         providers=tuple(provider.name for provider in providers),
     )
-    stages = _run_passes(work, source, context, asked, tell)
+    stages = _run_passes(work, source, context, asked, tell, of_other_weights=of_other_weights)
     result = stages[-1].result.model if stages else source.model
 
     compressed = CompressedModel(result, external=asked.external_data)
@@ -148,8 +149,13 @@ def compress(
     return CompressionResult(result, plan, report)
 
 
-def _run_passes(work: Work, source: Source, context: PassContext, asked: Recipe, tell: Progress) -> list[Stage]:
-    """Run the passes one after another, each proved before the next one starts."""
+def _run_passes(
+    work: Work, source: Source, context: PassContext, asked: Recipe, tell: Progress, *, of_other_weights: bool
+) -> list[Stage]:
+    """Run the passes one after another, each proved before the next one starts.
+
+    With `of_other_weights` the plans were made for other weights: their figures are measured anew.
+    """
     stages: list[Stage] = []
     feeds: Feeds | None = None
     model = source.model
@@ -157,6 +163,8 @@ def _run_passes(work: Work, source: Source, context: PassContext, asked: Recipe,
         tell(each.name, number, len(work))
         if context.original is None and each.name != Cleanup.name:
             context = replace(context, original=model)
+        if plan is not None and of_other_weights:
+            plan = each.remeasured(model, plan)
         stage, context = run_pass(
             each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
         )
@@ -180,6 +188,7 @@ def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPla
         plans=tuple(stage.result.plan for stage in stages),
         model_path=str(source.path) if source.path else None,
         made_by=environment.versions(),
+        structure=structure_sha256(source.model),
     )
 
 
@@ -228,7 +237,7 @@ def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, repor
         output = None
     files = report_files(report, asked)
     if asked.save_plan is not None:
-        files[asked.save_plan] = json_text(plan.to_json()).encode()
+        files[asked.save_plan] = plan.to_text().encode()
 
     def save() -> None:
         if output is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.passes.base import Plan
+from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.json_file import plain_json
 
@@ -37,12 +38,16 @@ DECIDING_OPTIONS = (
 )
 """Options whose values a plan has already settled."""
 
+_DEPTH_OF_LINES = 4
+"""passes > pass > decisions > decision: what lies deeper stands on one line."""
+
 
 @dataclass(frozen=True)
 class SavedPlan:
     """The plans of a run's passes, in their order, and the model they were made for.
 
     Attributes:
+        structure: hash of the model without its weights' values (`structure_sha256`); None in plans of older versions.
         recipe: the options that decide (`DECIDING_OPTIONS`), `round_to` as the number it came to.
     """
 
@@ -52,13 +57,19 @@ class SavedPlan:
     plans: tuple[Plan, ...]
     model_path: str | None = None
     made_by: Mapping[str, str] = field(default_factory=dict)
+    structure: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         value: dict[str, Any] = plain_json(
             {
                 "schema": SCHEMA,
-                "input": {"path": self.model_path, "sha256": self.sha256, "side_files": self.side_files},
+                "input": {
+                    "path": self.model_path,
+                    "sha256": self.sha256,
+                    "structure": self.structure,
+                    "side_files": self.side_files,
+                },
                 "recipe": self.recipe,
                 "versions": self.made_by,
                 "passes": [plan.to_json() for plan in self.plans],
@@ -66,18 +77,59 @@ class SavedPlan:
         )
         return value
 
-    def check_is_for(self, source: Source, where: str) -> None:
-        """Refuse another model than the one the plan was made for.
+    def to_text(self) -> str:
+        """Return the plan as JSON that reads well in a pull request: each decision, and each node left alone, one line.
+
+        ASCII characters only.
+        """
+        return _lines(self.to_json()) + "\n"
+
+    def is_of(self, source: Source) -> bool:
+        """Whether the plan was made for exactly this model."""
+        return (source.sha256, dict(source.side_files)) == (self.sha256, dict(self.side_files))
+
+    def check_is_for(self, source: Source, recipe: Recipe) -> None:
+        """Refuse another model than the one the plan was made for, as far as the recipe does not allow it.
 
         Raises:
-            RecipeError: the model's bytes differ.
+            RecipeError: the model's bytes differ; with `plan_structure_only`, its structure does.
         """
-        if (source.sha256, dict(source.side_files)) != (self.sha256, dict(self.side_files)):
-            own = f"{self.model_path or 'a model in memory'} (sha256 {self.sha256[:12]}...)"
+        if recipe.force_plan or self.is_of(source):
+            return
+        where, own = str(recipe.plan), self.model_path or "a model in memory"
+        if not recipe.plan_structure_only:
             raise RecipeError(
-                f"{where}: the plan was made for {own}, this model's sha256 is {source.sha256[:12]}...; "
-                "give that model, or make a new plan with --save-plan"
+                f"{where}: the plan was made for {own} (sha256 {self.sha256[:12]}...), this model's sha256 is "
+                f"{source.sha256[:12]}...; give that model, make a new plan with --save-plan, or give "
+                "--plan-structure-only if only the weights differ"
             )
+        if self.structure is None:
+            raise RecipeError(f"{where}: does not say for which structure it was made; save it again, or --force-plan")
+        if structure_sha256(source.model) != self.structure:
+            raise RecipeError(
+                f"{where}: the plan was made for {own}, whose architecture is not this model's: "
+                f"{self._unlike(source)}; make a new plan with --save-plan, or give --force-plan"
+            )
+
+    def _unlike(self, source: Source) -> str:
+        present = {node.name for node in source.model.nodes}
+        named = (str(decision.get("node", "")) for plan in self.plans[:1] for decision in plan.decisions)
+        missing = next((node for node in named if node not in present), None)
+        if missing is not None:
+            return f"it has no node '{missing}'"
+        return "operators, attributes, names, shapes or element types differ"
+
+
+def _lines(value: Any, depth: int = 0) -> str:
+    """Return JSON of one line for each entry of an entry of `passes`, and of indented objects above that."""
+    inner = "  " * (depth + 1)
+    if isinstance(value, dict) and value and depth < _DEPTH_OF_LINES:
+        entries = [f"{inner}{json.dumps(str(k))}: {_lines(v, depth + 1)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(entries) + "\n" + "  " * depth + "}"
+    if isinstance(value, list) and value and isinstance(value[0], dict) and depth < _DEPTH_OF_LINES:
+        entries = [inner + _lines(each, depth + 1) for each in value]
+        return "[\n" + ",\n".join(entries) + "\n" + "  " * depth + "]"
+    return json.dumps(value, allow_nan=False)
 
 
 def read_plan(path: Path) -> SavedPlan:
@@ -100,7 +152,16 @@ def read_plan(path: Path) -> SavedPlan:
         model, recipe = value["input"], value["recipe"]
         plans = tuple(Plan.from_json(plan) for plan in value["passes"])
         hashes = {str(name): str(sha256) for name, sha256 in model["side_files"].items()}
-        saved = SavedPlan(str(model["sha256"]), hashes, dict(recipe), plans, model["path"], dict(value["versions"]))
+        structure = model.get("structure")
+        saved = SavedPlan(
+            str(model["sha256"]),
+            hashes,
+            dict(recipe),
+            plans,
+            model["path"],
+            dict(value["versions"]),
+            None if structure is None else str(structure),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"{path}: is a damaged plan ({type(error).__name__}: {error}); save it again") from error
     unknown = saved.recipe.keys() - set(DECIDING_OPTIONS)
@@ -111,11 +172,16 @@ def read_plan(path: Path) -> SavedPlan:
 
 
 def check_nothing_else_decides(recipe: Recipe) -> None:
-    """Refuse a recipe that asks for a plan to be replayed and for something else to be decided.
+    """Refuse a recipe that asks for a plan to be replayed and for something else to be decided, or for neither.
 
     Raises:
-        RecipeError: an option is set that the plan has settled.
+        RecipeError: an option is set that the plan has settled, or one about a plan without a plan.
     """
+    if recipe.plan is None:
+        for option in ("plan_structure_only", "force_plan"):
+            if getattr(recipe, option):
+                raise RecipeError(f"--{option.replace('_', '-')} is about a plan to replay: give --plan F.json too")
+        return
     default = Recipe()
     for name in DECIDING_OPTIONS:
         if getattr(recipe, name) != getattr(default, name):

@@ -65,10 +65,8 @@ def make_request(
         RecipeError: a value cannot be used, two contradict each other, or an output path cannot be written.
     """
     asked = resolve_recipe(recipe, options)
-    saved = None
-    if asked.plan is not None:
-        check_nothing_else_decides(asked)
-        saved = read_plan(asked.plan)
+    check_nothing_else_decides(asked)
+    saved = None if asked.plan is None else read_plan(asked.plan)
     settled = asked if saved is None else asked.updated(_replayed(saved.recipe), f"{asked.plan}: recipe")
     request = Request(
         recipe=replace(settled, round_to=_round_to(settled)),

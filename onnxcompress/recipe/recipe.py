@@ -199,6 +199,12 @@ class Recipe:
     junit: Path | None = option(None, FilePath(), OUTPUT, "F.xml", "write gates and self-check as JUnit XML, for CI")
     save_plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write what was decided, to review and replay")
     plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "replay a saved plan instead of deciding")
+    plan_structure_only: bool = option(
+        False, Flag(), OUTPUT, "", "replay the plan on other weights of the same architecture, such as retrained ones"
+    )
+    force_plan: bool = option(
+        False, Flag(), OUTPUT, "", "replay the plan on another model, as far as its decisions fit"
+    )
     dry_run: bool = option(False, Flag(), OUTPUT, "", "show what would be done and write nothing")
     overwrite: bool = option(False, Flag(), OUTPUT, "", "replace OUT if it exists")
     keep_failed: bool = option(False, Flag(), OUTPUT, "", "write OUT even if a gate failed (the exit code stays 3)")

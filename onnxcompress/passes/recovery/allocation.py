@@ -9,7 +9,7 @@ a choice. The splits are the Tucker and SVD passes'; a refit afterwards gives th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,6 +41,9 @@ TARGETS = ("macs", "params", "size")
 
 _TYPICAL_ERROR = 0.06
 """The share of a response that is taken away to measure a sensitivity: about what compression takes."""
+
+_JUDGED_ON_DATA = ("response_error", "sensitivity")
+"""Entries of a decision that calibration data and the weights of the day gave."""
 
 _BATCH = 16
 
@@ -141,6 +144,19 @@ class Allocation(Pass):
             if own:
                 each.rewrite(model, Plan(each.name, own), context)
         return {}
+
+    def remeasured(self, model: Model, plan: Plan) -> Plan:
+        """Return the plan with the errors of this model's weights, and without what calibration data told of others'."""
+        errors: dict[str, Any] = {}
+        for kind, each in (("tucker", self._tucker), ("svd", self._svd)):
+            own = tuple(decision for decision in plan.decisions if decision["kind"] == kind)
+            found = each.remeasured(model, Plan(each.name, own)).decisions
+            errors |= {str(decision["node"]): decision["error"] for decision in found}
+        decisions = tuple(
+            {k: errors[str(d["node"])] if k == "error" else v for k, v in d.items() if k not in _JUDGED_ON_DATA}
+            for d in plan.decisions
+        )
+        return replace(plan, decisions=decisions)
 
     def _choices(
         self,

@@ -6,7 +6,7 @@ The core is the original convolution between fewer channels; the two 1x1 convolu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -121,6 +121,17 @@ class TuckerDecomposition(Pass):
                 constants[key] = split_constants(model, site, weights.pop(key))
             replace_conv(model, nodes[site.node], site.groups, split, constants[key])
         return {}
+
+    def remeasured(self, model: Model, plan: Plan) -> Plan:
+        """Return the plan with the errors of this model's weights."""
+        sites = {site.node: site for site in find_conv_sites(model, PassContext())[0]}
+        work = [_planned(sites, decision) for decision in plan.decisions]
+        weights = parallel_map(lambda pair: self._weights(*pair), work)
+        decisions: list[Decision] = []
+        for decision, (site, split), own in zip(plan.decisions, work, weights, strict=True):
+            self._cache.put(site.weight, _how(site, split), own)
+            decisions.append({**decision, "error": own.relative_error})
+        return replace(plan, decisions=tuple(decisions))
 
     def _weights(self, site: ConvSite, split: SplitShape) -> SplitWeights:
         known = self._cache.take(site.weight, _how(site, split))

@@ -7,7 +7,7 @@ The first of the two keeps what moves data (strides and pads of a Conv, transA o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -131,6 +131,17 @@ class SvdDecomposition(Pass):
                 )
             replace_by_chain(model, nodes[site.node], _links(model, nodes[site.node], *constants[key]))
         return {}
+
+    def remeasured(self, model: Model, plan: Plan) -> Plan:
+        """Return the plan with the errors of this model's weights."""
+        sites = {site.node: site for site in find_matrix_sites(model, PassContext())[0]}
+        work = [_planned(sites, decision) for decision in plan.decisions]
+        factors = parallel_map(lambda pair: self._factors(*pair), work)
+        decisions: list[Decision] = []
+        for decision, (site, rank), own in zip(plan.decisions, work, factors, strict=True):
+            self._cache.put(site.weight, _how(site, rank), own)
+            decisions.append({**decision, "error": own.relative_error})
+        return replace(plan, decisions=tuple(decisions))
 
     def _factors(self, site: MatrixSite, rank: int) -> MatrixFactors:
         return self._cache.take(site.weight, _how(site, rank)) or matrix_factors(site, rank)
