@@ -7,18 +7,18 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from onnxcompress.cli_options import recipe_of
 from onnxcompress.errors import EXIT_GATE, EXIT_OK, RecipeError
 from onnxcompress.pipeline.compare import compare
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.inspect import inspect
-from onnxcompress.pipeline.outputs import check_outputs
+from onnxcompress.pipeline.outputs import check_outputs, write_together
+from onnxcompress.remote import Location
 from onnxcompress.report.figures import Report
 from onnxcompress.report.gate_text import gate_sentence
 from onnxcompress.report.inspection_tables import print_inspection
-from onnxcompress.report.json_file import write_json
+from onnxcompress.report.json_file import json_text
 from onnxcompress.report.progress import progress_bar
 from onnxcompress.report.terminal import console_for, print_report
 from onnxcompress.report.text import printable
@@ -56,14 +56,14 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     check_outputs(None, overwrite=False, reports={"--json": arguments.json}, inputs=[arguments.input])
     inspection = inspect(arguments.input)
     if arguments.json is not None:
-        write_json(inspection.to_json(), arguments.json)
+        write_together({arguments.json: json_text(inspection.to_json()).encode()})
     if not arguments.quiet:
         with _reader_may_leave():
             print_inspection(inspection, console_for(sys.stdout), verbose=arguments.verbose)
     return EXIT_OK
 
 
-def _verdict(report: Report, output: Path | None) -> int:
+def _verdict(report: Report, output: Location | None) -> int:
     """Tell on standard error what must not be missed, and return the exit code."""
     for line in report.warnings:
         sys.stderr.write(f"onnxcompress: warning: {printable(line)}\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from onnxcompress import __version__
@@ -12,6 +11,7 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.kinds import Flag
 from onnxcompress.recipe.options import DATA, GATES, GROUPS, LATENCY, Option, options_of
+from onnxcompress.remote import location
 
 COMMANDS = ("inspect", "compare")
 
@@ -86,9 +86,9 @@ def recipe_of(namespace: argparse.Namespace) -> Recipe:
 
 def _compress_parser() -> argparse.ArgumentParser:
     parser = _new_parser("onnxcompress", "%(prog)s IN OUT [options]", _COMPRESS_ABOUT, _COMPRESS_EXAMPLES)
-    parser.add_argument("input", metavar="IN", type=Path, help="the model to compress")
+    parser.add_argument("input", metavar="IN", type=location, help="the model to compress")
     parser.add_argument(
-        "output", metavar="OUT", type=Path, nargs="?", help="the model to write (may be left out with --dry-run)"
+        "output", metavar="OUT", type=location, nargs="?", help="the model to write (may be left out with --dry-run)"
     )
     _add_recipe_options(parser, options_of(Recipe))
     _add_common(parser, progress=True)
@@ -99,8 +99,8 @@ def _compress_parser() -> argparse.ArgumentParser:
 def _inspect_parser() -> argparse.ArgumentParser:
     about = "Show what a model costs layer by layer, and what of it can be pruned or split and what cannot, and why."
     parser = _new_parser("onnxcompress inspect", "%(prog)s IN [options]", about, _INSPECT_EXAMPLES)
-    parser.add_argument("input", metavar="IN", type=Path, help="the model to look at")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything as JSON")
+    parser.add_argument("input", metavar="IN", type=location, help="the model to look at")
+    parser.add_argument("--json", metavar="FILE", type=location, help="write everything as JSON")
     _add_common(parser, progress=False, recipe=False)
     return parser
 
@@ -108,8 +108,8 @@ def _inspect_parser() -> argparse.ArgumentParser:
 def _compare_parser() -> argparse.ArgumentParser:
     about = "Compare accuracy and latency of two models, with the gates and exit codes of compression."
     parser = _new_parser("onnxcompress compare", "%(prog)s A B [options]", about, _COMPARE_EXAMPLES)
-    parser.add_argument("input", metavar="A", type=Path, help="the original model")
-    parser.add_argument("output", metavar="B", type=Path, help="the model that shall replace it")
+    parser.add_argument("input", metavar="A", type=location, help="the original model")
+    parser.add_argument("output", metavar="B", type=location, help="the model that shall replace it")
     known = options_of(Recipe)
     chosen = {
         name: known[name]
@@ -161,7 +161,7 @@ def _add_common(parser: argparse.ArgumentParser, *, progress: bool, recipe: bool
     section = parser.add_argument_group("recipe and terminal" if recipe else "terminal")
     if recipe:
         section.add_argument(
-            "--recipe", metavar="F.toml", type=Path, help="take options from a TOML file; the command line wins"
+            "--recipe", metavar="F.toml", type=location, help="take options from a TOML file; the command line wins"
         )
     section.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
     section.add_argument("-v", "--verbose", action="store_true", help="print every decision and every node left alone")

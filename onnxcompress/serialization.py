@@ -147,6 +147,30 @@ def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], bas
     return mapped.view(dtype).reshape(tuple(tensor.dims))
 
 
+def external_files(proto: onnx.ModelProto) -> list[str]:
+    """Return the relative paths of the files that a model's external data lie in.
+
+    Paths that would lead outside the model's folder are left out: reading the tensors refuses them.
+    """
+    named = {
+        entry.value
+        for tensor in _all_tensors(proto.graph)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return sorted(name for name in named if name and not os.path.isabs(name) and ".." not in Path(name).parts)
+
+
+def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _all_tensors(inner)
+
+
 def array_to_tensor(name: str, array: Array) -> onnx.TensorProto:
     """Return `array` as an onnx tensor, in its own element type."""
     if array.dtype == object:
@@ -264,12 +288,11 @@ def _external_tensor(name: str, array: Array, location: str, offset: int) -> onn
 
 
 def _own_side_files(path: Path) -> set[Path]:
-    """Side files this module wrote for an earlier model at `path`: `NAME.<12 hex digits>.data`."""
-    marker = len(path.name) + 1
-    return {
-        file
-        for file in path.absolute().parent.glob("*.data")
-        if file.name.startswith(f"{path.name}.")
-        and len(file.name) == marker + 12 + len(".data")
-        and all(c in "0123456789abcdef" for c in file.name[marker : marker + 12])
-    }
+    """Side files this module wrote for an earlier model at `path`."""
+    return {file for file in path.absolute().parent.glob("*.data") if is_side_file(file.name, path.name)}
+
+
+def is_side_file(name: str, model: str) -> bool:
+    """Whether a file is called as this module calls the side files of a model: `MODEL.<12 hex digits>.data`."""
+    digits = name.removeprefix(f"{model}.").removesuffix(".data")
+    return name == f"{model}.{digits}.data" and len(digits) == 12 and all(c in "0123456789abcdef" for c in digits)

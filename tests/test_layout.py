@@ -25,6 +25,7 @@ MOST_LINES = 420  # about 400, says the design
 # A module imports from the tiers before its own, and from its own subpackage.
 TIERS = (
     {"errors"},
+    {"remote"},
     {"recipe", "serialization"},
     {"importing", "inference"},
     {"graph"},
@@ -130,8 +131,9 @@ BROUGHT_BY = {"PIL": "pillow", "google": "onnx", "onnx_graphsurgeon": "onnx-grap
 def test_what_is_imported_is_declared() -> None:
     """Something that only the development tools happen to bring would be missing at a user's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {re.split(r"[^\w-]", line)[0] for line in (*project["dependencies"], "torch")}
-    assert "torch" in " ".join(project["optional-dependencies"]["train"])
+    extras = project["optional-dependencies"]
+    optional = [line for name in ("train", "remote") for line in extras[name]]
+    declared = {re.split(r"[^\w-]", line)[0] for line in (*project["dependencies"], *optional)}
     tops = {name.partition(".")[0] for path in MODULES for name in imported_modules(path.read_text("utf-8"))}
     third_party = tops - set(sys.stdlib_module_names) - {"onnxcompress", "tomllib"}
     assert {BROUGHT_BY.get(name, name) for name in third_party} - declared == set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.cost import ModelCost, model_cost
@@ -34,6 +33,7 @@ from onnxcompress.pipeline.stages import (
 from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.pipeline.verification import Feeds, sample_feeds, verify_stage
 from onnxcompress.recipe import Recipe
+from onnxcompress.remote import Location
 from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
@@ -59,7 +59,7 @@ def compress(
     model: ModelLike,
     recipe: RecipeLike = None,
     *,
-    output: str | Path | None = None,
+    output: str | Location | None = None,
     data: Any = None,
     calib: Any = None,
     train: Any = None,
@@ -69,7 +69,8 @@ def compress(
     """Compress a model.
 
     Args:
-        model: a path, serialized bytes, an `onnx.ModelProto` or a `Model`; it is not changed.
+        model: a path, an address such as `s3://bucket/model.onnx` (docs/remote.md), serialized bytes, an
+            `onnx.ModelProto` or a `Model`; it is not changed.
         recipe: a `Recipe`, a mapping of its fields, or the path of a TOML file.
         output: where to write the compressed model; None writes none. A model that fails a gate is written only with
             `keep_failed`. The recipe's reports and `save_plan` are written either way, and nothing with `dry_run`.

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from onnxcompress.errors import DataError
 from onnxcompress.evaluation.compare import Evaluation, compare_models
 from onnxcompress.evaluation.latency import LatencySettings
 from onnxcompress.passes.base import LABELS, Samples
 from onnxcompress.recipe import Recipe
+from onnxcompress.remote import Copy, RemoteFile, fetch, location
 from onnxcompress.report.progress import Progress
 from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.dataset import Dataset
@@ -34,6 +36,8 @@ class DataSets:
     evaluation: Dataset | None = None
     calibration: Dataset | None = None
     training: Dataset | None = None
+    copies: tuple[Copy, ...] = ()
+    """Of data that lie elsewhere, kept as long as they are read."""
 
     @property
     def calibration_samples(self) -> Samples | None:
@@ -65,8 +69,17 @@ def open_data(
         return DataSets()
     session = Session(model, settings=SessionSettings(optimize=False))
 
+    copies: dict[str, Copy] = {}
+
     def opened(given: Any) -> Dataset | None:
-        return None if given is None else dataset_for(session, given, preprocess=recipe.preprocess)
+        file = location(given) if isinstance(given, (str, RemoteFile)) else None
+        if not isinstance(file, RemoteFile):
+            return None if given is None else dataset_for(session, given, preprocess=recipe.preprocess)
+        if file.address not in copies:
+            copies[file.address] = fetch(file, DataError)
+        copy = copies[file.address]
+        with copy.named():
+            return dataset_for(session, copy.path, preprocess=recipe.preprocess)
 
     evaluation, calibration, training = opened(data), opened(calib), opened(train)
     if needs_calibration and calibration is None and training is not None:
@@ -74,7 +87,9 @@ def open_data(
     if needs_calibration and calibration is None and evaluation is not None:
         # Before `limited`: a sample must never be on both sides.
         calibration, evaluation = evaluation.split(CALIBRATION_SHARE, recipe.seed)
-    return DataSets(_limited(evaluation, recipe), _limited(calibration, recipe), training)
+    return DataSets(
+        _limited(evaluation, recipe), _limited(calibration, recipe), training, copies=tuple(copies.values())
+    )
 
 
 def resolve_providers(recipe: Recipe) -> tuple[Provider, ...]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, atomic_file, check_output_path
+from onnxcompress.remote import Location, RemoteFile, check_writable, location, remove, siblings, upload
+from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, atomic_file, check_output_path, is_side_file
 
 
 def check_outputs(
-    output: Path | None, *, overwrite: bool, reports: Mapping[str, Path | None], inputs: Iterable[object]
+    output: Location | None, *, overwrite: bool, reports: Mapping[str, Location | None], inputs: Iterable[object]
 ) -> None:
     """Refuse paths that cannot be written, or that would destroy what the run reads or writes elsewhere.
 
@@ -24,10 +26,10 @@ def check_outputs(
 
     Raises:
         RecipeError: the path is a directory or an input, exists without `overwrite`, or its folder is missing or not
-            writable.
+            writable; or an address cannot be reached.
     """
-    read = [Path(given) for given in inputs if isinstance(given, (str, Path))]
-    written: dict[str, Path] = {} if output is None else {"OUT": output}
+    read = [location(given) for given in inputs if isinstance(given, (str, Path, RemoteFile))]
+    written: dict[str, Location] = {} if output is None else {"OUT": output}
     written |= {name: path for name, path in reports.items() if path is not None}
     for name, path in written.items():
         for source in read:
@@ -36,6 +38,9 @@ def check_outputs(
         for other, taken in written.items():
             if other != name and is_same_file(path, taken):
                 raise RecipeError(f"{name} and {other} are the same file '{path}'; choose another path")
+        if isinstance(path, RemoteFile):
+            check_writable(path, overwrite=overwrite or path is not output)
+            continue
         try:
             if path.exists() and not path.is_file() and not path.is_dir():
                 # A rename would put a file in the place of the device or pipe.
@@ -46,23 +51,32 @@ def check_outputs(
         _check_folder_takes_files(path)
 
 
-def write_together(files: Mapping[Path, bytes], then: Callable[[], None] | None = None) -> None:
+def write_together(files: Mapping[Location, bytes], then: Callable[[], None] | None = None) -> None:
     """Write all files and do what comes `then`, or leave every file as it was where one of them fails.
+
+    A file that lies elsewhere is whole or as it was, but one that was written before another failed stays.
 
     Raises:
         RecipeError: a file cannot be written.
     """
     with contextlib.ExitStack() as opened:
         for path, content in files.items():
+            if isinstance(path, RemoteFile):
+                continue
             stream = opened.enter_context(atomic_file(path))
             stream.write(content)
             stream.flush()  # a full disk shows here, before anything takes its place
+        for path, content in files.items():
+            if isinstance(path, RemoteFile):
+                upload(content, path)
         if then is not None:
             then()
 
 
-def is_same_file(path: Path, other: Path) -> bool:
+def is_same_file(path: Location, other: Location) -> bool:
     """Whether two paths lead to one file, through links too; also for files that do not exist yet."""
+    if isinstance(path, RemoteFile) or isinstance(other, RemoteFile):
+        return path == other
     with contextlib.suppress(OSError):
         if path.samefile(other):
             return True
@@ -116,6 +130,27 @@ class CompressedModel:
             self.model.save(path, external=True)
             yield path
 
-    def save(self, path: Path, *, overwrite: bool) -> None:
-        """Write the model, whole or not at all; errors as in `Model.save`."""
-        self.model.save(path, overwrite=overwrite, external=self.is_external)
+    def save(self, path: Location, *, overwrite: bool) -> None:
+        """Write the model, whole or not at all; errors as in `Model.save`.
+
+        A model that cannot be sent to where it belongs is kept on this machine, and the error tells where.
+        """
+        if not isinstance(path, RemoteFile):
+            self.model.save(path, overwrite=overwrite, external=self.is_external)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="onnxcompress-"))
+        kept = folder / path.name
+        try:
+            self.model.save(kept, external=self.is_external)
+            side_files = sorted(file for file in folder.iterdir() if file != kept)
+            check_writable(path, overwrite=overwrite)
+            for file in side_files:
+                upload(file, path.beside(file.name))
+            upload(kept, path)
+        except RecipeError as error:
+            if not kept.exists():
+                raise
+            raise RecipeError(f"{error}; the compressed model is kept as {kept}") from error
+        own = {path.beside(file.name) for file in side_files}
+        remove([file for file in siblings(path) if is_side_file(file.name, path.name) and file not in own])
+        shutil.rmtree(folder, ignore_errors=True)

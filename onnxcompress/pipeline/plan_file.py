@@ -12,6 +12,7 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.passes.base import Plan
 from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.recipe import Recipe
+from onnxcompress.remote import Location, RemoteFile, fetch_file
 from onnxcompress.report.json_file import plain_json
 
 if TYPE_CHECKING:
@@ -132,14 +133,16 @@ def _lines(value: Any, depth: int = 0) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def read_plan(path: Path) -> SavedPlan:
-    """Read a saved plan.
+def read_plan(path: Location) -> SavedPlan:
+    """Read a saved plan, here or at an address.
 
     Raises:
         RecipeError: the file cannot be read or is no plan of this version.
     """
+    copy = fetch_file(path, RecipeError) if isinstance(path, RemoteFile) else None
+    file = path if copy is None else copy.path
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(Path(str(file)).read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from onnxcompress.errors import ProviderUnavailableError
 from onnxcompress.passes.base import Pass
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.recipe import Recipe
+from onnxcompress.remote import Location, RemoteFile
 
 TRAINED = ("reconstruct", "finetune")
 """Modes that need PyTorch."""
@@ -44,9 +45,11 @@ def recovery_passes(recipe: Recipe, mode: str) -> tuple[Pass, ...]:
     return (refit, _training_pass(recipe, mode)) if mode in TRAINED else (refit,)
 
 
-def checkpoint_path(output: Path | None) -> Path | None:
-    """Return where fine-tuning keeps its progress: beside OUT, nowhere without OUT."""
-    return None if output is None else output.with_name(output.name + CHECKPOINT_SUFFIX)
+def checkpoint_path(output: Location | None) -> Path | None:
+    """Return where fine-tuning keeps its progress: beside OUT, nowhere without OUT or with one that lies elsewhere."""
+    return (
+        None if output is None or isinstance(output, RemoteFile) else output.with_name(output.name + CHECKPOINT_SUFFIX)
+    )
 
 
 def _training_pass(recipe: Recipe, mode: str) -> Pass:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from onnxcompress.recipe import Recipe
+from onnxcompress.remote import Location
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html import html_report
 from onnxcompress.report.json_file import json_text, report_to_json
@@ -24,12 +24,12 @@ _WRITERS: Mapping[str, Callable[[Report], str]] = MappingProxyType(
 """{option of the recipe: the report as the text of its file}."""
 
 
-def report_paths(recipe: Recipe) -> dict[str, Path | None]:
+def report_paths(recipe: Recipe) -> dict[str, Location | None]:
     """Return {`--option`: the file it asks for}, None where it is not given."""
     return {f"--{name}": getattr(recipe, name) for name in _WRITERS}
 
 
-def report_files(report: Report, recipe: Recipe) -> dict[Path, bytes]:
+def report_files(report: Report, recipe: Recipe) -> dict[Location, bytes]:
     """Return {file: its content} of every form of the report that is asked for."""
     asked = {name: getattr(recipe, name) for name in _WRITERS}
     return {path: _WRITERS[name](report).encode() for name, path in asked.items() if path is not None}

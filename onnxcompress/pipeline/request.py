@@ -14,9 +14,10 @@ from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decide
 from onnxcompress.pipeline.recovery import chosen_mode
 from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.recipe import Recipe
+from onnxcompress.remote import Location, RemoteFile, location
 from onnxcompress.runtime.block import preferred_block
 
-RecipeLike = Recipe | Mapping[str, Any] | str | Path | None
+RecipeLike = Recipe | Mapping[str, Any] | str | Location | None
 """A recipe, a mapping of its fields, the path of a TOML file, or None for the defaults."""
 
 
@@ -31,7 +32,7 @@ class Request:
     """
 
     recipe: Recipe
-    output: Path | None
+    output: Location | None
     data: Any
     calib: Any
     train: Any
@@ -54,7 +55,7 @@ def make_request(
     options: Mapping[str, Any],
     *,
     model: object,
-    output: str | Path | None,
+    output: str | Location | None,
     data: Any,
     calib: Any,
     train: Any = None,
@@ -70,7 +71,7 @@ def make_request(
     settled = asked if saved is None else asked.updated(_replayed(saved.recipe), f"{asked.plan}: recipe")
     request = Request(
         recipe=replace(settled, round_to=_round_to(settled)),
-        output=None if output is None else Path(output),
+        output=None if output is None else location(output),
         data=asked.data if data is None else data,
         calib=asked.calib if calib is None else calib,
         train=asked.train if train is None else train,
@@ -96,6 +97,8 @@ def _check_training(request: Request) -> None:
     """Refuse a training without data or without a file to go on from."""
     if request.recovery == "finetune" and request.train is None:
         raise RecipeError("--recover finetune needs training data: give --train PATH")
+    if request.recipe.resume and isinstance(request.output, RemoteFile):
+        raise RecipeError("--resume needs an OUT on this machine: its progress lies beside it")
     if request.recipe.resume and (request.recovery != "finetune" or request.output is None):
         raise RecipeError("--resume goes on with a fine-tuning: give --train PATH and the same OUT again")
 
@@ -106,7 +109,7 @@ def resolve_recipe(recipe: RecipeLike, options: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: a key is not known or a value cannot be used.
     """
-    if isinstance(recipe, (str, Path)):
+    if isinstance(recipe, (str, Path, RemoteFile)):
         base = Recipe.from_toml(recipe)
     elif isinstance(recipe, Mapping):
         base = Recipe.from_mapping(recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,11 @@ import onnx
 from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
+from onnxcompress.remote import Copy, Location, RemoteFile, fetch_beside, fetch_file, location
 from onnxcompress.report.figures import ModelFigures
+from onnxcompress.serialization import external_files, read_proto
 
-ModelLike = Model | onnx.ModelProto | bytes | str | Path
+ModelLike = Model | onnx.ModelProto | bytes | str | Path | RemoteFile
 """What the Python functions take as a model."""
 
 InputShapes = Mapping[str, Sequence[int]]
@@ -29,19 +31,21 @@ class Source:
     """A model and where it came from.
 
     Attributes:
-        path: the model's file, None for a model given in memory.
+        path: the model's file, here or elsewhere; None for a model given in memory.
         sha256: of the file, or of the serialized model.
         size_bytes: of the file and its side files together.
         side_files: {file name: sha256} of the files that hold external data.
         content: what onnxruntime loads: the path, or the serialized model.
+        copy: of a file that lies elsewhere, kept as long as it is needed.
     """
 
     model: Model
-    path: Path | None
+    path: Location | None
     sha256: str
     size_bytes: int
     content: bytes | Path = field(repr=False)
     side_files: Mapping[str, str] = field(default_factory=dict)
+    copy: Copy | None = field(default=None, repr=False)
 
     def figures(self, cost: ModelCost) -> ModelFigures:
         """Return the model's line in the report."""
@@ -58,8 +62,9 @@ def read_source(given: ModelLike) -> Source:
     Raises:
         ModelError: the model cannot be read or is invalid.
     """
-    if isinstance(given, (str, Path)):
-        return _read_file(Path(given))
+    if isinstance(given, (str, Path, RemoteFile)):
+        file = location(given)
+        return _read_remote(file) if isinstance(file, RemoteFile) else _read_file(file)
     if isinstance(given, bytes):
         return Source(Model.from_bytes(given), None, hashlib.sha256(given).hexdigest(), len(given), given)
     if not isinstance(given, (Model, onnx.ModelProto)):
@@ -78,6 +83,18 @@ def _read_file(path: Path) -> Source:
         return Source(model, path, file_sha256(path), total, path, hashes)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read_remote(file: RemoteFile) -> Source:
+    """Copy a model here, with the files that hold its external data, and read the copy."""
+    copy = fetch_file(file, ModelError)
+    with copy.named():
+        for name in external_files(read_proto(copy.path)):
+            try:
+                fetch_beside(copy, name, ModelError)
+            except ModelError as error:
+                raise ModelError(f"{file}: its external data '{name}' cannot be read: {error}") from error
+        return replace(_read_file(copy.path), path=file, copy=copy)
 
 
 def side_files_of(model: Model) -> list[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import RecipeError
+from onnxcompress.remote import Location, RemoteFile, location
 
 
 def shown(value: object) -> str:
@@ -137,12 +138,12 @@ class Text(Kind):
 
 
 class FilePath(Kind):
-    """The path of a file, relative to the current directory."""
+    """The path of a file, relative to the current directory, or an address such as s3://bucket/file."""
 
-    def checked(self, value: Any, where: str) -> Path:
-        if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+    def checked(self, value: Any, where: str) -> Location:
+        if not isinstance(value, (str, Path, RemoteFile)) or not str(value) or "\0" in str(value):
             raise RecipeError(f"{where}: {shown(value)} is not a file path")
-        return Path(value)
+        return location(value)
 
     def plain(self, value: Any) -> str:
         return str(value)

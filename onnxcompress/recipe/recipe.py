@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import RecipeError
@@ -28,6 +27,7 @@ from onnxcompress.recipe.kinds import (
 )
 from onnxcompress.recipe.options import COMPRESSION, DATA, GATES, LATENCY, OUTPUT, TRAINING, option, options_of
 from onnxcompress.recipe.toml import emit_toml, parse_toml
+from onnxcompress.remote import Location, RemoteFile, fetch_file, location
 
 _FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4", minimum=0.0, below=1.0)
 _RATIO = Number("a number above 0, such as 1.5", above=0.0)
@@ -193,12 +193,20 @@ class Recipe:
         False, Flag(), GATES, "", "a gate also fails where its 95 % confidence interval crosses the limit"
     )
 
-    report: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write the report as JSON")
-    html: Path | None = option(None, FilePath(), OUTPUT, "F.html", "write the report as one page that opens offline")
-    markdown: Path | None = option(None, FilePath(), OUTPUT, "F.md", "write a summary in Markdown, for a CI job's page")
-    junit: Path | None = option(None, FilePath(), OUTPUT, "F.xml", "write gates and self-check as JUnit XML, for CI")
-    save_plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "write what was decided, to review and replay")
-    plan: Path | None = option(None, FilePath(), OUTPUT, "F.json", "replay a saved plan instead of deciding")
+    report: Location | None = option(None, FilePath(), OUTPUT, "F.json", "write the report as JSON")
+    html: Location | None = option(
+        None, FilePath(), OUTPUT, "F.html", "write the report as one page that opens offline"
+    )
+    markdown: Location | None = option(
+        None, FilePath(), OUTPUT, "F.md", "write a summary in Markdown, for a CI job's page"
+    )
+    junit: Location | None = option(
+        None, FilePath(), OUTPUT, "F.xml", "write gates and self-check as JUnit XML, for CI"
+    )
+    save_plan: Location | None = option(
+        None, FilePath(), OUTPUT, "F.json", "write what was decided, to review and replay"
+    )
+    plan: Location | None = option(None, FilePath(), OUTPUT, "F.json", "replay a saved plan instead of deciding")
     plan_structure_only: bool = option(
         False, Flag(), OUTPUT, "", "replay the plan on other weights of the same architecture, such as retrained ones"
     )
@@ -226,13 +234,18 @@ class Recipe:
         return cls().updated(values, source)
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file.
+    def from_toml(cls, path: str | Location) -> Recipe:
+        """Read a recipe file, here or at an address such as https://host/recipe.toml.
 
         Raises:
             RecipeError: the file cannot be read, is no TOML, or holds a key or value that cannot be used.
         """
-        return cls.from_mapping(parse_toml(Path(path)), str(path))
+        file = location(path)
+        if isinstance(file, RemoteFile):
+            copy = fetch_file(file, RecipeError)
+            with copy.named():
+                return cls.from_mapping(parse_toml(copy.path), str(file))
+        return cls.from_mapping(parse_toml(file), str(path))
 
     def updated(self, values: Mapping[str, Any], source: str = "") -> Recipe:
         """Return this recipe with `values` in place of its own; errors as in `from_mapping`."""

@@ -1,0 +1,84 @@
+"""Models and data at `http://`, from a real server of this machine; nothing can be written there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+
+import onnxcompress
+from onnxcompress.cli import main
+from onnxcompress.remote import RemoteFile, location
+from tests.remote.servers import free_port, http_server
+from tests.tiny_models import conv_net, save_data
+
+QUICK = ["--no-latency", "--no-progress"]
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    onnx.save(conv_net(), "in.onnx")
+    save_data(Path("data.npz"), conv_net())
+    with http_server(tmp_path) as found:
+        yield found
+
+
+def test_a_model_and_data_are_read(address: str, tmp_path: Path) -> None:
+    options = ["--prune", "0.25", *QUICK]
+    assert main(["in.onnx", "here.onnx", "--data", "data.npz", *options]) == 0
+    assert main([f"{address}/in.onnx?version=2", "there.onnx", "--data", f"{address}/data.npz", *options]) == 0
+    assert Path("here.onnx").read_bytes() == Path("there.onnx").read_bytes()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_external_data_are_read_from_the_same_folder(address: str) -> None:
+    Path("there").mkdir()
+    options = {"save_as_external_data": True, "location": "sub/weights.bin", "size_threshold": 0}
+    Path("there/sub").mkdir()
+    onnx.save(conv_net(), "there/big.onnx", **options)
+    here, there = (
+        onnxcompress.compress(f"{where}there/big.onnx", prune=0.25, latency=False) for where in ("", f"{address}/")
+    )
+    assert here.model.to_bytes() == there.model.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "code", "expected"),
+    [
+        ("ADDRESS/none.onnx", "out.onnx", 4, "/none.onnx: no such file"),
+        ("http://127.0.0.1:PORT/in.onnx", "out.onnx", 4, "/in.onnx: cannot be read: Client"),
+        ("in.onnx", "ADDRESS/out.onnx", 2, "/out.onnx: http addresses can only be read; give a path, s3:// or gs://"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    source: str, output: str, code: int, expected: str, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = str(free_port())
+    source, output = (text.replace("ADDRESS", address).replace("PORT", port) for text in (source, output))
+    assert main([source, output, "--prune", "0.25", *QUICK]) == code
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not Path("out.onnx").exists()
+
+
+def test_a_truncated_answer_is_no_model(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("cut.onnx").write_bytes(Path("in.onnx").read_bytes()[:2000])
+    assert main([f"{address}/cut.onnx", "out.onnx", "--prune", "0.25", *QUICK]) == 4
+    assert f"{address}/cut.onnx: is not an ONNX model" in capsys.readouterr().err
+
+
+def test_addresses() -> None:
+    assert location("models/in.onnx") == Path("models/in.onnx")
+    assert location("C://in.onnx") == Path("C://in.onnx")
+    assert location("module:callable") == Path("module:callable")
+    signed = RemoteFile("https://host/models/in.onnx?signature=a/b")
+    assert (location(str(signed)), signed.name, signed.protocol) == (signed, "in.onnx", "https")
+    assert str(signed.beside("w.bin")) == "https://host/models/w.bin"
+    assert RemoteFile("s3://bucket/in.onnx").beside("w.bin").address == "s3://bucket/w.bin"
