@@ -10,7 +10,7 @@ import pytest
 
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
@@ -68,6 +68,22 @@ def test_a_split_model_comes_nearer_on_new_samples(rounds: int) -> None:
     context = PassContext(calibration=_batches(128), original=original)
     split = tucker.apply(original, tucker.plan(original, context), context).model
     refitted = _refitted(original, split, context, rounds=rounds)
+    unseen = _batches(64, seed=7)
+    assert _error(original, refitted, unseen) < 0.8 * _error(original, split, unseen)
+
+
+@pytest.mark.parametrize("out", [("out",), ()])
+def test_a_split_that_spans_a_part_of_the_kernel_comes_nearer_on_new_samples(out: tuple[str, ...]) -> None:
+    original = Model.from_proto(conv_net())
+    split = original
+    for layer in [each for each in original.nodes if each.op == "Conv"]:
+        outputs, inputs = layer.inputs[1].shape[:2]
+        decision = {"node": layer.name, "kind": "tucker", "spans": 1, "factors": ["in", "core", *out]}
+        decision |= {"ranks": [max(2, 3 * inputs // 2), outputs - 2 * len(out)]}
+        tucker = TuckerDecomposition(TuckerConfig())
+        split = tucker.apply(split, Plan("tucker", (decision,)), PassContext()).model
+    context = PassContext(calibration=_batches(128), original=original)
+    refitted = _refitted(original, split, context)
     unseen = _batches(64, seed=7)
     assert _error(original, refitted, unseen) < 0.8 * _error(original, split, unseen)
 

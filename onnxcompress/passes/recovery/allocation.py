@@ -28,7 +28,7 @@ from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_lay
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_sensitivities
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
-from onnxcompress.passes.tucker.cost import tucker_cost
+from onnxcompress.passes.tucker.decomposition import split_cost
 from onnxcompress.passes.tucker.factors import SplitShape, decompose, split_weights
 from onnxcompress.passes.tucker.matrices import find_matrix_sites
 from onnxcompress.passes.tucker.sites import find_conv_sites
@@ -218,12 +218,12 @@ class Allocation(Pass):
             else:
                 site = convolutions[node]
                 into, out = choice.rank_in or site.in_channels, choice.rank_out or site.out_channels
-                split = SplitShape(into, out, choice.rank_in is not None, choice.rank_out is not None)
+                split = SplitShape(into, out, choice.rank_in is not None, choice.rank_out is not None, choice.spans)
                 error = split_weights(site, split, decompose(site, split)).relative_error
-                cost = tucker_cost(site, into, out, with_in=split.with_in, with_out=split.with_out)
+                cost = split_cost(site, split)
                 channels = [site.in_channels, site.out_channels]
                 common = {"kind": "tucker", "ranks": [into, out], "channels": channels, "groups": 1}
-                common["factors"] = split.factors
+                common |= {"factors": split.factors, **({"spans": split.spans} if split.spans else {})}
             sizes = {"macs": list(cost.macs) if cost.macs else None, "params": list(cost.params)}
             decisions.append({"node": node, **common, "error": error, **sizes, **judged})
         return decisions
@@ -249,7 +249,7 @@ def _covariances(
 def _disturb(layer: RefitLayer, covariances: Covariances, choices: Sequence[Choice]) -> Disturbance:
     choice = min(choices[1:], key=lambda each: abs(np.log(max(each.error, 1e-9) / _TYPICAL_ERROR)))
     original = layer.original[0].reshape(len(covariances.xx), -1)
-    slope = truncated(covariances, original, layer.positions, choice)
+    slope = truncated(covariances, original, layer.kernel_shape, choice)
     return Disturbance(slope, covariances.mean_x @ (original - slope), max(choice.error, 1e-9))
 
 
@@ -260,9 +260,9 @@ def _size(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
         sizes = None if shape is None else (shape[2:] if layer.op == "Conv" else shape[1:-1])
         if sizes is None or not all(isinstance(size, int) for size in sizes):
             return None
-        places.append(int(np.prod([int(size) for size in sizes if isinstance(size, int)])))
+        places.append(tuple(int(size) for size in sizes if isinstance(size, int)))
     inputs, outputs = layer.original.shape[2:]
-    return LayerSize(inputs, outputs, layer.positions, *places)
+    return LayerSize(inputs, outputs, layer.kernel_shape, *places)
 
 
 def _cost_of(kind: str, choice: Choice) -> float:

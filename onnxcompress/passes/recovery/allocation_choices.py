@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.regression import input_spectrum, project_inputs, response_spectrum, solve_ridge
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.recovery.refit_solve import spanned_last
 
 _SHARES_IN = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75)
+_SHARES_SPANNING = (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 _SHARES_OUT = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.5625, 0.625, 0.75, 0.875)
 _TINY_RIDGE = 1e-6
 
@@ -21,6 +25,7 @@ class Choice:
 
     Attributes:
         rank_in, rank_out: None where there is no such factor; both None leaves the layer alone.
+        spans: leading axes of the kernel that the input factor spans.
         macs, params: of the layer then.
         error: share of the response's energy that is missed.
     """
@@ -30,25 +35,46 @@ class Choice:
     macs: int
     params: int
     error: float
+    spans: int = 0
 
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What a layer's cost follows from: channels, positions of the kernel, of its input and of its output."""
+    """What a layer's cost follows from.
+
+    Attributes:
+        inputs, outputs: channels.
+        kernel: sizes of its axes.
+        given, made: spatial sizes of input and output, one for each axis of the kernel, or one product for all.
+    """
 
     inputs: int
     outputs: int
-    kernel: int
-    in_positions: int
-    out_positions: int
+    kernel: tuple[int, ...]
+    given: tuple[int, ...]
+    made: tuple[int, ...]
 
-    def cost(self, rank_in: int | None, rank_out: int | None) -> tuple[int, int]:
+    @property
+    def positions(self) -> int:
+        """Positions of the kernel."""
+        return math.prod(self.kernel)
+
+    @property
+    def spannable(self) -> tuple[int, ...]:
+        """How many leading axes of the kernel an input factor may span: none, and as many as leave another."""
+        kernel = self.kernel
+        inner = range(1, len(kernel))
+        return (0, *(at for at in inner if math.prod(kernel[:at]) > 1 and math.prod(kernel[at:]) > 1))
+
+    def cost(self, rank_in: int | None, rank_out: int | None, spans: int = 0) -> tuple[int, int]:
         """Return MACs and parameters at ranks."""
+        spanned = math.prod(self.kernel[:spans])
         into, out = rank_in or self.inputs, rank_out or self.outputs
-        first = self.inputs * into if rank_in else 0
+        first = spanned * self.inputs * into if rank_in else 0
         last = out * self.outputs if rank_out else 0
-        core = self.kernel * into * out
-        macs = first * self.in_positions + (core + last) * self.out_positions
+        core = self.positions // spanned * into * out
+        behind = math.prod(self.made[:spans]) * math.prod(self.given[spans:])
+        macs = first * behind + (core + last) * math.prod(self.made)
         return macs, first + core + last + self.outputs
 
 
@@ -67,34 +93,58 @@ def layer_choices(covariances: Covariances, slope: Matrix, size: LayerSize, bloc
     energy = float(np.einsum("do,do->", slope, xy))
     if not energy > 0.0:
         return choices
-    ranks_in: list[int | None] = [None]
-    directions = None
-    if size.kernel > 1:
-        ranks_in += _ranks(size.inputs, _SHARES_IN, block)
-        directions = input_spectrum(xx, slope, size.kernel)[1]
-    for rank_in in ranks_in:
-        inner, cross, fitted = xx, xy, slope
-        if rank_in is not None and directions is not None:
-            basis = np.linalg.qr(directions[:, :rank_in])[0]
-            inner, cross = project_inputs(xx, xy, basis, size.kernel)
-            fitted = solve_ridge(inner, cross, np.zeros_like(cross), _TINY_RIDGE)
-        kept = np.cumsum(response_spectrum(inner, fitted).energies)
-        for rank_out in (None, *_ranks(size.outputs, _SHARES_OUT, block)):
-            if rank_in is None and rank_out is None:
-                continue
-            cost = size.cost(rank_in, rank_out)
+    ranks_out = (None, *_ranks(size.outputs, _SHARES_OUT, block))
+
+    def add(rank_in: int | None, spans: int, kept: Matrix) -> None:
+        for rank_out in ranks_out:
+            cost = size.cost(rank_in, rank_out, spans)
             if cost[0] < macs and cost[1] < params:
                 share = float(kept[-1] if rank_out is None else kept[rank_out - 1]) / energy
-                choices.append(Choice(rank_in, rank_out, *cost, max(0.0, 1.0 - share)))
+                choices.append(Choice(rank_in, rank_out, *cost, max(0.0, 1.0 - share), spans))
+
+    add(None, 0, np.cumsum(response_spectrum(xx, slope).energies))
+    for spans in size.spannable if size.positions > 1 else ():
+        problem = _spanning(xx, xy, slope, size, spans)
+        directions = input_spectrum(problem.xx, problem.slope, problem.positions)[1]
+        # Beyond the cost of the whole kernel no rank can pay.
+        full = min(len(directions), problem.positions * size.outputs)
+        for rank_in in _ranks(full, _SHARES_SPANNING if spans else _SHARES_IN, block):
+            if min(size.cost(rank_in, rank_out, spans)[0] for rank_out in ranks_out) >= macs:
+                continue
+            basis = np.linalg.qr(directions[:, :rank_in])[0]
+            inner, cross = project_inputs(problem.xx, problem.xy, basis, problem.positions)
+            fitted = solve_ridge(inner, cross, np.zeros_like(cross), _TINY_RIDGE)
+            add(rank_in, spans, np.cumsum(response_spectrum(inner, fitted).energies))
     return _undominated(choices)
 
 
-def truncated(covariances: Covariances, slope: Matrix, positions: int, choice: Choice) -> Matrix:
+@dataclass(frozen=True)
+class _Spanning:
+    """A layer's problem in the order of an input factor that spans a part of the kernel: see `spanned_last`."""
+
+    xx: Matrix
+    xy: Matrix
+    slope: Matrix
+    positions: int
+    order: npt.NDArray[np.int64]
+
+
+def _spanning(xx: Matrix, xy: Matrix, slope: Matrix, size: LayerSize, spans: int) -> _Spanning:
+    spanned = math.prod(size.kernel[:spans])
+    order = spanned_last(np.arange(len(xx)), spanned, size.positions)
+    if spans == 0:
+        return _Spanning(xx, xy, slope, size.positions, order)
+    return _Spanning(xx[np.ix_(order, order)], xy[order], slope[order], size.positions // spanned, order)
+
+
+def truncated(covariances: Covariances, slope: Matrix, kernel: tuple[int, ...], choice: Choice) -> Matrix:
     """Return the slope (K I, O) of a choice, multiplied out: the best of its ranks for the original's inputs."""
-    inner, cross, fitted = covariances.xx, covariances.xx @ slope, slope
+    size = LayerSize(len(slope) // math.prod(kernel), slope.shape[1], kernel, (), ())
+    problem = _spanning(covariances.xx, covariances.xx @ slope, slope, size, choice.spans)
+    inner, cross, fitted, positions = problem.xx, problem.xy, problem.slope, problem.positions
     basis = None
     if choice.rank_in is not None:
-        basis = np.linalg.qr(input_spectrum(inner, slope, positions)[1][:, : choice.rank_in])[0]
+        basis = np.linalg.qr(input_spectrum(inner, fitted, positions)[1][:, : choice.rank_in])[0]
         inner, cross = project_inputs(inner, cross, basis, positions)
         fitted = solve_ridge(inner, cross, np.zeros_like(cross), _TINY_RIDGE)
     if choice.rank_out is not None:
@@ -103,7 +153,9 @@ def truncated(covariances: Covariances, slope: Matrix, positions: int, choice: C
     if basis is None:
         return fitted
     whole: Matrix = np.einsum("ir,kro->kio", basis, fitted.reshape(positions, basis.shape[1], -1))
-    return whole.reshape(len(slope), -1)
+    restored = np.empty_like(slope)
+    restored[problem.order] = whole.reshape(len(slope), -1)
+    return restored
 
 
 def _ranks(channels: int, shares: tuple[float, ...], block: int) -> list[int]:

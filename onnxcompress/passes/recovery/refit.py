@@ -30,7 +30,7 @@ from onnxcompress.passes.recovery.refit_layers import (
     weight_of,
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
-from onnxcompress.passes.recovery.refit_solve import ChainShape, ChainWeights, fit_chain
+from onnxcompress.passes.recovery.refit_solve import ChainShape, ChainWeights, fit_chain, spanned_last
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
 from onnxcompress.passes.recovery.refit_waves import BatchFile, Part, Waves
@@ -183,11 +183,16 @@ class _Refitting:
             self._fit_groups(layer, nodes, rows, targets, per_image)
 
     def _fit_group(self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int) -> None:
-        samples = LayerSamples(rows, targets, per_image, layer.follows_relu)
         current = chain_slope(self._working, nodes, layer.core)
         constant = bias_of(self._working, nodes[-1], targets.shape[1])
-        flat = current[0].reshape(-1, current.shape[-1])
-        prior = prior_slope(layer, current, self._context.provenance)[0].reshape(flat.shape)
+
+        def ordered(slope: Matrix) -> Matrix:
+            flat = slope.reshape(-1, slope.shape[-1])
+            return np.ascontiguousarray(spanned_last(flat.T, layer.spanned, layer.positions).T)
+
+        flat, prior = ordered(current[0]), ordered(prior_slope(layer, current, self._context.provenance)[0])
+        rows = spanned_last(rows, layer.spanned, layer.positions)
+        samples = LayerSamples(rows, targets, per_image, layer.follows_relu)
         fitted = fit_chain(samples, _shape(self._working, layer, nodes), prior, self._config.rounds)
         judged = samples.judged()
         if samples.error(fitted.slope(), fitted.constant, judged) < samples.error(flat, constant, judged):
@@ -220,7 +225,7 @@ class _Refitting:
 
     def _assign(self, layer: RefitLayer, nodes: list[gs.Node], weights: ChainWeights) -> None:
         if weights.first is not None:
-            self._write(nodes[0], weights.first[None, None])
+            self._write(nodes[0], weights.first.reshape(1, layer.spanned, -1, weights.first.shape[1]))
         self._write(nodes[layer.core], weights.core[None])
         if weights.last is not None:
             self._write(nodes[-1], weights.last[None, None])
@@ -261,7 +266,7 @@ def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> M
 def _shape(model: Model, layer: RefitLayer, nodes: list[gs.Node]) -> ChainShape:
     into = chain_slope(model, nodes[:1], 0).shape[3] if layer.has_input_factor else None
     out = chain_slope(model, nodes[-1:], 0).shape[2] if layer.has_output_factor else None
-    return ChainShape(layer.positions, into, out)
+    return ChainShape(layer.positions // layer.spanned, into, out)
 
 
 def _advance(part: Part, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:

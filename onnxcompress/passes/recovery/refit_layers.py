@@ -2,7 +2,8 @@
 
 A layer keeps its input and output tensors through every pass; what lies between them may be one node, the two of an
 SVD or the three of a Tucker split. Its weights, in one layout for all operators, are a slope (K, I, O): positions of
-the kernel, input channels, outputs; of a grouped convolution one for each group.
+the kernel, input channels, outputs; of a grouped convolution one for each group. An input factor may span leading axes
+of the kernel: the positions of the first node and of the core then multiply to K.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class RefitLayer:
         op: `Conv`, `Gemm` or `MatMul`.
         input, output: tensor names, the same in both models.
         chain: names of the compressed model's nodes from input to output.
-        core: position in the chain of the node with the original's kernel.
+        core: position in the chain of the node with the original's kernel, but for the axes that the first one spans.
+        spanned: positions of the kernel that the input factor spans; 1 where it spans none, or there is none.
         groups: of the convolution; above 1 only for a chain of one node.
         attributes: the original's strides, pads, dilations, auto_pad.
         kernel_shape: spatial, empty for a matrix.
@@ -54,6 +56,7 @@ class RefitLayer:
     kernel_shape: tuple[int, ...]
     original: Matrix
     follows_relu: bool
+    spanned: int = 1
 
     @property
     def positions(self) -> int:
@@ -141,7 +144,8 @@ def chain_slope(model: Model, nodes: list[gs.Node], core: int) -> Matrix:
     """Return the slope (G, K, I, O) of a chain: the product of its nodes' weights."""
     slope = slope_of(model, nodes[core])
     if core > 0:
-        slope = np.einsum("ir,gkro->gkio", slope_of(model, nodes[0])[0, 0], slope)
+        slope = np.einsum("air,gkro->gakio", slope_of(model, nodes[0])[0], slope)
+        slope = slope.reshape(len(slope), -1, *slope.shape[3:])
     if core < len(nodes) - 1:
         slope = slope @ slope_of(model, nodes[-1])[0, 0]
     return slope
@@ -173,11 +177,9 @@ def _layer(
     if groups > 1 and len(chain) > 1:
         return "a grouped convolution that was split"
     kernel = tuple(int(size) for size in node.inputs[1].shape[2:])
-    cores = [at for at, each in enumerate(chain) if tuple(each.inputs[1].shape[2:]) == kernel]
-    if not cores:
+    core = _core_of(chain, kernel)
+    if core is None:
         return "no node between its input and output has its kernel"
-    # Of a split matrix any node could be the core: the first keeps strides and pads, the other is the output factor.
-    core = cores[0] if math.prod(kernel) == 1 or len(chain) < _LONGEST_CHAIN else 1
     readers = node.outputs[0].outputs
     only_relu = bool(readers) and all(reader.op == "Relu" for reader in readers)
     return RefitLayer(
@@ -192,7 +194,20 @@ def _layer(
         kernel_shape=kernel,
         original=slope_of(original, node),
         follows_relu=only_relu and not any(node.outputs[0] is out for out in original.graph.outputs),
+        spanned=math.prod(chain[0].inputs[1].shape[2:]) if core > 0 else 1,
     )
+
+
+def _core_of(chain: list[gs.Node], kernel: tuple[int, ...]) -> int | None:
+    """Return which node of a chain holds the kernel, alone or behind a first one that spans its leading axes."""
+    shapes = [tuple(int(size) for size in node.inputs[1].shape[2:]) for node in chain]
+    whole = [at for at, shape in enumerate(shapes) if shape == kernel]
+    if whole:
+        # Of a split matrix any node could be the core: the first keeps strides and pads, the other is the output factor.
+        return whole[0] if math.prod(kernel) == 1 or len(chain) < _LONGEST_CHAIN else 1
+    ones = (1,) * len(kernel)
+    spans = [at for at in range(1, len(kernel)) if shapes[0] == (*kernel[:at], *ones[at:])]
+    return 1 if len(chain) > 1 and any(shapes[1] == (*ones[:at], *kernel[at:]) for at in spans) else None
 
 
 def _chain(model: Model, producers: Mapping[str, gs.Node], tensor: str, output: str) -> list[gs.Node] | str:

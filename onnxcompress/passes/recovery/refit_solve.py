@@ -10,6 +10,7 @@ Accelerating Very Deep Convolutional Networks, TPAMI 2016), which minimises the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,11 @@ HELD_OUT = 5
 
 @dataclass(frozen=True)
 class ChainShape:
-    """What a layer's chain looks like: positions of the kernel, and ranks where it has factors (None: it has not)."""
+    """What a layer's chain looks like: positions of the core, and ranks where it has factors (None: it has not).
+
+    Where the input factor spans a part of the kernel, rows and slopes come with that part beside the channels: see
+    `spanned_last`.
+    """
 
     positions: int
     rank_in: int | None = None
@@ -100,6 +105,18 @@ class Samples:
         if size > 0.0:
             return missed / size
         return 0.0 if missed == 0.0 else float("inf")
+
+
+def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.NDArray[Any]:
+    """Return features (..., K I) in the order of an input factor that spans leading positions of the kernel.
+
+    The kernel's positions K = (spanned, rest), then channels, become rest, then spanned and channels: what is left of
+    the kernel, and the features that the input factor maps.
+    """
+    if spanned == 1:
+        return rows
+    split = rows.reshape(*rows.shape[:-1], spanned, positions // spanned, -1)
+    return np.ascontiguousarray(np.moveaxis(split, -3, -2)).reshape(rows.shape)
 
 
 def fit_chain(samples: Samples, shape: ChainShape, prior: Matrix, rounds: int) -> ChainWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ class ParamsLedger:
 
 
 def tucker_cost(
-    site: ConvSite, rank_in: int, rank_out: int, *, with_in: bool = True, with_out: bool = True
+    site: ConvSite, rank_in: int, rank_out: int, *, with_in: bool = True, with_out: bool = True, spans: int = 0
 ) -> SplitCost:
     """Return the cost of splitting a convolution at ranks per group.
 
@@ -69,23 +70,27 @@ def tucker_cost(
         site: the convolution.
         rank_in, rank_out: per group.
         with_in, with_out: whether the factor is a convolution of its own; without it the core has the full channels.
+        spans: leading axes of the kernel that the input factor spans.
     """
     groups = site.groups
     inner_in = groups * rank_in if with_in else site.in_channels
     inner_out = groups * rank_out if with_out else site.out_channels
     whole = site.in_channels * site.out_channels // groups * site.kernel_size
-    core = inner_in * inner_out // groups * site.kernel_size
-    first = site.in_channels * rank_in if with_in else 0
+    spanned = math.prod(site.kernel_shape[:spans])
+    core = inner_in * inner_out // groups * (site.kernel_size // spanned)
+    first = site.in_channels * spanned * rank_in if with_in else 0
     last = site.out_channels * rank_out if with_out else 0
 
-    def at(positions_in: int, positions_out: int) -> tuple[int, int]:
+    def at(positions_in: int, positions_out: int, positions_behind: int | None = None) -> tuple[int, int]:
         of_core = positions_in if site.op == "ConvTranspose" else positions_out
-        return whole * of_core, first * positions_in + core * of_core + last * positions_out
+        of_first = positions_in if positions_behind is None else positions_behind
+        return whole * of_core, first * of_first + core * of_core + last * positions_out
 
-    known = site.in_positions is not None and site.out_positions is not None
+    behind = site.positions_behind(spans)
+    known = None not in (site.in_positions, site.out_positions, behind)
     bias = site.out_channels if site.has_bias else 0
     return SplitCost(
-        macs=at(site.in_positions or 0, site.out_positions or 0) if known else None,
+        macs=at(site.in_positions or 0, site.out_positions or 0, behind) if known else None,
         params=(whole + bias, first + core + last + bias),
         bias=bias,
         relative_macs=at(1, site.stride) if site.op == "ConvTranspose" else at(site.stride, 1),

@@ -5,6 +5,7 @@ The core is the original convolution between fewer channels; the two 1x1 convolu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -213,10 +214,10 @@ def _best_split(site: ConvSite, rank_in: int, rank_out: int) -> tuple[SplitShape
         SplitShape(full_in, rank_out, with_in=False),
         SplitShape(rank_in, full_out, with_out=False),
     ]
-    paying = [split for split in variants if _cost(site, split).pays]
+    paying = [split for split in variants if split_cost(site, split).pays]
     if not paying:
         return None, f"no split at ranks [{rank_in}, {rank_out}] lowers both MACs and parameters"
-    return min(paying, key=lambda split: (_cost(site, split).macs_after, len(split.factors))), ""
+    return min(paying, key=lambda split: (split_cost(site, split).macs_after, len(split.factors))), ""
 
 
 def _how(site: ConvSite, split: SplitShape) -> tuple[object, ...]:
@@ -224,12 +225,15 @@ def _how(site: ConvSite, split: SplitShape) -> tuple[object, ...]:
     return site.op, site.groups, split
 
 
-def _cost(site: ConvSite, split: SplitShape) -> SplitCost:
-    return tucker_cost(site, split.rank_in, split.rank_out, with_in=split.with_in, with_out=split.with_out)
+def split_cost(site: ConvSite, split: SplitShape) -> SplitCost:
+    """Return what a split costs."""
+    return tucker_cost(
+        site, split.rank_in, split.rank_out, with_in=split.with_in, with_out=split.with_out, spans=split.spans
+    )
 
 
 def _decision(site: ConvSite, split: SplitShape, error: float, ledger: ParamsLedger) -> Decision:
-    cost = _cost(site, split)
+    cost = split_cost(site, split)
     factors = (id(site.weight), *_how(site, split))
     return {
         "node": site.node,
@@ -249,17 +253,30 @@ def _planned(sites: dict[str, ConvSite], decision: Decision) -> tuple[ConvSite, 
         node = str(decision["node"])
         rank_in, rank_out = (int(rank) for rank in decision["ranks"])
         factors = list(decision.get("factors", ["in", "core", "out"]))
+        spans = int(decision.get("spans", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"plan: a decision of pass 'tucker' lacks a node or two ranks: {dict(decision)}") from error
     where = f"plan: node '{node}'"
     if node not in sites:
         raise RecipeError(f"{where} is no convolution with constant weights in this model; it is another model's plan")
-    _check_ranks(sites[node], (rank_in, rank_out), where)
-    return sites[node], SplitShape(rank_in, rank_out, with_in="in" in factors, with_out="out" in factors)
+    if spans and not ("in" in factors and spans in spannable(sites[node])):
+        raise RecipeError(f"{where}: an input factor cannot span {spans} axes of its kernel")
+    _check_ranks(sites[node], (rank_in, rank_out), where, spans)
+    return sites[node], SplitShape(rank_in, rank_out, with_in="in" in factors, with_out="out" in factors, spans=spans)
 
 
-def _check_ranks(site: ConvSite, ranks: tuple[int, int], where: str) -> None:
-    for name, rank, size in zip(("rank_in", "rank_out"), ranks, group_channels(site), strict=True):
+def _check_ranks(site: ConvSite, ranks: tuple[int, int], where: str, spans: int = 0) -> None:
+    most_in, most_out = group_channels(site)
+    most_in *= math.prod(site.kernel_shape[:spans])
+    for name, rank, size in zip(("rank_in", "rank_out"), ranks, (most_in, most_out), strict=True):
         if not 1 <= rank <= size:
             of = " of a group" if site.groups > 1 else ""
             raise RecipeError(f"{where}: {name} is {rank}, expected 1 to {size} (the channels{of})")
+
+
+def spannable(site: ConvSite) -> tuple[int, ...]:
+    """Return how many leading axes of a convolution's kernel an input factor may span, besides none."""
+    if site.op != "Conv":
+        return ()
+    kernel = site.kernel_shape
+    return tuple(at for at in range(1, len(kernel)) if math.prod(kernel[:at]) > 1 and math.prod(kernel[at:]) > 1)

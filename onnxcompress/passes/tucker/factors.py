@@ -6,6 +6,11 @@ With x the input, K a group's kernel (O, I, k...) and K ~= core x_1 U_out x_2 U_
 
 The first 1x1 maps I channels to R_in, the core keeps kernel, strides, pads and dilations, the last 1x1 maps R_out to O
 and adds the bias. A grouped convolution gives three grouped ones, group by group.
+
+The input factor may span leading axes of the kernel as well as the input channels: a kernel (O, I, kH, kW) is then
+looked at as (O, I kH, kW), and the split is kH x 1, 1 x kW, 1x1 (M. Jaderberg et al., Speeding up Convolutional Neural
+Networks with Low Rank Expansions, BMVC 2014; X. Zhang et al., TPAMI 2016). The first convolution then has strides,
+pads and dilations of the spanned axes, the core those of the others.
 """
 
 from __future__ import annotations
@@ -29,12 +34,14 @@ class SplitShape:
         rank_in, rank_out: per group.
         with_in, with_out: whether that factor becomes a convolution of its own; a factor at full rank can be multiplied
             back into the core.
+        spans: how many leading axes of the kernel the input factor spans; R_in is then at most I times their size.
     """
 
     rank_in: int
     rank_out: int
     with_in: bool = True
     with_out: bool = True
+    spans: int = 0
 
     @property
     def factors(self) -> list[str]:
@@ -47,8 +54,8 @@ class SplitWeights:
     """Weights in ONNX layout and in the element type of the original.
 
     Attributes:
-        first: (G R_in, I / G, 1...) or None.
-        core: like the original's weight, with R_in for I / G and R_out for O / G.
+        first: (G R_in, I / G, 1...) or None, with the sizes of the spanned axes.
+        core: like the original's weight, with R_in for I / G and R_out for O / G, and 1 for spanned axes.
         last: (O, R_out, 1...) or None.
         relative_error: of the reconstructed kernel, Frobenius norm, before rounding to the element type.
     """
@@ -61,7 +68,7 @@ class SplitWeights:
 
 def decompose(site: ConvSite, split: SplitShape, spectra: Sequence[KernelSpectra] | None = None) -> tuple[Tucker2, ...]:
     """Return the Tucker-2 decomposition of each group's kernel, from the weights alone."""
-    kernels = site.kernels()
+    kernels = spanning(site.kernels(), split.spans)
     known = spectra or [kernel_spectra(kernel) for kernel in kernels]
     return tuple(
         tucker2(kernel, rank_out=split.rank_out, rank_in=split.rank_in, spectra=each)
@@ -72,7 +79,9 @@ def decompose(site: ConvSite, split: SplitShape, spectra: Sequence[KernelSpectra
 def split_weights(site: ConvSite, split: SplitShape, groups: Sequence[Tucker2]) -> SplitWeights:
     """Lay out the decompositions of a convolution's groups as ONNX weights."""
     ones = (1,) * len(site.kernel_shape)
+    spanned, rest = site.kernel_shape[: split.spans], site.kernel_shape[split.spans :]
     cores = [_core(group, split) for group in groups]
+    cores = [core.reshape(*core.shape[:2], *ones[: split.spans], *rest) for core in cores]
     if site.op == "ConvTranspose":
         core = np.concatenate([np.swapaxes(c, 0, 1) for c in cores])
     else:
@@ -84,11 +93,17 @@ def split_weights(site: ConvSite, split: SplitShape, groups: Sequence[Tucker2]) 
         return np.ascontiguousarray(weight.astype(site.weight.dtype))
 
     return SplitWeights(
-        first=stored(first.reshape(*first.shape, *ones)) if split.with_in else None,
+        first=stored(first.reshape(len(first), -1, *spanned, *ones[split.spans :])) if split.with_in else None,
         core=stored(core),
         last=stored(last.reshape(*last.shape, *ones)) if split.with_out else None,
         relative_error=_pooled_error(site, groups),
     )
+
+
+def spanning(kernels: Matrix, spans: int) -> Matrix:
+    """Return kernels (G, O, I, k...) as (G, O, I k_1 .. k_spans, the other axes)."""
+    groups, outputs = kernels.shape[:2]
+    return kernels.reshape(groups, outputs, -1, *kernels.shape[3 + spans :])
 
 
 def _core(group: Tucker2, split: SplitShape) -> Matrix:

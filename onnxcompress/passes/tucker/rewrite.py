@@ -70,11 +70,19 @@ def split_constants(model: Model, site: ConvSite, weights: SplitWeights) -> list
 def replace_conv(model: Model, node: gs.Node, groups: int, split: SplitShape, constants: Sequence[gs.Constant]) -> None:
     """Put the convolutions of a split in a node's place, the bias on the last.
 
-    Zero padding commutes with the first 1x1, which has no bias: pads and auto_pad stay with the core, like strides,
-    dilations and whatever else the node has.
+    Zero padding commutes with the first convolution, which has no bias: pads stay with the core, like strides,
+    dilations and whatever else the node has, but for the axes of the kernel that the first one spans.
     """
     bias = [node.inputs[2]] if has_input(node, 2) else []
-    pointwise = {"kernel_shape": [1] * (len(constants[0].shape) - 2), "group": groups}
+    kernel = [int(size) for size in node.inputs[1].shape[2:]]
+    spanned, rest = range(split.spans), range(split.spans, len(kernel))
+    of_core = _along(node.attrs, rest, kernel) if split.spans else dict(node.attrs)
+    attributes = {
+        "in": _along(node.attrs, spanned, kernel) if split.spans else {},
+        "core": of_core,
+        "out": {"kernel_shape": [1] * len(kernel), "group": groups},
+    }
+    attributes["in"] = attributes["in"] or attributes["out"]
     links = []
     for factor, constant in zip(split.factors, constants, strict=True):
         is_core, is_last = factor == "core", factor == split.factors[-1]
@@ -82,8 +90,19 @@ def replace_conv(model: Model, node: gs.Node, groups: int, split: SplitShape, co
             Link(
                 suffix=f"_tucker_{factor}",
                 op=node.op if is_core else "Conv",
-                attributes=node.attrs if is_core else pointwise,
+                attributes=attributes[factor],
                 operands=[constant, *(bias if is_last else [])],
             )
         )
     replace_by_chain(model, node, links)
+
+
+def _along(attributes: Mapping[str, Any], axes: range, kernel: Sequence[int]) -> dict[str, Any]:
+    """Return a convolution's attributes for some axes of its kernel; along the others nothing happens."""
+    count = len(kernel)
+    kept = dict(attributes)
+    kept["kernel_shape"] = [size if axis in axes else 1 for axis, size in enumerate(kernel)]
+    for name, idle in (("strides", 1), ("dilations", 1), ("pads", 0)):
+        if name in kept:
+            kept[name] = [value if at % count in axes else idle for at, value in enumerate(kept[name])]
+    return kept

@@ -36,6 +36,7 @@ class ConvSite:
         in_positions, out_positions: of one sample: product of the sizes of input and output but the channels, None
             where one is not known.
         stride: product of the strides: input positions for one output position of a Conv, the reverse where transposed.
+        sizes: spatial sizes of input and output, None where one is not known.
         weight_name: of the weight tensor.
         sharers: what else reads the same weight tensor: nodes, "a sub-graph", "an output of the graph".
     """
@@ -50,6 +51,7 @@ class ConvSite:
     stride: int
     weight_name: str
     sharers: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @property
     def in_channels(self) -> int:
@@ -75,6 +77,13 @@ class ConvSite:
     def is_depthwise(self) -> bool:
         """Whether each group has only one input or one output channel, so that one factor would be a mere scale."""
         return self.groups > 1 and 1 in (self.in_channels // self.groups, self.out_channels // self.groups)
+
+    def positions_behind(self, spans: int) -> int | None:
+        """Return the positions behind an input factor that spans so many axes of the kernel, None if not known."""
+        if spans == 0 or self.sizes is None:
+            return None if spans else self.in_positions
+        given, made = self.sizes
+        return math.prod(made[:spans]) * math.prod(given[spans:])
 
     def kernels(self) -> Matrix:
         """Return each group's kernel, shape (G, O / G, I / G, k...)."""
@@ -110,6 +119,7 @@ def _conv_site(
     model: Model, node: gs.Node, shapes: dict[str, Shape], batch: int, pinned: Mapping[str, str]
 ) -> ConvSite:
     tensor = node.inputs[1]
+    given, made = (_spatial_sizes(shapes.get(each.name)) for each in (node.inputs[0], node.outputs[0]))
     return ConvSite(
         node=node.name,
         op=node.op,
@@ -121,7 +131,13 @@ def _conv_site(
         stride=math.prod(int(s) for s in node.attrs.get("strides", (1,))),
         weight_name=tensor.name,
         sharers=other_readers(node, tensor, pinned),
+        sizes=None if given is None or made is None else (given, made),
     )
+
+
+def _spatial_sizes(shape: Shape | None) -> tuple[int, ...] | None:
+    sizes = tuple(size for size in (shape or ())[2:] if isinstance(size, int))
+    return sizes if shape is not None and len(sizes) == len(shape) - 2 else None
 
 
 def why_no_float_constant(model: Model, node: gs.Node, position: int) -> str | None:

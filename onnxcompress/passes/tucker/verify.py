@@ -78,14 +78,19 @@ def _kernel(chain: list[tuple[gs.Node, Matrix]], decision: Mapping[str, Any]) ->
     # Of each group (R_out, R_in, positions of the kernel).
     blocks = core.reshape(groups, core.shape[0] // groups, core.shape[1], -1)
     blocks = np.swapaxes(blocks, 1, 2) if is_transpose else blocks
+    shape = list(core.shape[2:])
     if "in" in weights:
         first = weights["in"][1]
-        blocks = np.einsum("gorp,gri->goip", blocks, first.reshape(groups, -1, first.shape[1]))
+        spread = first.reshape(groups, blocks.shape[2], first.shape[1], -1)
+        # The input factor's positions come first: it spans leading axes of the kernel, or none.
+        blocks = np.einsum("gorp,griq->goiqp", blocks, spread)
+        blocks = blocks.reshape(*blocks.shape[:3], -1)
+        shape = [a * b for a, b in zip(first.shape[2:], shape, strict=True)]
     if "out" in weights:
         last = weights["out"][1]
         blocks = np.einsum("gcip,goc->goip", blocks, last.reshape(groups, -1, last.shape[1]))
     blocks = np.swapaxes(blocks, 1, 2) if is_transpose else blocks
-    kernel: Matrix = blocks.reshape(-1, blocks.shape[2], *core.shape[2:])
+    kernel: Matrix = blocks.reshape(-1, blocks.shape[2], *shape)
     return kernel
 
 
