@@ -32,7 +32,9 @@ from onnxcompress.serialization import (
     check_output_path,
     parse_proto,
     read_proto,
+    serialized_size,
     tensor_dtype,
+    varint_size,
     write_proto,
 )
 
@@ -233,6 +235,14 @@ class Model:
         model.shapes, model.dtypes = dict(self.shapes), dict(self.dtypes)
         return model
 
+    def become(self, proto: onnx.ModelProto) -> None:
+        """Take the place of a rewritten form of this model; `proto` must name its nodes uniquely.
+
+        Raises:
+            ModelError: it is invalid.
+        """
+        self.__dict__.update(Model.from_proto(proto).__dict__)
+
     def remove_unused(self) -> None:
         """Remove nodes none of whose outputs is read."""
         wanted = {t.name for t in self.graph.outputs} | set(self.captured_names())
@@ -307,6 +317,16 @@ class Model:
     def weight_bytes(self) -> int:
         """Bytes of all constants."""
         return sum(int(tensor.values.nbytes) for tensor in self.constants().values())
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file that `save` writes without a side file, in bytes, without making it."""
+        proto, weights = self._export()
+        sizes = (serialized_size(name, array) for name, array in weights.items())
+        graph = proto.graph.ByteSize()
+        # A message inside another stands behind a tag of one byte and its own length.
+        full = graph + sum(1 + varint_size(size) + size for size in sizes)
+        return proto.ByteSize() - graph - varint_size(graph) + full + varint_size(full)
 
     def release_mapped(self) -> None:
         """Let go of the memory of external data that was read; it is read again from its files when needed."""

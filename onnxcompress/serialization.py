@@ -29,6 +29,7 @@ PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
 
 _EXTERNAL_ALIGNMENT = 4096
 _LONGEST_OF_NOTHING = 2**24  # a length beside a length of 0: no data vouch for it
+_SMALL_BYTES = 4096
 _SUB_BYTE_TYPES = frozenset(
     getattr(onnx.TensorProto, name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
@@ -176,6 +177,22 @@ def array_to_tensor(name: str, array: Array) -> onnx.TensorProto:
     if array.dtype == object:
         return onnx.numpy_helper.from_array(array, name)
     return onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+
+
+def serialized_size(name: str, array: Array) -> int:
+    """Return the bytes of `array_to_tensor`, without copying large arrays."""
+    if array.dtype == object or array.nbytes < _SMALL_BYTES or array.dtype.kind == "V":
+        return int(array_to_tensor(name, array).ByteSize())
+    # Everything but the values has the size that it has for a tensor without any.
+    empty = onnx.TensorProto(
+        name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    ).ByteSize()
+    return int(empty) + 1 + varint_size(array.nbytes) + int(array.nbytes)
+
+
+def varint_size(number: int) -> int:
+    """Return how many bytes protobuf writes a length in: seven bits each."""
+    return max(1, -(-number.bit_length() // 7))
 
 
 def check_output_path(path: Path, *, overwrite: bool) -> None:

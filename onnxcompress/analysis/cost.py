@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ Shapes = Mapping[str, Shape]
 """{tensor name: shape} of everything that is not constant."""
 
 _DEFAULT_DOMAIN = (None, "", "ai.onnx")
+_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _MAX_FOLDING_ROUNDS = 4
 _BATCHED_RANK = 3
 """From three axes on, the first axis of an input is taken as its batch; of two only where no input has three."""
@@ -39,7 +40,8 @@ class LayerCost:
     Attributes:
         node: its name.
         op: operator.
-        params: floating-point elements of its constants; a constant that several nodes read counts at the first.
+        params: numbers in its constants, floating-point or quantised; a constant that several nodes read counts at the
+            first. What a DequantizeLinear makes of a constant counts where it is read.
         macs: for one sample; None where a size is not known, 0 for operators that are not counted.
         lrn_macs: of the window of a banded LRN, which is not counted in `macs`; None where a size is not known.
     """
@@ -56,7 +58,7 @@ class ModelCost:
     """A whole model.
 
     Attributes:
-        params: elements of all floating-point constants.
+        params: elements of all floating-point and quantised constants; scales and zero points are none.
         macs: for one sample; None where a layer's are not known.
         weight_bytes: bytes of all constants, of whatever type.
         ops: {operator: how many nodes}, sorted by name.
@@ -87,29 +89,57 @@ def model_cost(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = 
         RecipeError: `input_shapes` names no input, or a shape does not fit it.
     """
     shapes, batch = sample_shapes(model, input_shapes)
-    counted: set[str] = set()
     layers = []
-    for node in model.nodes:
-        params = 0
-        for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant) and tensor.name not in counted:
-                counted.add(tensor.name)
-                params += _float_elements(model, tensor)
+    for node, params in _params_of_nodes(model):
         counts_macs = node.op in _MACS and node.domain in _DEFAULT_DOMAIN
         if params or counts_macs:
             macs = node_macs(node, shapes) if counts_macs else 0
             macs = None if macs is None else _per_sample(macs, batch)
             counts = (0, macs) if is_window(node) else (macs, 0)
             layers.append(LayerCost(node.name, node.op, params, *counts))
-    constants = model.constants().values()
     return ModelCost(
-        params=sum(_float_elements(model, tensor) for tensor in constants),
+        params=_params(model),
         macs=_sum([layer.macs for layer in layers]),
         weight_bytes=model.weight_bytes,
         ops=dict(sorted(Counter(node.op for node in model.nodes).items())),
         layers=tuple(layers),
         lrn_macs=_sum([layer.lrn_macs for layer in layers]),
     )
+
+
+def _params_of_nodes(model: Model) -> Iterator[tuple[gs.Node, int]]:
+    """Yield every node but the conversions of quantised constants, with the parameters that it is the first to read."""
+    counted: set[str] = set()
+    for node in model.nodes:
+        if _quantised_constant(node) is not None:
+            continue
+        params = 0
+        for position, tensor in enumerate(node.inputs):
+            maker = tensor.inputs[0] if isinstance(tensor, gs.Variable) and tensor.inputs else None
+            source = _quantised_constant(maker) if maker is not None else tensor
+            if isinstance(source, gs.Constant) and source.name not in counted:
+                counted.add(source.name)
+                of_conversion = node.op in _CONVERSIONS and position > 0
+                params += 0 if of_conversion else _elements(model, source, quantised=source is not tensor)
+        yield node, params
+
+
+def _params(model: Model) -> int:
+    """Return the elements of all parameters, those among them that only sub-graphs or outputs read."""
+    quantised = {c.name for node in model.nodes if (c := _quantised_constant(node)) is not None}
+    settings = {t.name for node in model.nodes if node.op in _CONVERSIONS for t in node.inputs[1:]}
+    return sum(
+        _elements(model, tensor, quantised=name in quantised)
+        for name, tensor in model.constants().items()
+        if name not in settings or name in quantised
+    )
+
+
+def _quantised_constant(node: gs.Node) -> gs.Constant | None:
+    """Return the constant that a node turns into floating-point numbers again, None where it does not."""
+    if node.op != "DequantizeLinear" or not isinstance(node.inputs[0], gs.Constant):
+        return None
+    return node.inputs[0]
 
 
 def sample_shapes(
@@ -229,8 +259,10 @@ def _per_sample(macs: int, batch: int) -> int:
     return macs // batch if macs % batch == 0 else macs
 
 
-def _float_elements(model: Model, tensor: gs.Constant) -> int:
+def _elements(model: Model, tensor: gs.Constant, *, quantised: bool) -> int:
     values = model.values(tensor)
+    if quantised:
+        return int(values.size)
     # By name: bfloat16 and the 8-bit floats are extension types of numpy, and so are 4-bit integers.
     return int(values.size) if "float" in values.dtype.name else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from onnxcompress.analysis.cost import ModelCost, model_cost
@@ -31,7 +32,7 @@ from onnxcompress.pipeline.stages import (
     run_pass,
 )
 from onnxcompress.pipeline.structure import structure_sha256
-from onnxcompress.pipeline.verification import Feeds, sample_feeds, verify_stage
+from onnxcompress.pipeline.verification import sample_feeds, verify_stage
 from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
 from onnxcompress.report import environment
@@ -158,7 +159,7 @@ def _run_passes(
     With `of_other_weights` the plans were made for other weights: their figures are measured anew.
     """
     stages: list[Stage] = []
-    feeds: Feeds | None = None
+    random_feeds = cache(lambda: sample_feeds(source.model, asked.input_shape, asked.seed))
     model = source.model
     for number, (each, plan) in enumerate(work):
         tell(each.name, number, len(work))
@@ -171,8 +172,7 @@ def _run_passes(
         )
         if asked.verify and stage.result.modified:
             tell(f"verifying {each.name}", number, len(work))
-            feeds = feeds or sample_feeds(source.model, asked.input_shape, asked.seed)
-            stage = replace(stage, self_check=verify_stage(model, stage.result, feeds))
+            stage = replace(stage, self_check=verify_stage(model, stage.result, random_feeds, context))
         stages.append(stage)
         if model is not stage.result.model:
             model.release_mapped()

@@ -33,6 +33,7 @@ DECIDING_OPTIONS = (
     "lr",
     "train_batch",
     "loss",
+    "quantize",
     "exclude",
     "cleanup",
     "seed",

@@ -47,7 +47,17 @@ class Request:
     def needs_calibration(self) -> bool:
         """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
         ranks = self.recipe.prune > 0 and self.recipe.importance == "activation"
-        return self.recovery != "none" or (self.saved_plan is None and (ranks or bool(self.recipe.target)))
+        decides = ranks or bool(self.recipe.target) or self.recipe.quantize == "int8"
+        return self.recovery != "none" or (self.saved_plan is None and decides)
+
+    @property
+    def calibration_reason(self) -> str:
+        """The option that calibration data are needed for."""
+        if self.recipe.target:
+            return "--target"
+        if self.recovery != "none":
+            return f"--recover {self.recovery}"
+        return "--quantize int8" if self.recipe.quantize == "int8" else "--importance activation"
 
 
 def make_request(
@@ -79,9 +89,7 @@ def make_request(
     )
     _check_training(request)
     if request.needs_calibration and request.data is None and request.calib is None and request.train is None:
-        why = "--target" if request.recipe.target else f"--recover {request.recovery}"
-        why = why if request.recovery != "none" or request.recipe.target else "--importance activation"
-        raise RecipeError(f"{why} needs data: give --calib PATH or --data PATH")
+        raise RecipeError(f"{request.calibration_reason} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:
         check_gates_can_be_measured(asked, has_data=request.data is not None)
         check_outputs(

@@ -13,6 +13,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
+from onnxcompress.passes.quantization import Float16Conversion, Int8Config, Int8Quantization
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.tucker import (
     SvdConfig,
@@ -47,7 +48,7 @@ class Stage:
 
 
 def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
-    """Return the passes that a recipe asks for, in the order in which they run, those of a mode of recovery at the end.
+    """Return the passes that a recipe asks for, in the order in which they run, recovery and quantisation at the end.
 
     Raises:
         ProviderUnavailableError: the recovery needs what is not installed or not there.
@@ -63,7 +64,15 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
             passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))
         if recipe.svd != "off":
             passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
-    return (*passes, *recovery_passes(recipe, recovery))
+    return (*passes, *recovery_passes(recipe, recovery), *_quantization_of(recipe))
+
+
+def _quantization_of(recipe: Recipe) -> tuple[Pass, ...]:
+    if recipe.quantize == "int8":
+        # TensorRT takes no zero points.
+        symmetric = any("tensorrt" in name.lower() for name in recipe.provider)
+        return (Int8Quantization(Int8Config(symmetric=symmetric)),)
+    return (Float16Conversion(),) if recipe.quantize == "fp16" else ()
 
 
 def _allocation_of(recipe: Recipe) -> AllocationConfig:
@@ -121,6 +130,7 @@ def run_pass(
         tuple(decisions),
         skipped,
         plain_json(outcomes[-1]) if outcomes else None,
+        bytes=result.model.size_bytes,
     )
     return Stage(result, cost, figures), replace(context, provenance=result.provenance)
 
@@ -129,10 +139,11 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
     """Refuse a model that has nothing of what is compressed.
 
     Raises:
-        ModelError: there is no convolution (and, where `svd` is asked for, no Gemm or MatMul either).
+        ModelError: there is no convolution (and, where `svd` or `quantize` is asked for, no Gemm or MatMul either).
     """
     ops = {node.op for node in model.nodes}
-    wanted = _CONVOLUTIONS | (_SPLIT_BY_SVD if recipe.svd != "off" else frozenset())
+    matrices = recipe.svd != "off" or recipe.quantize != "off"
+    wanted = _CONVOLUTIONS | (_SPLIT_BY_SVD if matrices else frozenset())
     if not ops & wanted:
         names = ", ".join(sorted(wanted))
         seen = ", ".join(sorted(ops)[:8]) or "nothing"

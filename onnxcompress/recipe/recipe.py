@@ -101,6 +101,13 @@ class Recipe:
         "auto: finetune with --train, else refit where there are data "
         "(default: auto with --target or --train, else none)",
     )
+    quantize: str = option(
+        "off",
+        Choice("off", "int8", "fp16"),
+        COMPRESSION,
+        "KIND",
+        "last of all, store and compute in fewer bits: off, int8 (needs --calib or --data) or fp16",
+    )
     exclude: tuple[str, ...] = option(
         (), ManyOf(Regex()), COMPRESSION, "REGEX", "leave nodes alone whose name matches (repeatable)"
     )

@@ -51,6 +51,7 @@ class StageFigures:
 
     Attributes:
         outcome: what the pass measured while it ran: of a training its samples, epochs and score; None where nothing.
+        bytes: of the model after it, as a file.
     """
 
     pass_name: str
@@ -60,6 +61,7 @@ class StageFigures:
     decisions: tuple[Mapping[str, Any], ...] = ()
     skipped: tuple[SkippedNode, ...] = ()
     outcome: Mapping[str, Any] | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)

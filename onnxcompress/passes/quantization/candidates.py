@@ -1,0 +1,126 @@
+"""Which nodes compute in 8 bits, and why others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxcompress.analysis.lrn import is_window
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, Skipped
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators whose work shrinks with the bits; the others of `OPERATORS` only pass 8-bit values on between them."""
+
+OPERATORS = WEIGHTED | {
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Flatten",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "MaxPool",
+    "Mul",
+    "Pad",
+    "Relu",
+    "Reshape",
+    "Resize",
+    "Sigmoid",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
+
+_SAME_RANGE = frozenset({"Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_RECTIFIERS = frozenset({"Clip", "Relu"})
+_SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
+
+
+def find_candidates(
+    model: Model, context: PassContext, refused: Mapping[str, str] | None = None
+) -> tuple[list[gs.Node], list[Skipped]]:
+    """Return the nodes that can be quantised, in graph order, and the others with their reasons.
+
+    An operator without weights is a candidate where a candidate gives it its input: elsewhere it would only be
+    surrounded by conversions.
+
+    Args:
+        refused: {node: reason} of nodes that are none whatever else they are.
+    """
+    chosen: list[gs.Node] = []
+    skipped: list[Skipped] = []
+    made: set[str] = set()
+    for node in model.nodes:
+        reason = (refused or {}).get(node.name) or _why_not(model, node, context, made)
+        if reason is None:
+            chosen.append(node)
+            made.update(tensor.name for tensor in node.outputs)
+        else:
+            skipped.append(Skipped(node.name, reason))
+    return chosen, skipped
+
+
+def float_tensors(model: Model, nodes: Iterable[gs.Node]) -> dict[str, gs.Node]:
+    """Return the tensors, computed in float32, that the nodes read and write, each with the first node that does."""
+    found: dict[str, gs.Node] = {}
+    for node in nodes:
+        for tensor in (*node.inputs, *node.outputs):
+            if _is_float(model, tensor):
+                found.setdefault(tensor.name, node)
+    return found
+
+
+def range_sources(model: Model, nodes: Sequence[gs.Node]) -> dict[str, str]:
+    """Return, for each tensor that the nodes read and write, the tensor whose range it takes: most often its own.
+
+    What only moves values keeps its input's range. What a rectifier alone reads takes the rectifier's: the rest of it
+    is cut off anyway.
+    """
+    sources = {name: name for name in float_tensors(model, nodes)}
+    outputs = {tensor.name for tensor in model.graph.outputs}
+    for node in nodes:
+        before, after = node.inputs[0].name, node.outputs[0].name
+        if before not in sources or after not in sources:
+            continue
+        if node.op in _SAME_RANGE:
+            sources[after] = sources[before]
+        elif node.op in _RECTIFIERS and len(node.inputs[0].outputs) == 1 and before not in outputs:
+            sources[before] = after
+    return {name: _followed(sources, name) for name in sources}
+
+
+def _followed(sources: Mapping[str, str], name: str) -> str:
+    while sources[name] != name:
+        name = sources[name]
+    return name
+
+
+def _why_not(model: Model, node: gs.Node, context: PassContext, made: set[str]) -> str | None:
+    if node.domain not in (None, "", "ai.onnx") or node.op not in OPERATORS:
+        softmax = node.op in _SOFTMAX
+        return f"{node.op} is left in float{': eight bits do not resolve probabilities' if softmax else ''}"
+    if context.is_excluded(node.name):
+        return "excluded (--exclude)"
+    if is_window(node):
+        return "the sum of squares of an LRN spans too many magnitudes for eight bits"
+    data = node.inputs[0]
+    if not _is_float(model, data):
+        return "its input is not computed in float32"
+    if node.op not in WEIGHTED:
+        return None if any(t.name in made for t in node.inputs) else "its input is not quantised"
+    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        return None if node.inputs[1].values.dtype == np.float32 else "its weights are not float32"
+    if node.op == "MatMul" and _is_float(model, node.inputs[1]):
+        return None
+    return "its weights are not constant"
+
+
+def _is_float(model: Model, tensor: gs.Tensor) -> bool:
+    if not tensor.name or isinstance(tensor, gs.Constant) or tensor.name not in model.dtypes:
+        return False
+    return model.dtype_of(tensor) == np.dtype(np.float32)

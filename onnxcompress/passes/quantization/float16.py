@@ -1,0 +1,128 @@
+"""Half precision: onnxruntime's converter turns weights and tensors into float16, inputs and outputs stay float32."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.quantization.calibration import tensor_histograms
+from onnxcompress.passes.quantization.candidates import float_tensors
+from onnxcompress.runtime.quiet import quiet_logging
+
+_LARGEST = 65504.0
+
+
+@dataclass(frozen=True)
+class Float16Config:
+    """What stays in float32.
+
+    Attributes:
+        headroom: how many times larger than on the calibration data a value may become before it overflows.
+        samples: calibration samples that are looked at, at most.
+    """
+
+    headroom: float = 4.0
+    samples: int = 128
+
+
+class Float16Conversion(Pass):
+    """Halves the size of the weights; on hardware with half-precision arithmetic also the time."""
+
+    name: ClassVar[str] = "fp16"
+
+    def __init__(self, config: Float16Config | None = None) -> None:
+        self.config = config or Float16Config()
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Choose the nodes; with calibration data, those whose values could overflow stay in float32.
+
+        Raises:
+            DataError: a tensor holds NaN or infinity on the calibration data; it is named.
+        """
+        kept = _blocked_operators()
+        tensors = list(float_tensors(model, model.nodes))
+        largest: dict[str, float] = {}
+        if context.calibration is not None and tensors:
+            histograms = tensor_histograms(
+                model, tensors, context.calibration, samples=self.config.samples, tell=context.tell
+            )
+            largest = {name: max(-own.low, own.high) for name, own in histograms.items()}
+        decisions: list[Decision] = []
+        skipped: list[Skipped] = []
+        for node in model.nodes:
+            values = max((largest.get(t.name, 0.0) for t in (*node.inputs, *node.outputs)), default=0.0)
+            weights = max((_largest_constant(t) for t in node.inputs), default=0.0)
+            if context.is_excluded(node.name):
+                skipped.append(Skipped(node.name, "excluded (--exclude)"))
+            elif node.op in kept:
+                skipped.append(Skipped(node.name, f"{node.op} has no half-precision form"))
+            elif max(values * self.config.headroom, weights) > _LARGEST:
+                skipped.append(Skipped(node.name, f"values up to {max(values, weights):.3g} could overflow float16"))
+            elif _has_float32(model, node):
+                decisions.append({"kind": "fp16", "node": node.name, "op": node.op})
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Convert the planned nodes.
+
+        Raises:
+            RecipeError: the plan names nodes that the model does not have.
+        """
+        names = {node.name for node in model.nodes}
+        converted = {str(decision["node"]) for decision in plan.decisions}
+        if converted - names:
+            raise RecipeError(f"plan: the model has no node '{min(converted - names)}' to convert to float16")
+        model.become(_converted(model.to_proto(), sorted(names - converted)))
+        return {}
+
+
+def _has_float32(model: Model, node: Any) -> bool:
+    tensors = (tensor for tensor in (*node.inputs, *node.outputs) if tensor.name)
+    return any(_dtype(model, tensor) == np.float32 for tensor in tensors)
+
+
+def _dtype(model: Model, tensor: Any) -> Any:
+    known = model.is_constant(tensor) or tensor.name in model.dtypes
+    return model.dtype_of(tensor) if known else None
+
+
+def _largest_constant(tensor: Any) -> float:
+    if not isinstance(tensor, gs.Constant) or tensor.values.dtype != np.float32 or tensor.values.size == 0:
+        return 0.0
+    return float(np.abs(tensor.values).max())
+
+
+def _converter() -> Any:
+    # The package puts its folder on the import path, where its modules would shadow others of the same names.
+    path = list(sys.path)
+    try:
+        from onnxruntime.transformers import float16
+    finally:
+        sys.path[:] = path
+    return float16
+
+
+def _blocked_operators() -> frozenset[str]:
+    return frozenset(_converter().DEFAULT_OP_BLOCK_LIST)
+
+
+def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelProto:
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    with quiet_logging():
+        result = _converter().convert_float_to_float16(
+            proto, keep_io_types=True, op_block_list=[], node_block_list=float32_nodes
+        )
+        ordered = ONNXModel(result)
+        ordered.topological_sort()
+    del ordered.model.graph.value_info[:]
+    checked: onnx.ModelProto = ordered.model
+    return checked

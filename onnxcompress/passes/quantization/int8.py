@@ -1,0 +1,173 @@
+"""Static 8-bit quantisation: onnxruntime's quantizer writes the graph, with ranges of the least squared error.
+
+The result is a QDQ model: every quantised tensor passes a QuantizeLinear and a DequantizeLinear, weights (8 bits, one
+scale for each output channel) and biases (32 bits) are stored as integers behind a DequantizeLinear. Runtimes fuse
+these into 8-bit kernels. onnxruntime's own calibration keeps every activation of every sample in memory unless it only
+looks at extremes, which a single outlier stretches; here histograms are streamed (`linalg.histogram`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from onnxcompress.errors import DataError, ModelError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.linalg.histogram import Range
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance
+from onnxcompress.passes.quantization.calibration import tensor_histograms
+from onnxcompress.passes.quantization.candidates import (
+    OPERATORS,
+    WEIGHTED,
+    find_candidates,
+    float_tensors,
+    range_sources,
+)
+from onnxcompress.runtime.quiet import quiet_logging
+
+_FIRST_OPSET = 13
+"""The first in which a DequantizeLinear has a scale for each channel."""
+
+_MOST_LOST = 0.5
+
+
+@dataclass(frozen=True)
+class Int8Config:
+    """How activations are quantised.
+
+    Attributes:
+        samples: calibration samples that are looked at, at most.
+        symmetric: activations as signed integers around zero, which TensorRT asks for, instead of unsigned ones with
+            a zero point, which CPUs prefer and which resolve what a rectifier gives twice as finely.
+
+    Raises:
+        RecipeError: no samples.
+    """
+
+    samples: int = 128
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise RecipeError(f"int8: {self.samples} calibration samples, expected at least 1")
+
+
+class Int8Quantization(Pass):
+    """Stores weights in 8 bits and computes with 8-bit activations where that is known to work."""
+
+    name: ClassVar[str] = "int8"
+
+    def __init__(self, config: Int8Config | None = None) -> None:
+        self.config = config or Int8Config()
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Choose the nodes, and ranges for what they read and write.
+
+        Raises:
+            DataError: there are no calibration data, or a tensor holds NaN or infinity; it is named.
+        """
+        if context.calibration is None:
+            raise DataError("--quantize int8 needs calibration data; give --calib PATH or --data PATH")
+        nodes, skipped = find_candidates(model, context)
+        if not any(node.op in WEIGHTED for node in nodes):
+            return Plan(self.name, (), tuple(skipped))
+        sources = range_sources(model, nodes)
+        histograms = tensor_histograms(
+            model,
+            list(dict.fromkeys(sources.values())),
+            context.calibration,
+            samples=self.config.samples,
+            tell=context.tell,
+        )
+        measured = {name: own.best_range(symmetric=self.config.symmetric) for name, own in histograms.items()}
+        ranges = {name: measured[source] for name, source in sources.items()}
+        coarse = {node.name: reason for node in nodes if (reason := _why_too_coarse(node, ranges)) is not None}
+        if coarse:
+            nodes, skipped = find_candidates(model, context, coarse)
+        decisions: list[Decision] = []
+        first_user = float_tensors(model, nodes)
+        for node in nodes:
+            own_ranges = {n: [ranges[n].low, ranges[n].high] for n, first in first_user.items() if first is node}
+            activations = "int8" if self.config.symmetric else "uint8"
+            decisions.append(
+                {"kind": "int8", "node": node.name, "op": node.op, "activations": activations, "ranges": own_ranges}
+            )
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
+        """Put `model` in QDQ form.
+
+        Raises:
+            RecipeError: the plan names nodes that the model does not have.
+            ModelError: its opset knows no such form, and it cannot be converted to one that does.
+        """
+        known = {node.name for node in model.nodes}
+        unknown = [d["node"] for d in plan.decisions if d["node"] not in known]
+        if unknown:
+            raise RecipeError(f"plan: the model has no node '{unknown[0]}' to quantise")
+        ranges = {name: pair for decision in plan.decisions for name, pair in decision["ranges"].items()}
+        symmetric = any(decision["activations"] == "int8" for decision in plan.decisions)
+        quantized = _quantized(
+            _with_opset(model.to_proto()), [str(d["node"]) for d in plan.decisions], ranges, symmetric=symmetric
+        )
+        model.become(quantized)
+        return {}
+
+
+def _why_too_coarse(node: Any, ranges: Mapping[str, Range]) -> str | None:
+    """Say that 256 steps are too few for what a node reads: squares and exponentials span too many magnitudes."""
+    if node.op not in WEIGHTED and node.op != "Mul":
+        return None
+    worst = max((t.name for t in node.inputs if t.name in ranges), key=lambda name: ranges[name].lost, default=None)
+    if worst is None or ranges[worst].lost <= _MOST_LOST:
+        return None
+    return f"{ranges[worst].lost:.0%} of the values of its input '{worst}' would become zero"
+
+
+def _with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model in an opset that has scales for each channel."""
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    proto.ir_version = max(proto.ir_version, 4)  # before, every initializer had to be listed as an input
+    if opset >= _FIRST_OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, _FIRST_OPSET)
+    except Exception as error:
+        raise ModelError(
+            f"opset {opset} has no scales for each channel, and onnx cannot convert the model to opset "
+            f"{_FIRST_OPSET} ({' '.join(str(error).split())[:200]}); export it again with a newer opset"
+        ) from error
+
+
+def _quantized(
+    proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, tuple[float, float]], *, symmetric: bool
+) -> onnx.ModelProto:
+    with quiet_logging():
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+
+        inferred = onnx.shape_inference.infer_shapes(proto)
+        found = {
+            name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
+        }
+        quantizer = QDQQuantizer(
+            inferred,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, found),
+            nodes_to_quantize=nodes,
+            nodes_to_exclude=[],
+            op_types_to_quantize=sorted(OPERATORS),
+            extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        result: onnx.ModelProto = quantizer.model.model
+        del result.graph.value_info[:]
+        return result

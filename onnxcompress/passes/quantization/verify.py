@@ -1,0 +1,66 @@
+"""A loose check of a quantised model: on calibration data it must still answer about what the other one answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.errors import ModelError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, PassResult
+from onnxcompress.passes.verification import Verification, compared_tensors, run_model
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = 0.5
+"""Root of the mean squared difference, relative to the spread of the values: beyond it little of the answer is left."""
+
+_MOST_ROWS = 8
+
+
+def calibration_batch(model: Model, context: PassContext) -> dict[str, Array] | None:
+    """Return a few calibration samples, None where there are none."""
+    if context.calibration is None:
+        return None
+    first = next(iter(context.calibration()), None)
+    if first is None:
+        return None
+    is_fixed = isinstance((model.shape_of(model.graph.inputs[0]) or (None,))[0], int)
+    return dict(first) if is_fixed else {name: array[:_MOST_ROWS] for name, array in first.items()}
+
+
+def verify_quantization(before: Model, result: PassResult, feeds: Mapping[str, Array]) -> Verification:
+    """Compare a quantised model with the one that it was made of.
+
+    Raises:
+        ModelError: hardly anything of the answer is left: the model does not stand so few bits.
+    """
+    tensors = compared_tensors(before, result.model)
+    expected, seen = run_model(before, feeds, tensors), run_model(result.model, feeds, tensors)
+    worst = max(_spread_difference(expected[name], seen[name]) for name in tensors)
+    verification = Verification(result.plan.pass_name, worst, TOLERANCE, tensors)
+    if not verification.passed:
+        name = result.plan.pass_name
+        raise ModelError(
+            f"the model does not stand {name}: its outputs differ by {worst:.2g} of their spread (at most "
+            f"{TOLERANCE} is accepted); leave --quantize out, or --exclude sensitive nodes, or --no-verify to go on"
+        )
+    return verification
+
+
+def _spread_difference(expected: Array, seen: Array) -> float:
+    if expected.dtype.kind != "f":
+        return 0.0
+    wanted, got = expected.astype(np.float64), seen.astype(np.float64)
+    if wanted.shape != got.shape or not np.isfinite(got[np.isfinite(wanted)]).all():
+        return float("inf")
+    finite = np.isfinite(wanted)
+    wanted, got = wanted[finite], got[finite]
+    if wanted.size == 0:
+        return 0.0
+    distance = float(np.sqrt(np.mean((got - wanted) ** 2)))
+    spread = float(wanted.std()) or float(np.abs(wanted).max())
+    return distance / spread if spread > 0 else (0.0 if distance == 0 else float("inf"))
