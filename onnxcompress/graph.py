@@ -323,10 +323,10 @@ class Model:
         """The size of the file that `save` writes without a side file, in bytes, without making it."""
         proto, weights = self._export()
         sizes = (serialized_size(name, array) for name, array in weights.items())
-        graph = proto.graph.ByteSize()
+        graph = int(proto.graph.ByteSize())
         # A message inside another stands behind a tag of one byte and its own length.
         full = graph + sum(1 + varint_size(size) + size for size in sizes)
-        return proto.ByteSize() - graph - varint_size(graph) + full + varint_size(full)
+        return int(proto.ByteSize()) - graph - varint_size(graph) + full + varint_size(full)
 
     def release_mapped(self) -> None:
         """Let go of the memory of external data that was read; it is read again from its files when needed."""

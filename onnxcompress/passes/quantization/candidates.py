@@ -109,6 +109,8 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: set[str]) 
     if is_window(node):
         return "the sum of squares of an LRN spans too many magnitudes for eight bits"
     data = node.inputs[0]
+    if node.op == "Mul" and node.inputs[1] is data:
+        return "squares span too many magnitudes for eight bits"
     if not _is_float(model, data):
         return "its input is not computed in float32"
     if node.op not in WEIGHTED:

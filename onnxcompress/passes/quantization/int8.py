@@ -120,12 +120,16 @@ class Int8Quantization(Pass):
 
 def _why_too_coarse(node: Any, ranges: Mapping[str, Range]) -> str | None:
     """Say that 256 steps are too few for what a node reads: squares and exponentials span too many magnitudes."""
-    if node.op not in WEIGHTED and node.op != "Mul":
+    if node.op in WEIGHTED:
+        tensors = node.inputs
+    elif node.op == "Mul":
+        tensors = [*node.inputs, *node.outputs]
+    else:
         return None
-    worst = max((t.name for t in node.inputs if t.name in ranges), key=lambda name: ranges[name].lost, default=None)
+    worst = max((t.name for t in tensors if t.name in ranges), key=lambda name: ranges[name].lost, default=None)
     if worst is None or ranges[worst].lost <= _MOST_LOST:
         return None
-    return f"{ranges[worst].lost:.0%} of the values of its input '{worst}' would become zero"
+    return f"{ranges[worst].lost:.0%} of the values of '{worst}' would become zero"
 
 
 def _with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
