@@ -27,6 +27,10 @@ PLENTY_OF_SAMPLES = 100
 
 _GENTLE = "energy=0.98"
 
+_CALIBRATED = frozenset({"refit", "reconstruct", "allocate", "int8", "fp16"})
+_TRAINED = frozenset({"reconstruct", "finetune"})
+_TRAINING_OPTIONS = ("epochs", "lr", "train_batch", "loss", "device")
+
 
 def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a compression, one line each."""
@@ -40,11 +44,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
         )
     lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
     lines += _few_samples(report)
-    recovered = any(stage.pass_name == "refit" for stage in report.stages)
-    if recipe.calib is not None and not recovered and not (recipe.prune > 0 and recipe.importance == "activation"):
-        lines.append(
-            "The calibration data were not used: --recover refit, --target or --importance activation needs them"
-        )
+    lines += _unused(report, recipe)
     lines += _dearer(report, recipe)
     lines += [f"{line} {FASTER}" for line in latency_lines(report.latency)]
     lines += noise_lines(report.latency)
@@ -111,19 +111,74 @@ def _noise_line(figures: Latency) -> str:
 
 
 def how_to_keep_more(recipe: Recipe) -> str:
-    """Name what of this recipe can be made gentler."""
+    """Name what of this recipe can be made gentler, or won back."""
     ways = []
     if recipe.prune > 0:
         ways.append(f"lower --prune (now {recipe.prune:g}; start from 0.02)")
-    if recipe.tucker not in ("off", _GENTLE):
+    if recipe.tucker not in ("off", _GENTLE) and not recipe.target:
         ways.append(f"keep more of each Conv (--tucker {_GENTLE}, or off)")
-    if recipe.svd not in ("off", _GENTLE):
+    if recipe.svd not in ("off", _GENTLE) and not recipe.target:
         ways.append(f"keep more of each 1x1 Conv (--svd {_GENTLE}, or off)")
-    if recipe.recover in (None, "none") and not recipe.target:
-        ways.append("refit it on unlabelled samples (--calib PATH --recover refit)")
-    ways.append("spare sensitive layers (--exclude REGEX), or train the compressed model further before use")
+    if recipe.target:
+        shares = ", ".join(f"{kind}={share:g}" for kind, share in recipe.target.items())
+        ways.append(f"ask for less (--target, now {shares})")
+    elif (recipe.tucker, recipe.svd) != ("off", "off"):
+        ways.append("choose the ranks of all layers by measured effect (--target macs=F in place of SPEC)")
+    ways += _recoveries(recipe)
+    if recipe.quantize == "int8":
+        ways.append("keep half precision instead of eight bits (--quantize fp16)")
+    ways.append("spare sensitive layers (--exclude REGEX)")
     gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
     return f"To keep more: {', '.join(ways)}{gate}"
+
+
+def _recoveries(recipe: Recipe) -> list[str]:
+    """Name the ways to win accuracy back that go further than the recipe's."""
+    if not _loses_structure(recipe):
+        return []
+    mode = recipe.recover or ("auto" if recipe.target or recipe.train is not None else "none")
+    ways = []
+    if mode == "none":
+        ways.append("refit it on unlabelled samples (--calib PATH --recover refit)")
+    if mode in ("refit", "auto") and recipe.train is None:
+        ways.append("train it block by block on the same samples (--recover reconstruct)")
+    if recipe.train is None:
+        ways.append("train it as a whole (--train PATH)")
+    elif mode in ("finetune", "auto"):
+        ways.append("train it longer (--epochs N)")
+    return ways
+
+
+def _loses_structure(recipe: Recipe) -> bool:
+    """Whether filters or ranks go: what a refit or a training can make up for."""
+    return recipe.prune > 0 or (recipe.tucker, recipe.svd) != ("off", "off") or bool(recipe.target)
+
+
+def _unused(report: Report, recipe: Recipe) -> list[str]:
+    """Name what was given and had no effect."""
+    done = {stage.pass_name for stage in report.stages}
+    lines = []
+    by_activation = recipe.prune > 0 and recipe.importance == "activation"
+    if recipe.calib is not None and not done & _CALIBRATED and not by_activation:
+        lines.append(
+            "The calibration data were not used: --recover refit, --target, --quantize int8 or --importance activation "
+            "needs them"
+        )
+    if recipe.train is not None and "finetune" not in done:
+        lines.append(
+            f"The training data were not used to train, because of --recover {recipe.recover}: "
+            "leave it out, or give --recover finetune"
+        )
+    if not done & _TRAINED:
+        default = Recipe()
+        ignored = [name for name in _TRAINING_OPTIONS if getattr(recipe, name) != getattr(default, name)]
+        if ignored:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            verb = "has" if len(ignored) == 1 else "have"
+            lines.append(
+                f"{options} {verb} no effect, because nothing is trained: give --train PATH, or --recover reconstruct"
+            )
+    return lines
 
 
 def _few_samples(report: Report) -> list[str]:
@@ -149,8 +204,11 @@ def _dearer(report: Report, recipe: Recipe) -> list[str]:
 
 
 def _nothing_done(report: Report, recipe: Recipe) -> str:
-    if recipe.plan is None and recipe.prune == 0 and (recipe.tucker, recipe.svd, recipe.target) == ("off", "off", {}):
-        return "Nothing was compressed, because nothing was asked for: give --prune R, --tucker SPEC or --svd SPEC"
+    if recipe.plan is None and not _loses_structure(recipe) and recipe.quantize == "off":
+        return (
+            "Nothing was compressed, because nothing was asked for: give --prune R, --tucker SPEC, --svd SPEC, "
+            "--target KIND=F or --quantize KIND"
+        )
     skipped = sum(len(stage.skipped) for stage in _compressing(report))
     reasons = f" ({skipped} nodes were left alone; -v says why)" if skipped else ""
     return f"Nothing was compressed: no pass found anything to change{reasons}"

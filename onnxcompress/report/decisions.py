@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from onnxcompress.report.figures import SelfCheck
 from onnxcompress.report.text import count
 
 Decision = Mapping[str, Any]
@@ -26,6 +27,24 @@ def outcome_line(pass_name: str, outcome: Mapping[str, Any]) -> str:
         f"{pass_name}: {epochs} epochs on {samples['trained']} samples; score on {samples['held_out']} others "
         f"{before:.4g} -> {after:.4g} (lower is better)"
     )
+
+
+def is_loose(check: SelfCheck) -> bool:
+    """Whether a self-check only says that a quantised model still answers: its difference is no error."""
+    return check.pass_name in ("int8", "fp16")
+
+
+def loose_check_line(check: SelfCheck) -> str:
+    """Return what the self-check of a quantisation came to, on one line."""
+    return (
+        f"{check.pass_name}: the outputs differ from those of the model before it by {check.difference:.2g} of their "
+        f"spread (at most {check.tolerance:g} is accepted)"
+    )
+
+
+def _quantize(decision: Decision) -> str:
+    ranges = ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, (low, high) in decision["ranges"].items())
+    return f"{decision['node']}: {decision['op']} in 8 bits{f' ({ranges})' if ranges else ''}"
 
 
 def _prune(decision: Decision) -> str:
@@ -58,4 +77,9 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-_WRITERS: Mapping[str, Callable[[Decision], str]] = {"prune": _prune, "tucker": _split, "svd": _split}
+_WRITERS: Mapping[str, Callable[[Decision], str]] = {
+    "prune": _prune,
+    "tucker": _split,
+    "svd": _split,
+    "int8": _quantize,
+}

@@ -142,7 +142,7 @@ def passes_section(report: Report) -> Markup:
         return NOTHING
     params, macs = report.input.params, report.input.macs
     differences = {check.pass_name: check.difference for check in report.self_checks}
-    rows = [["(original)", "", "", count(params), count(macs), "", ""]]
+    rows = [["(original)", "", "", count(params), count(macs), size(report.input.bytes), "", ""]]
     for stage in report.stages:
         difference = differences.get(stage.pass_name)
         rows.append(
@@ -152,6 +152,7 @@ def passes_section(report: Report) -> Markup:
                 str(len(stage.skipped)),
                 count(stage.params, params),
                 count(stage.macs, macs),
+                size(stage.bytes, report.input.bytes),
                 f"{stage.seconds:.2f} s",
                 "" if difference is None else f"{difference:.1g}",
             ]
@@ -162,6 +163,7 @@ def passes_section(report: Report) -> Markup:
         Column("left alone", "number"),
         Column("parameters", "number"),
         Column("MACs", "number"),
+        Column("file size", "number"),
         Column("time", "number wide"),
         Column("self-check", "number wide"),
     ]

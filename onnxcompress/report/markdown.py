@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from onnxcompress.report.decisions import is_loose, loose_check_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, gate_value, gate_verdict
 from onnxcompress.report.junit import why_no_self_check
 from onnxcompress.report.rows import before_and_after, before_and_after_title
-from onnxcompress.report.text import count, printable
+from onnxcompress.report.text import count, printable, size
 
 _MOST_REASONS = 20
 _MOST_NODES = 5
@@ -86,22 +87,28 @@ def _gate_row(gate: GateResult, report: Report) -> tuple[str, ...]:
 
 def _stages(report: Report) -> str:
     params, macs = report.input.params, report.input.macs
-    rows = [("(original)", "", "", count(params), count(macs), "")]
+    rows = [("(original)", "", "", count(params), count(macs), size(report.input.bytes), "")]
     for stage in report.stages:
-        figures = (count(stage.params, params), count(stage.macs, macs), f"{stage.seconds:.2f}")
+        costs = (count(stage.params, params), count(stage.macs, macs), size(stage.bytes, report.input.bytes))
+        figures = (*costs, f"{stage.seconds:.2f}")
         rows.append((name_in_markdown(stage.pass_name), str(len(stage.decisions)), str(len(stage.skipped)), *figures))
-    return _table(("pass", "changes", "left alone", "parameters", "MACs", "seconds"), "lrrrrr", rows)
+    return _table(("pass", "changes", "left alone", "parameters", "MACs", "file size", "seconds"), "lrrrrrr", rows)
 
 
 def _self_checks(report: Report) -> str:
     if not report.self_checks:
         return f"Self-check: none, {_text(why_no_self_check(report))}."
-    worst = max(report.self_checks, key=lambda check: check.difference)
-    passes = ", ".join(name_in_markdown(check.pass_name) for check in report.self_checks)
-    return (
-        f"Self-check of {passes}: passed. What was written differs from what it should compute by at most "
-        f"{worst.difference:.2g} of the range ({worst.tolerance:.2g} is allowed)."
-    )
+    sentences = []
+    exact = [check for check in report.self_checks if not is_loose(check)]
+    if exact:
+        worst = max(exact, key=lambda check: check.difference)
+        passes = ", ".join(name_in_markdown(check.pass_name) for check in exact)
+        sentences.append(
+            f"Self-check of {passes}: passed. What was written differs from what it should compute by at most "
+            f"{worst.difference:.2g} of the range ({worst.tolerance:.2g} is allowed)."
+        )
+    sentences += [_text(loose_check_line(check)) for check in report.self_checks if is_loose(check)]
+    return " ".join(sentences)
 
 
 def _skipped(stages: Iterable[StageFigures]) -> str:

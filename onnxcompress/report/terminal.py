@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcompress.report.decisions import decision_line, outcome_line
+from onnxcompress.report.decisions import decision_line, is_loose, loose_check_line, outcome_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.rows import before_and_after, before_and_after_title
-from onnxcompress.report.text import count, printable
+from onnxcompress.report.text import count, printable, size
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -49,6 +49,9 @@ def print_report(report: Report, console: Console, *, verbose: bool = False, dec
     for stage in report.stages:
         if stage.outcome is not None:
             console.print(cell(outcome_line(stage.pass_name, stage.outcome)), "")
+    for check in report.self_checks:
+        if is_loose(check):
+            console.print(cell(loose_check_line(check)), "")
     if verbose or decisions:
         _print_decisions(report.stages, console)
     _print_skipped(report.stages, console, verbose=verbose)
@@ -78,10 +81,11 @@ def _stages_table(report: Report) -> Table:
         ("left alone", "right"),
         ("parameters", "right"),
         ("MACs", "right"),
+        ("file size", "right"),
         ("seconds", "right"),
     )
     params, macs = report.input.params, report.input.macs
-    table.add_row("(original)", "", "", count(params), count(macs), "")
+    table.add_row("(original)", "", "", count(params), count(macs), size(report.input.bytes), "")
     for stage in report.stages:
         table.add_row(
             cell(stage.pass_name),
@@ -89,6 +93,7 @@ def _stages_table(report: Report) -> Table:
             str(len(stage.skipped)),
             count(stage.params, params),
             count(stage.macs, macs),
+            size(stage.bytes, report.input.bytes),
             f"{stage.seconds:.2f}",
         )
     return table

@@ -1,0 +1,189 @@
+"""Eight bits and half precision: what is converted and what not, the same bytes from a plan, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcompress.analysis.cost import model_cost
+from onnxcompress.errors import DataError, ModelError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, PassResult, Plan
+from onnxcompress.passes.quantization import (
+    Float16Conversion,
+    Int8Config,
+    Int8Quantization,
+    calibration_batch,
+    verify_quantization,
+)
+from tests.small_models import build, node, run_all
+from tests.tiny_models import conv_net, samples
+
+RNG = np.random.default_rng(0)
+
+
+def batches() -> Iterator[dict[str, Any]]:
+    for start in range(0, 40, 8):
+        yield {"x": samples()[start : start + 8]}
+
+
+CONTEXT = PassContext(calibration=batches)
+
+
+def quantized(model: Model, each: Int8Quantization | Float16Conversion, context: PassContext = CONTEXT) -> PassResult:
+    return each.apply(model, each.plan(model, context), context)
+
+
+def ops(model: Model) -> list[str]:
+    return [n.op for n in model.nodes]
+
+
+def spread(model: Model, other: Model) -> float:
+    first, second = (run_all(m, {"x": samples()})["y"] for m in (model, other))
+    return float(np.abs(second - first).max() / first.std())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_int8_answers_about_the_same(symmetric: bool) -> None:
+    model = Model.from_proto(conv_net())
+    result = quantized(model, Int8Quantization(Int8Config(symmetric=symmetric)))
+    assert [d["node"] for d in result.plan.decisions] == [n.name for n in model.nodes]
+    assert spread(model, result.model) < 0.1
+    weights = {t.values.dtype for t in result.model.constants().values() if t.values.ndim > 1}
+    assert weights == {np.dtype(np.int8)}
+    zeros = [t.values for n in result.model.nodes if n.op == "QuantizeLinear" for t in n.inputs[2:]]
+    assert {z.dtype for z in zeros} == {np.dtype(np.int8 if symmetric else np.uint8)}
+    assert not symmetric or not any(z.any() for z in zeros)
+
+
+def test_a_scale_for_each_output_channel() -> None:
+    result = quantized(Model.from_proto(conv_net(channels=16)), Int8Quantization())
+    scales = {n.inputs[0].name: n.inputs[1].values.shape for n in result.model.nodes if n.op == "DequantizeLinear"}
+    assert scales["w1_quantized"] == scales["w2_quantized"] == (16,)
+    assert scales["w3_quantized"] == (4,)
+
+
+def test_costs_look_through_dequantization() -> None:
+    model = Model.from_proto(conv_net())
+    before, after = model_cost(model), model_cost(quantized(model, Int8Quantization()).model)
+    assert (after.params, after.macs) == (before.params, before.macs)
+    assert {x.node: (x.params, x.macs) for x in after.layers} == {x.node: (x.params, x.macs) for x in before.layers}
+    assert before.weight_bytes / after.weight_bytes > 2.5
+
+
+def test_a_plan_replays_to_the_same_bytes_without_data() -> None:
+    model = Model.from_proto(conv_net())
+    for each in (Int8Quantization(), Float16Conversion()):
+        result = quantized(model, each)
+        again = each.apply(model, Plan.from_json(result.plan.to_json()), PassContext())
+        assert again.model.to_bytes() == result.model.to_bytes()
+
+
+def test_probabilities_excluded_nodes_and_squares_stay_in_float() -> None:
+    weight = RNG.standard_normal((6, 6, 1, 1)).astype(np.float32)
+    model = build(
+        [
+            node("Conv", ["x", "w"], "a", name="a"),
+            node("Mul", ["a", "a"], "b", name="b"),
+            node("Conv", ["b", "w"], "c", name="c"),
+            node("LRN", ["c"], "d", name="d", size=3),
+            node("Relu", ["d"], "e", name="e"),
+            node("Softmax", ["e"], "y", name="s", axis=1),
+        ],
+        {"w": weight},
+        shape=("n", 6, 8, 8),
+    )
+
+    def context(*exclude: str) -> PassContext:
+        data = RNG.standard_normal((8, 6, 8, 8)).astype(np.float32)
+        return PassContext(calibration=lambda: iter([{"x": data}]), exclude=exclude)
+
+    plan = Int8Quantization().plan(model, context())
+    assert [d["node"] for d in plan.decisions] == ["a", "c"]
+    reasons = {s.node: s.reason for s in plan.skipped}
+    assert "squares" in reasons["b"]
+    assert reasons["d"] == "LRN is left in float"
+    assert reasons["e"] == "its input is not quantised"
+    assert "probabilities" in reasons["s"]
+    excluded = Int8Quantization().plan(model, context("^a$"))
+    assert {s.node: s.reason for s in excluded.skipped}["a"] == "excluded (--exclude)"
+
+
+def test_values_of_too_many_magnitudes_stay_in_float() -> None:
+    model = build(
+        [node("Conv", ["x", "w"], "a", name="a"), node("Conv", ["a", "w"], "y", name="b")],
+        {"w": np.eye(6, dtype=np.float32).reshape(6, 6, 1, 1)},
+        shape=("n", 6, 8, 8),
+    )
+    wide = np.exp(3 * RNG.standard_normal((8, 6, 8, 8))).astype(np.float32)
+    plan = Int8Quantization().plan(model, PassContext(calibration=lambda: iter([{"x": wide}])))
+    assert not plan.decisions
+    assert "of the values of 'x' would become zero" in plan.skipped[0].reason
+
+
+def test_an_older_opset_is_converted_and_a_hopeless_one_is_told() -> None:
+    proto = conv_net()
+    proto.opset_import[0].version = 11
+    result = quantized(Model.from_proto(proto), Int8Quantization())
+    assert result.model.opset >= 13
+    assert spread(Model.from_proto(proto), result.model) < 0.1
+
+
+def test_int8_needs_data_and_known_nodes() -> None:
+    model = Model.from_proto(conv_net())
+    with pytest.raises(DataError, match="--calib"):
+        Int8Quantization().plan(model, PassContext())
+    plan = Plan("int8", ({"kind": "int8", "node": "gone", "op": "Conv", "activations": "uint8", "ranges": {}},))
+    with pytest.raises(RecipeError, match="no node 'gone'"):
+        Int8Quantization().apply(model, plan, PassContext())
+    with pytest.raises(RecipeError, match="no node 'gone'"):
+        Float16Conversion().apply(model, Plan("fp16", ({"kind": "fp16", "node": "gone"},)), PassContext())
+
+
+def test_half_precision_keeps_inputs_and_outputs() -> None:
+    model = Model.from_proto(conv_net())
+    result = quantized(model, Float16Conversion())
+    assert result.model.signature() == model.signature()
+    assert {t.values.dtype for t in result.model.constants().values()} == {np.dtype(np.float16)}
+    assert model_cost(result.model).params == model_cost(model).params
+    assert spread(model, result.model) < 0.01
+
+
+def test_what_could_overflow_stays_in_float32() -> None:
+    proto = conv_net()
+    big = onnx.numpy_helper.to_array(proto.graph.initializer[0]) * 1e5
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(big, "w1"))
+    model = Model.from_proto(proto)
+    plan = Float16Conversion().plan(model, CONTEXT)
+    reasons = {s.node: s.reason for s in plan.skipped}
+    assert "could overflow float16" in reasons["first"]
+    result = Float16Conversion().apply(model, plan, CONTEXT)
+    assert spread(model, result.model) < 0.01
+
+
+def test_the_check_tells_a_wreck_from_a_quantised_model() -> None:
+    model = Model.from_proto(conv_net())
+    feeds = calibration_batch(model, CONTEXT)
+    assert feeds is not None
+    good = quantized(model, Int8Quantization())
+    assert 0 < verify_quantization(model, good, feeds).difference < 0.1
+    tight = [{**d, "ranges": {n: [0.01 * v for v in pair] for n, pair in d["ranges"].items()}} for d in good.plan.decisions]
+    wreck = Int8Quantization().apply(model, Plan("int8", tuple(tight)), PassContext())
+    with pytest.raises(ModelError, match="does not stand int8"):
+        verify_quantization(model, wreck, feeds)
+
+
+def test_the_calibration_spreads_over_the_whole_stream() -> None:
+    from onnxcompress.passes.quantization.calibration import spread_batches
+
+    stream = [{"x": np.arange(start, start + 16, dtype=np.float32)[:, None]} for start in range(0, 1600, 16)]
+    seen = np.concatenate([batch["x"][:, 0] for batch in spread_batches(stream, 50, None)])
+    assert 25 <= len(seen) <= 50
+    assert seen.max() > 1500
+    whole = spread_batches(stream, 64, 16)
+    assert all(len(batch["x"]) == 16 for batch in whole)
+    assert 2 <= len(whole) <= 4
