@@ -179,3 +179,49 @@ def test_public_names_are_importable_in_any_order() -> None:
     assert set(onnxcompress.__all__) <= set(dir(onnxcompress))
     with pytest.raises(AttributeError, match="no attribute 'expand'"):
         _ = onnxcompress.expand
+
+
+def test_int8_comes_last_and_is_measured_like_the_rest(tmp_path: Path) -> None:
+    model = conv_net(channels=32)
+    options: dict[str, Any] = {"prune": 0.25, "tucker": "ratio=0.5", "quantize": "int8", "latency": False}
+    data = {"x": samples()}
+    result = onnxcompress.compress(
+        model, output=tmp_path / "o.onnx", calib=[data], save_plan=tmp_path / "p.json", **options
+    )
+    assert [stage.pass_name for stage in result.report.stages] == ["cleanup", "prune", "tucker", "int8"]
+    sizes = [stage.bytes or 0 for stage in result.report.stages]
+    assert sizes[-1] == (tmp_path / "o.onnx").stat().st_size
+    assert sizes == sorted(sizes, reverse=True)
+    assert result.report.self_checks[-1].pass_name == "int8"
+    assert 0 < result.report.self_checks[-1].difference < 0.3
+    assert result.report.stages[-1].params == result.report.stages[-2].params
+    onnxcompress.compress(model, output=tmp_path / "again.onnx", plan=tmp_path / "p.json", latency=False)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "o.onnx").read_bytes()
+
+
+def test_a_quantised_model_can_be_inspected_compared_and_is_left_as_it_is(tmp_path: Path) -> None:
+    data = {"x": samples()}
+    small = onnxcompress.compress(conv_net(), calib=[data], quantize="int8", latency=False).model
+    looked = onnxcompress.inspect(small)
+    assert {layer.node for layer in looked.layers} == {"first", "second", "classifier"}
+    assert all(layer.split is None for layer in looked.layers)
+    report = onnxcompress.compare(conv_net(), small, data=[data], latency=False)
+    assert report.accuracy is not None
+    assert report.accuracy.agreement is not None
+    assert report.compression is not None
+    assert report.compression.params == 1.0
+    again = onnxcompress.compress(small, prune=0.5, tucker="auto", latency=False)
+    assert any("Nothing was compressed" in line for line in again.report.warnings)
+
+
+def test_int8_without_data_is_refused_and_other_weights_get_ranges_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--quantize int8 needs data"):
+        onnxcompress.compress(conv_net(), quantize="int8")
+    data, plan = {"x": samples()}, tmp_path / "p.json"
+    first = onnxcompress.compress(conv_net(0), calib=[data], quantize="int8", latency=False, save_plan=plan)
+    with pytest.raises(RecipeError, match="--quantize int8 needs data"):
+        onnxcompress.compress(conv_net(1), plan=plan, plan_structure_only=True)
+    other = onnxcompress.compress(conv_net(1), calib=[data], plan=plan, plan_structure_only=True, latency=False)
+    ranges = [r.report.stages[-1].decisions[0]["ranges"] for r in (first, other)]
+    assert ranges[0].keys() == ranges[1].keys()
+    assert ranges[0] != ranges[1]

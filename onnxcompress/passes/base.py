@@ -129,6 +129,8 @@ class Pass(ABC):
     name: ClassVar[str]
     trains: ClassVar[bool] = False
     """Whether its work is a training, which a dry run leaves out."""
+    transfers: ClassVar[bool] = True
+    """Whether its decisions hold for other weights of the same architecture; where not, it decides anew for them."""
 
     @abstractmethod
     def plan(self, model: Model, context: PassContext) -> Plan:

@@ -166,7 +166,7 @@ def _run_passes(
         if context.original is None and each.name != Cleanup.name:
             context = replace(context, original=model)
         if plan is not None and of_other_weights:
-            plan = each.remeasured(model, plan)
+            plan = each.remeasured(model, plan) if each.transfers else None
         stage, context = run_pass(
             each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
         )

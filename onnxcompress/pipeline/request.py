@@ -47,8 +47,10 @@ class Request:
     def needs_calibration(self) -> bool:
         """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
         ranks = self.recipe.prune > 0 and self.recipe.importance == "activation"
-        decides = ranks or bool(self.recipe.target) or self.recipe.quantize == "int8"
-        return self.recovery != "none" or (self.saved_plan is None and decides)
+        decides = self.saved_plan is None and (ranks or bool(self.recipe.target))
+        # Ranges are those of the weights at hand.
+        decides_ranges = self.saved_plan is None or self.recipe.plan_structure_only or self.recipe.force_plan
+        return self.recovery != "none" or decides or (self.recipe.quantize == "int8" and decides_ranges)
 
     @property
     def calibration_reason(self) -> str:

@@ -64,7 +64,15 @@ def sample_report(**changes: Any) -> Report:
     prune = {"kind": "prune", "node": "conv1", "filters": [64, 38], "removed": {"conv1": [1, 2], "conv2": [3]}}
     stages = (
         StageFigures("cleanup", 0.1, 6_998_552, 1_582_671_616),
-        StageFigures("prune", 0.4, 2_749_000, 596_000_000, (prune,), (SkippedNode("fc", "is the graph output"),)),
+        StageFigures(
+            "prune",
+            0.4,
+            2_749_000,
+            596_000_000,
+            (prune,),
+            (SkippedNode("fc", "is the graph output"),),
+            bytes=11_020_000,
+        ),
     )
     full = Report(
         input=ORIGINAL,

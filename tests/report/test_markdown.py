@@ -58,7 +58,7 @@ def test_it_shows_before_and_after_gates_passes_and_what_was_left_alone() -> Non
     assert gates["max_drop"][:3] == ["at most 1 points", "1.50 (95 %: -0.50 to 3.50)", "FAILED"]
     assert gates["max_drop"][3].startswith("To keep more: lower --prune (now 0.4")
     assert gates["min_speedup"] == ["at least 1.2 x", "2.00 (95 %: 1.90 to 2.10)", "passed", ""]
-    assert ["prune", "1", "1", "2.75 M", "596.00 M", "0.40"] in page.rows
+    assert ["prune", "1", "1", "2.75 M", "596.00 M", "11.02 MB", "0.40"] in page.rows
     assert ["prune", "1", "is the graph output", "fc"] in page.rows
     assert "2 of 3 gates failed" in page.text
     assert "Self-check of prune: passed" in page.text
@@ -81,7 +81,7 @@ def test_names_are_text_and_keep_every_table_whole() -> None:
     page = rendered(evil_report())
     assert not page.tags & {"script", "em", "a"}
     widths = [len(row) for row in page.rows]
-    assert set(widths) <= {4, 5, 6}
+    assert set(widths) <= {4, 5, 7}
     shown = EVIL.replace("\x1b", "\\x1b").replace("\n", "\\n").replace("\u202e", "\\u202e").replace("\ud800", "\\ud800")
     assert [row[:4] for row in page.rows if row[0] == shown and len(row) == 4] == [
         [shown, "2", shown, f"{shown}, n"],

@@ -18,7 +18,7 @@ from onnxcompress.evaluation.latency import Latency
 from onnxcompress.evaluation.timing import Milliseconds
 from onnxcompress.recipe import Recipe
 from onnxcompress.report import environment, text
-from onnxcompress.report.advice import comparison_warnings, compression_warnings
+from onnxcompress.report.advice import comparison_warnings, compression_warnings, how_to_keep_more
 from onnxcompress.report.figures import (
     CompressionFigures,
     GateResult,
@@ -70,7 +70,9 @@ def accuracy(before: float = 78.5, after: float = 1.0, *, labels: bool = True, a
 
 
 def report(**changes: Any) -> Report:
-    stage = StageFigures("pruning", 0.4, 2_749_000, 596_000_000, ({"group": "g", "removed": [1, 2]},), ())
+    stage = StageFigures(
+        "pruning", 0.4, 2_749_000, 596_000_000, ({"group": "g", "removed": [1, 2]},), (), bytes=11_020_000
+    )
     full = Report(
         input=ORIGINAL,
         output=COMPRESSED,
@@ -101,7 +103,7 @@ def test_json_has_the_documented_keys() -> None:
     assert {"input", "output", "stages", "accuracy", "latency", "compression", "gates"} <= set(value)
     assert {"recipe", "seed", "versions", "platform", "seconds", "peak_rss_bytes"} <= set(value)
     assert set(value["input"]) == {"path", "sha256", "bytes", "params", "macs", "opset", "ops", "lrn_macs"}
-    assert set(value["stages"][0]) == {"pass", "seconds", "params", "macs", "decisions", "skipped", "outcome"}
+    assert set(value["stages"][0]) == {"pass", "seconds", "params", "macs", "decisions", "skipped", "outcome", "bytes"}
     documented = {"samples", "labels", "original", "compressed", "drop_top1", "agreement", "kl"}
     assert documented <= set(value["accuracy"])
     assert value["accuracy"]["compressed"] == {"top1": 1.0, "top5": 3.0}
@@ -165,7 +167,7 @@ def test_tables_show_before_and_after() -> None:
         "Latency p50 (cpu, batch 1, 2 threads) 18.0 ms 9.00 ms 2.00 x faster (95 %: 1.90 to 2.10)"
     )
     assert row("max_drop") == "max_drop 1 77.50 FAILED"
-    assert row("pruning") == "pruning 1 0 2.75 M 596.00 M 0.40"
+    assert row("pruning") == "pruning 1 0 2.75 M 596.00 M 11.02 MB 0.40"
 
 
 def test_what_was_not_measured_is_said_in_the_tables() -> None:
@@ -260,7 +262,7 @@ def test_unmeasured_accuracy_slowness_and_idleness_are_said() -> None:
     *_, line = comparison_warnings(report(accuracy=None, latency=(few,)))
     assert "3 runs of each are too few" in line
     (line,) = compression_warnings(report(accuracy=None, stages=()), Recipe())
-    assert "give --prune R, --tucker SPEC or --svd SPEC" in line
+    assert "give --prune R, --tucker SPEC, --svd SPEC, --target KIND=F or --quantize KIND" in line
     (line,) = compression_warnings(report(accuracy=None, stages=()), Recipe(prune=0.4))
     assert "no pass found anything to change" in line
 
@@ -320,3 +322,34 @@ def test_where_a_run_took_place() -> None:
     assert environment.machine()["cores"] >= 1
     peak = environment.peak_rss_bytes()
     assert peak is None or 10_000_000 < peak < 10**13
+
+
+def test_what_was_given_and_had_no_effect_is_said() -> None:
+    quiet = report(accuracy=accuracy(78.5, 78.5))
+    (line,) = compression_warnings(quiet, Recipe(prune=0.4, epochs=3, lr=0.1))
+    assert line.startswith("--epochs, --lr have no effect, because nothing is trained")
+    (line,) = compression_warnings(quiet, Recipe(prune=0.4, device="cpu"))
+    assert line.startswith("--device has no effect")
+    (line,) = compression_warnings(quiet, Recipe(prune=0.4, train="d", recover="none"))
+    assert "not used to train, because of --recover none" in line
+    (line,) = compression_warnings(quiet, Recipe(prune=0.4, calib="d"))
+    assert "--quantize int8" in line
+    trained = StageFigures("finetune", 1.0, 1, 1, ({"kind": "finetune"},))
+    done = dataclasses.replace(quiet, stages=(*quiet.stages, trained))
+    assert compression_warnings(done, Recipe(prune=0.4, train="d", epochs=3)) == ()
+
+
+def test_the_advice_goes_as_far_as_the_recipe_has_not() -> None:
+    plain = how_to_keep_more(Recipe(prune=0.4, tucker="auto"))
+    assert "--recover refit" in plain
+    assert "--target macs=F" in plain
+    assert "--train PATH" in plain
+    refitted = how_to_keep_more(Recipe(target={"macs": 0.5}, recover="refit"))
+    assert "ask for less (--target, now macs=0.5)" in refitted
+    assert "--recover reconstruct" in refitted
+    assert "--recover refit" not in refitted
+    trained = how_to_keep_more(Recipe(prune=0.4, train="d", quantize="int8"))
+    assert "train it longer (--epochs N)" in trained
+    assert "--quantize fp16" in trained
+    only = how_to_keep_more(Recipe(quantize="int8"))
+    assert "refit" not in only

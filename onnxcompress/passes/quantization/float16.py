@@ -37,6 +37,7 @@ class Float16Conversion(Pass):
     """Halves the size of the weights; on hardware with half-precision arithmetic also the time."""
 
     name: ClassVar[str] = "fp16"
+    transfers: ClassVar[bool] = False
 
     def __init__(self, config: Float16Config | None = None) -> None:
         self.config = config or Float16Config()

@@ -60,6 +60,7 @@ class Int8Quantization(Pass):
     """Stores weights in 8 bits and computes with 8-bit activations where that is known to work."""
 
     name: ClassVar[str] = "int8"
+    transfers: ClassVar[bool] = False
 
     def __init__(self, config: Int8Config | None = None) -> None:
         self.config = config or Int8Config()
