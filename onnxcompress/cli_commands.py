@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Iterator
 
-from onnxcompress.cli_options import recipe_of
+from onnxcompress.cli_options import measurement_of, recipe_of
 from onnxcompress.errors import EXIT_GATE, EXIT_OK, RecipeError
 from onnxcompress.pipeline.compare import compare
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.inspect import inspect
 from onnxcompress.pipeline.outputs import check_outputs, write_together
+from onnxcompress.pipeline.source import read_source
+from onnxcompress.pipeline.time_table_file import make_time_table
 from onnxcompress.remote import Location
 from onnxcompress.report.figures import Report
 from onnxcompress.report.gate_text import gate_sentence
@@ -53,8 +55,14 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def run_inspect(arguments: argparse.Namespace) -> int:
     """`onnxcompress inspect IN`; see `onnxcompress.pipeline.inspect`."""
-    check_outputs(None, overwrite=False, reports={"--json": arguments.json}, inputs=[arguments.input])
-    inspection = inspect(arguments.input)
+    recipe = measurement_of(arguments)
+    reports = {"--json": arguments.json, "--time-table": arguments.time_table}
+    check_outputs(None, overwrite=False, reports=reports, inputs=[arguments.input])
+    inspection = inspect(arguments.input, input_shapes=recipe.input_shape)
+    if arguments.time_table is not None:
+        with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
+            table = make_time_table(read_source(arguments.input), recipe, progress)
+        write_together({arguments.time_table: json_text(table.to_json()).encode()})
     if arguments.json is not None:
         write_together({arguments.json: json_text(inspection.to_json()).encode()})
     if not arguments.quiet:

@@ -38,13 +38,15 @@ _INSPECT_EXAMPLES = """\
 examples:
   onnxcompress inspect model.onnx
   onnxcompress inspect model.onnx --json model.json -q
+  onnxcompress inspect model.onnx --time-table times.json --threads 2
 """
 _COMPARE_EXAMPLES = """\
 examples:
   onnxcompress compare model.onnx small.onnx --data val/ --preprocess imagenet --max-drop 1.0
   onnxcompress compare model.onnx small.onnx --provider cuda --batch 8 --min-speedup 1.2
 """
-_COMPARE_LEFT_OUT = ("calib", "keep_failed")
+_COMPARE_LEFT_OUT = ("calib", "keep_failed", "time_table", "force_time_table")
+_INSPECT_OPTIONS = ("provider", "provider_option", "batch", "threads", "input_shape", "seed")
 _COMPARE_WRITES = ("report", "markdown", "junit", "html")
 _NOT_RECIPE = ("command", "input", "output", "recipe", "json", "quiet", "verbose", "progress")
 
@@ -71,6 +73,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     namespace = parsed.parse_args(rest)
     namespace.command = command
     return namespace
+
+
+def measurement_of(namespace: argparse.Namespace) -> Recipe:
+    """Return the recipe of what `inspect` measures.
+
+    Raises:
+        RecipeError: a value cannot be used.
+    """
+    words = {name: value for name, value in vars(namespace).items() if name in _INSPECT_OPTIONS}
+    return Recipe().updated_from_words(words)
 
 
 def recipe_of(namespace: argparse.Namespace) -> Recipe:
@@ -101,7 +113,16 @@ def _inspect_parser() -> argparse.ArgumentParser:
     parser = _new_parser("onnxcompress inspect", "%(prog)s IN [options]", about, _INSPECT_EXAMPLES)
     parser.add_argument("input", metavar="IN", type=location, help="the model to look at")
     parser.add_argument("--json", metavar="FILE", type=location, help="write everything as JSON")
-    _add_common(parser, progress=False, recipe=False)
+    section = parser.add_argument_group("what is measured")
+    section.add_argument(
+        "--time-table",
+        metavar="F.json",
+        type=location,
+        help="time every layer whole and split on this machine (minutes), for --time-table of compression",
+    )
+    known = options_of(Recipe)
+    _add_recipe_options(parser, {name: known[name] for name in _INSPECT_OPTIONS})
+    _add_common(parser, progress=True, recipe=False)
     return parser
 
 

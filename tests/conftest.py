@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import settings
 # Before numpy and torch start their pools: the suite runs in as many processes as there are cores.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+
+# Times that the suite measures are no user's, and a user's are not the suite's.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onnxcompress-tests-")
 
 # The same examples on every run, and no deadline: a busy machine is not a bug.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)

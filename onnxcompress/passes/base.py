@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analysis.cost import ModelCost
+from onnxcompress.analysis.split import Split
 from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph import Model, Signature
 from onnxcompress.passes.race import Race
@@ -68,6 +69,22 @@ Tell = Callable[[str, int, int | None], None]
 Note = Callable[[Mapping[str, Any]], None]
 """Told what a pass measured while it ran: JSON values."""
 
+SplitTimes = Callable[[Model, Mapping[str, Sequence[Split]]], Mapping[str, Mapping[Split, float]]]
+"""Told which splits of which layers are thought of, returns the milliseconds of each, `WHOLE` among them, on the
+provider that the model shall run on. A layer, or a split, whose time is not known is left out."""
+
+
+@dataclass(frozen=True)
+class ModelTime:
+    """A model's latency: its share of the given model's, and that model's in milliseconds."""
+
+    share: float
+    given_ms: float
+
+
+MeasureModel = Callable[[Model], ModelTime]
+"""Measures the latency of a model against that of the model that was given."""
+
 Provenance = Mapping[str, npt.NDArray[np.int64]]
 """{tensor name: original channel number of each remaining channel, shape (C',)}; a tensor not named is unchanged."""
 
@@ -90,6 +107,9 @@ class PassContext:
         note: takes what a pass measured, for the report.
         race: times two models against each other; None where nothing is to be timed.
         providers: on which the result will run, as onnxruntime calls them.
+        split_times: where latency counts: how long splits take.
+        measure_model: where latency counts: how long a whole model takes.
+        known_time: of the model before any split, where the target is another machine, on which nothing is measured.
     """
 
     seed: int = 0
@@ -107,6 +127,9 @@ class PassContext:
     note: Note = _nobody
     race: Race | None = None
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    split_times: SplitTimes | None = None
+    measure_model: MeasureModel | None = None
+    known_time: ModelTime | None = None
 
     def is_excluded(self, node_name: str) -> bool:
         """Whether a `--exclude` expression matches (searched) the node's name."""

@@ -14,6 +14,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.pipeline.gates import gate_results
+from onnxcompress.pipeline.latency_context import predicted_share, with_latency
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import latency_settings, measure, open_data, resolve_providers
 from onnxcompress.pipeline.outputs import CompressedModel, write_together
@@ -128,6 +129,8 @@ def compress(
         race=race_on(providers, latency_settings(asked)) if asked.latency else None,
         providers=tuple(provider.name for provider in providers),
     )
+    if saved is None:
+        context = with_latency(context, source, asked, providers[0])
     stages = _run_passes(work, source, context, asked, tell, of_other_weights=of_other_weights)
     result = stages[-1].result.model if stages else source.model
 
@@ -141,7 +144,8 @@ def compress(
                 tell("profile", 0, None)
                 profiled = Profiled(source.model, source.content), Profiled(result, content)
                 layers = with_times(layers, *profiled, providers[0], asked)
-    report = _report(request, source, original_cost, stages, compressed, measured)
+    predicted = predicted_share(context, stages)
+    report = _report(request, source, original_cost, stages, compressed, measured, predicted)
     report = replace(report, layers=layers, seconds=time.perf_counter() - started)
     report = replace(report, peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(request, source, stages)
@@ -200,6 +204,7 @@ def _report(
     stages: Sequence[Stage],
     compressed: CompressedModel,
     measured: Evaluation,
+    predicted_latency: float | None,
 ) -> Report:
     cost = stages[-1].cost if stages else original_cost
     opset = compressed.model.opset
@@ -207,7 +212,7 @@ def _report(
     after = ModelFigures(None, compressed.sha256, compressed.size_bytes, cost.params, cost.macs, opset, dict(cost.ops))
     after = replace(after, lrn_macs=cost.lrn_macs)
     ratios = compression_between(before, after)
-    gates = gate_results(request.recipe, measured.accuracy, measured.latency, ratios)
+    gates = gate_results(request.recipe, measured.accuracy, measured.latency, ratios, predicted_latency)
     report = Report(
         input=before,
         output=after,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.accuracy import Accuracy
@@ -26,6 +27,11 @@ def check_gates_can_be_measured(recipe: Recipe, *, has_data: bool) -> None:
         raise RecipeError("--max-drop needs accuracy to be measured: give --data PATH")
     if recipe.min_speedup is not None and not recipe.latency:
         raise RecipeError("--min-speedup needs latency to be measured: leave --no-latency out")
+    if "latency" in recipe.target and not recipe.latency and recipe.time_table is None:
+        raise RecipeError(
+            "--target latency needs latency to be measured: leave --no-latency out, or give the target machine's "
+            "--time-table"
+        )
 
 
 def gate_results(
@@ -33,12 +39,14 @@ def gate_results(
     accuracy: Accuracy | None,
     latency: Sequence[Latency],
     compression: CompressionFigures | None,
+    predicted_latency: float | None = None,
 ) -> tuple[GateResult, ...]:
     """Return the recipe's gates with what was measured; the slowest provider counts.
 
     With `strict`, a value that keeps its limit is not enough: the far end of its 95 % confidence interval must keep it
     too, and a measurement too short to have an interval fails. A size has no interval, and is judged as it is. A
     latency so noisy that its interval is missing or useless fails either way.
+    `predicted_latency` is the share of the latency where the target is another machine.
     """
     gates = []
     if recipe.max_drop is not None:
@@ -53,6 +61,9 @@ def gate_results(
         passed = _is_at_least(ratio, recipe.min_compression)
         gates.append(GateResult("min_compression", recipe.min_compression, ratio, passed))
     for kind, share in recipe.target.items():
+        if kind == "latency":
+            gates.append(_latency_gate(share, latency, predicted_latency, strict=recipe.strict))
+            continue
         ratio = (
             {"macs": compression.macs, "params": compression.params, "size": compression.bytes}[kind]
             if compression
@@ -94,6 +105,16 @@ def _speedup_gate(limit: float, latency: Sequence[Latency], *, strict: bool) -> 
     shown = doubtful or slowest
     passed = doubtful is None and _is_at_least(shown.speedup, limit) and _is_at_least(judged(shown), limit)
     return GateResult("min_speedup", limit, shown.speedup, passed, shown.interval, strict, doubtful is not None)
+
+
+def _latency_gate(share: float, latency: Sequence[Latency], predicted: float | None, *, strict: bool) -> GateResult:
+    """Judge a target of latency: measured, or as predicted for another machine, of which this one tells nothing."""
+    if predicted is not None:
+        return GateResult("target_latency", share, predicted, _is_at_most(predicted, share))
+    speed = _speedup_gate(1.0 / share, latency, strict=strict)
+    reached = None if speed.value is None else 1.0 / speed.value
+    interval = None if speed.interval is None else (1.0 / speed.interval[1], 1.0 / speed.interval[0])
+    return replace(speed, name="target_latency", limit=share, value=reached, interval=interval)
 
 
 def _upper(interval: Interval | None) -> float | None:

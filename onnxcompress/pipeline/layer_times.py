@@ -1,7 +1,8 @@
 """Where the time goes, layer by layer: onnxruntime's profile of both models, led back to the layers of the report.
 
 onnxruntime fuses nodes and renames them: a fused Conv has its own name or that of the tensor it ends with, and copies
-between memory layouts come and go. What has no weights and little time is summed up in one row.
+between memory layouts come and go: these count for the layer that they serve. What has no weights and little time is
+summed up in one row.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ def times_by_layer(nodes: Sequence[NodeTime], model: Model, layers: Collection[s
     known = dict.fromkeys(layers)
     total: defaultdict[str, float] = defaultdict(float)
     for timed in nodes:
-        stem = _ADDED.sub("", timed.name)
-        node = by_name.get(timed.name) or by_name.get(stem) or producers.get(stem)
+        name = timed.serves or timed.name
+        stem = _ADDED.sub("", name)
+        node = by_name.get(name) or by_name.get(stem) or producers.get(stem)
         total[OTHERS if node is None else _layer_of(node, producers, known)] += timed.ms
     return dict(total)
 

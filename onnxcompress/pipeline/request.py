@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import RecipeError
+from onnxcompress.evaluation.time_table import read_time_table
 from onnxcompress.pipeline.gates import check_gates_can_be_measured
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
@@ -136,6 +137,8 @@ def _round_to(recipe: Recipe) -> int:
     """Return the block that widths and ranks are rounded to: the widest of the providers where it is left to us."""
     if isinstance(recipe.round_to, int):
         return recipe.round_to
+    if recipe.time_table is not None:
+        return read_time_table(recipe.time_table).conditions.block
     if recipe.round_to is None and not recipe.latency:
         return 1
     return max(preferred_block(provider) for provider in recipe.provider)

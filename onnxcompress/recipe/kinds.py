@@ -258,7 +258,7 @@ class Targets(Kind):
     """{kind: share of the original}; `macs=0.55` on the command line."""
 
     repeatable = True
-    names = ("macs", "params", "size")
+    names = ("macs", "params", "size", "latency")
 
     def from_texts(self, texts: Sequence[str], where: str) -> dict[str, Any]:
         shares: dict[str, Any] = {}

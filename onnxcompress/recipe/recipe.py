@@ -74,7 +74,7 @@ class Recipe:
         SplitSpec("off", "auto", "evbmf", file=True),
         COMPRESSION,
         "SPEC",
-        "split Convs into three: off, auto, evbmf, energy=F, ratio=F or ranks=FILE.json",
+        "split Convs into three: off, auto (where it is faster, measured), evbmf, energy=F, ratio=F or ranks=FILE.json",
     )
     svd: str = option(
         "off",
@@ -88,7 +88,8 @@ class Recipe:
         Targets(),
         COMPRESSION,
         "KIND=F",
-        "choose the ranks of all layers together so that macs, params or size is at most F times the original's; "
+        "choose the ranks of all layers together so that macs, params, size or latency is at most F times the "
+        "original's; "
         "needs --calib or --data (repeatable)",
     )
     recover: str | None = option(
@@ -189,6 +190,17 @@ class Recipe:
         LATENCY,
         "NAME:1x3x224x224",
         "shape of an input whose sizes the model leaves open (repeatable)",
+    )
+
+    time_table: Location | None = option(
+        None,
+        FilePath(),
+        LATENCY,
+        "F.json",
+        "take layers' times from a table made by inspect --time-table, on the machine that the model is for",
+    )
+    force_time_table: bool = option(
+        False, Flag(), LATENCY, "", "take a time table of another machine, version or setting: that is the target"
     )
 
     max_drop: float | None = option(

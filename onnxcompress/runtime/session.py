@@ -31,6 +31,7 @@ class SessionSettings:
         deterministic: ask for kernels that give the same bits on every run.
         profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
         optimize: apply onnxruntime's graph optimisations.
+        optimized: where onnxruntime writes the graph that it really runs, weights in a file beside it; None: nowhere.
     """
 
     threads: int = 0
@@ -39,6 +40,7 @@ class SessionSettings:
     deterministic: bool = True
     profile: str | None = None
     optimize: bool = True
+    optimized: str | None = None
     log_severity: int = _ERRORS
 
 
@@ -182,6 +184,11 @@ def _onnxruntime_options(settings: SessionSettings, severity: int) -> Any:
         options.add_session_config_entry("session.intra_op_thread_affinities", bound)
     if not settings.optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if settings.optimized is not None:
+        options.optimized_model_filepath = settings.optimized
+        weights = f"{Path(settings.optimized).name}.data"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "64")
     if settings.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = settings.profile

@@ -23,6 +23,7 @@ from onnxcompress.linalg.moments import Covariances, Moments, accumulate
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
 from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
+from onnxcompress.passes.recovery.allocation_latency import allocate_within_latency
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
@@ -37,7 +38,7 @@ from onnxcompress.runtime.capture import capture_activations
 
 Array = npt.NDArray[Any]
 
-TARGETS = ("macs", "params", "size")
+TARGETS = ("macs", "params", "size", "latency")
 
 _TYPICAL_ERROR = 0.06
 """The share of a response that is taken away to measure a sensitivity: about what compression takes."""
@@ -122,8 +123,8 @@ class Allocation(Pass):
         )
         judging = samples[:: max(1, len(samples) // self.config.judging_images)]
         sensitivity = measure_sensitivities(fast, layers, disturbed, _batched(judging, batch, filled=filled))
-        chosen = self._allocate(model, context.original_cost or model_cost(model), worth, sensitivity)
-        decisions = self._decisions(model, chosen, sensitivity)
+        chosen, times = self._allocate(model, context, worth, sensitivity)
+        decisions = [{**each, **times.get(str(each["node"]), {})} for each in self._decisions(model, chosen, sensitivity)]
         split = {str(decision["node"]) for decision in decisions}
         for name in choices:
             if name not in split:
@@ -180,21 +181,28 @@ class Allocation(Pass):
     def _allocate(
         self,
         model: Model,
-        reference: ModelCost,
+        context: PassContext,
         choices: Mapping[str, Sequence[Choice]],
         sensitivity: Mapping[str, float],
-    ) -> dict[str, Choice]:
-        cost = model_cost(model)
+    ) -> tuple[dict[str, Choice], dict[str, dict[str, list[float]]]]:
+        """Return what every layer becomes, and how long it then takes where that counted."""
+        cost, reference = model_cost(model), context.original_cost or model_cost(model)
         damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
         costs: dict[str, list[Array]] = {}
         limits: dict[str, float] = {}
         for kind, share in self.config.targets.items():
+            if kind == "latency":
+                continue
             own_costs = [np.array([_cost_of(kind, c) for c in own]) for own in choices.values()]
             movable = sum(float(own[0]) for own in own_costs)
             costs[kind] = own_costs
             limits[kind] = share * _total(kind, reference) - (_total(kind, cost) - movable)
-        picked = allocate(damages, costs, limits)
-        return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}
+        if "latency" in self.config.targets:
+            share = self.config.targets["latency"]
+            picked, times = allocate_within_latency(model, context, share, choices, damages, costs, limits)
+        else:
+            picked, times = allocate(damages, costs, limits), {}
+        return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}, times
 
     def _decisions(
         self, model: Model, chosen: Mapping[str, Choice], sensitivity: Mapping[str, float]

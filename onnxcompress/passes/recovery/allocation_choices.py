@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxcompress.analysis.split import Split
 from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.regression import input_spectrum, project_inputs, response_spectrum, solve_ridge
 from onnxcompress.linalg.spectrum import Matrix
@@ -36,6 +37,11 @@ class Choice:
     params: int
     error: float
     spans: int = 0
+
+    @property
+    def split(self) -> Split:
+        """The split alone, as times are asked for."""
+        return Split(self.rank_in, self.rank_out, self.spans)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ The core is the original convolution between fewer channels; the two 1x1 convolu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.split import WHOLE, Split
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg import KernelSpectra, kernel_spectra
@@ -22,6 +23,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.tucker.cache import WeightCache
 from onnxcompress.passes.tucker.cost import ParamsLedger, SplitCost, tucker_cost
 from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights, decompose, split_weights
+from onnxcompress.passes.tucker.faster import fastest_split
 from onnxcompress.passes.tucker.ranks import DEFAULT_FLOOR, DEFAULT_MIN_RANK, kernel_ranks
 from onnxcompress.passes.tucker.rewrite import replace_conv, require_distinct, split_constants
 from onnxcompress.passes.tucker.sites import ConvSite, find_conv_sites
@@ -58,6 +60,15 @@ class TuckerConfig:
 
 
 @dataclass(frozen=True)
+class _Options:
+    """What planning may make of one convolution: splits to choose from, or why there are none."""
+
+    splits: tuple[SplitShape, ...] = ()
+    spectra: Sequence[KernelSpectra] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class _Choice:
     """What planning found for one convolution: a split and its error, or why there is none."""
 
@@ -80,6 +91,8 @@ class TuckerDecomposition(Pass):
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Choose ranks from the weights; every convolution that is not split says why.
 
+        Where the context knows how long splits take, `auto` makes the fastest, and none that is not faster.
+
         Raises:
             RecipeError: a ranks file names a node that is not there or cannot be split, or a rank out of range.
         """
@@ -90,14 +103,18 @@ class TuckerDecomposition(Pass):
         reasons = {each.node: each.reason for each in skipped}
         self._check_ranks_file(model, sites, reasons)
         splittable = {site.node for site in sites if why_not_split(site) is None}
-        choices = parallel_map(lambda site: self._choose(site, splittable, context), sites)
+        options = parallel_map(lambda site: self._options(site, splittable, context), sites)
+        times = self._times(model, sites, options, context)
+        pairs = list(zip(sites, options, strict=True))
+        choices = parallel_map(lambda pair: self._choose(*pair, times), pairs)
         decisions: list[Decision] = []
         ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.split})
         for site, choice in zip(sites, choices, strict=True):
             if choice.split is None:
                 reasons[site.node] = choice.reason
             else:
-                decisions.append(_decision(site, choice.split, choice.error, ledger))
+                decision = _decision(site, choice.split, choice.error, ledger)
+                decisions.append({**decision, **_timed(times, site.node, ranks_of(choice.split))})
         ordered = tuple(Skipped(node.name, reasons[node.name]) for node in model.nodes if node.name in reasons)
         return Plan(self.name, tuple(decisions), ordered)
 
@@ -138,38 +155,63 @@ class TuckerDecomposition(Pass):
         known = self._cache.take(site.weight, _how(site, split))
         return known or split_weights(site, split, decompose(site, split))
 
-    def _choose(self, site: ConvSite, splittable: set[str], context: PassContext) -> _Choice:
+    def _options(self, site: ConvSite, splittable: set[str], context: PassContext) -> _Options:
         reason = why_not_split(site) or self._why_not_asked(site)
         if reason:
-            return _Choice(reason=reason)
+            return _Options(reason=reason)
         if self.config.spec.rule == "auto" and (others := [s for s in site.sharers if s not in splittable]):
-            return _Choice(reason=f"shares its weight with {others[0]}, which keeps it")
+            return _Options(reason=f"shares its weight with {others[0]}, which keeps it")
         try:
             spectra = [kernel_spectra(kernel) for kernel in site.kernels()]
-            split, reason = self._split_shape(site, spectra, context.round_to)
-            if split is None:
+            splits, reason = self._split_shapes(site, spectra, context.round_to)
+        except (ValueError, np.linalg.LinAlgError) as error:
+            return _Options(reason=f"its weight cannot be decomposed: {error}")
+        return _Options(splits, spectra, reason)
+
+    def _times(
+        self, model: Model, sites: Sequence[ConvSite], options: Sequence[_Options], context: PassContext
+    ) -> Mapping[str, Mapping[Split, float]] | None:
+        """Ask how long the splits take: `auto` makes those that are faster, where that is known."""
+        if self.config.spec.rule != "auto" or context.split_times is None:
+            return None
+        wanted = {s.node: [ranks_of(split) for split in o.splits] for s, o in zip(sites, options, strict=True)}
+        return context.split_times(model, {node: splits for node, splits in wanted.items() if splits})
+
+    def _choose(
+        self, site: ConvSite, options: _Options, times: Mapping[str, Mapping[Split, float]] | None
+    ) -> _Choice:
+        if not options.splits:
+            return _Choice(reason=options.reason)
+        split = options.splits[0]
+        if times is not None:
+            by_ranks = {ranks_of(each): each for each in options.splits}
+            fastest, reason = fastest_split(times.get(site.node), by_ranks)
+            if fastest is None:
                 return _Choice(reason=reason)
-            weights = split_weights(site, split, decompose(site, split, spectra))
+            split = by_ranks[fastest]
+        try:
+            weights = split_weights(site, split, decompose(site, split, options.spectra))
         except (ValueError, np.linalg.LinAlgError) as error:
             return _Choice(reason=f"its weight cannot be decomposed: {error}")
         self._cache.put(site.weight, _how(site, split), weights)
         return _Choice(split, weights.relative_error)
 
-    def _split_shape(
+    def _split_shapes(
         self, site: ConvSite, spectra: Sequence[KernelSpectra], round_to: int
-    ) -> tuple[SplitShape | None, str]:
+    ) -> tuple[tuple[SplitShape, ...], str]:
+        """Return the splits that the rule allows, the one with the fewest MACs first, or why there is none."""
         spec = self.config.spec
         if spec.ranks is not None:
-            return SplitShape(*spec.ranks[site.node]), ""
+            return (SplitShape(*spec.ranks[site.node]),), ""
         rank_in, rank_out = kernel_ranks(
             spectra, spec, floor=self.config.floor, min_rank=self.config.min_rank, round_to=round_to
         )
         full = (rank_in, rank_out) == group_channels(site)
         if spec.rule == "auto":
-            return _best_split(site, rank_in, rank_out)
+            return _paying_splits(site, rank_in, rank_out)
         if full and spec.rule != "ratio":
-            return None, f"full rank [{rank_in}, {rank_out}]: nothing to leave out"
-        return SplitShape(rank_in, rank_out), ""
+            return (), f"full rank [{rank_in}, {rank_out}]: nothing to leave out"
+        return (SplitShape(rank_in, rank_out),), ""
 
     def _why_not_asked(self, site: ConvSite) -> str | None:
         spec = self.config.spec
@@ -206,8 +248,13 @@ def group_channels(site: ConvSite) -> tuple[int, int]:
     return site.in_channels // site.groups, site.out_channels // site.groups
 
 
-def _best_split(site: ConvSite, rank_in: int, rank_out: int) -> tuple[SplitShape | None, str]:
-    """Return the cheapest of splitting both modes, the output only, or the input only, if it pays."""
+def ranks_of(split: SplitShape) -> Split:
+    """Return a split's ranks, None where it has no such factor."""
+    return Split(split.rank_in if split.with_in else None, split.rank_out if split.with_out else None, split.spans)
+
+
+def _paying_splits(site: ConvSite, rank_in: int, rank_out: int) -> tuple[tuple[SplitShape, ...], str]:
+    """Return those of splitting both modes, the output only, or the input only, that pay, the cheapest first."""
     full_in, full_out = group_channels(site)
     variants = [
         SplitShape(rank_in, rank_out),
@@ -216,8 +263,13 @@ def _best_split(site: ConvSite, rank_in: int, rank_out: int) -> tuple[SplitShape
     ]
     paying = [split for split in variants if split_cost(site, split).pays]
     if not paying:
-        return None, f"no split at ranks [{rank_in}, {rank_out}] lowers both MACs and parameters"
-    return min(paying, key=lambda split: (split_cost(site, split).macs_after, len(split.factors))), ""
+        return (), f"no split at ranks [{rank_in}, {rank_out}] lowers both MACs and parameters"
+    return tuple(sorted(paying, key=lambda split: (split_cost(site, split).macs_after, len(split.factors)))), ""
+
+
+def _timed(times: Mapping[str, Mapping[Split, float]] | None, node: str, ranks: Split) -> dict[str, list[float]]:
+    """Return the milliseconds of a layer whole and split, where they were measured."""
+    return {} if times is None else {"ms": [times[node][WHOLE], times[node][ranks]]}
 
 
 def _how(site: ConvSite, split: SplitShape) -> tuple[object, ...]:

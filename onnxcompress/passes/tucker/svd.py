@@ -7,12 +7,14 @@ The first of the two keeps what moves data (strides and pads of a Conv, transA o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.split import WHOLE, Split
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg import energy_rank, ratio_rank
@@ -22,6 +24,7 @@ from onnxcompress.linalg.svd import short_side_spectrum, truncated_svd
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.tucker.cache import WeightCache
 from onnxcompress.passes.tucker.cost import ParamsLedger
+from onnxcompress.passes.tucker.faster import fastest_split
 from onnxcompress.passes.tucker.matrices import MatrixSite, find_matrix_sites
 from onnxcompress.passes.tucker.ranks import rounded_up
 from onnxcompress.passes.tucker.rewrite import Link, replace_by_chain, require_distinct
@@ -89,19 +92,28 @@ class SvdDecomposition(Pass):
         self._cache: WeightCache[MatrixFactors] = WeightCache()
 
     def plan(self, model: Model, context: PassContext) -> Plan:
-        """Choose ranks from the weights; every node that is not split says why."""
+        """Choose ranks from the weights; every node that is not split says why.
+
+        Where the context knows how long splits take, `auto` makes none that is not faster.
+        """
         self._cache.clear()
         if self.config.spec.rule == "off":
             return Plan(self.name)
         sites, skipped = find_matrix_sites(model, context)
         reasons = {each.node: each.reason for each in skipped}
         splittable = {site.node for site in sites}
-        choices = parallel_map(lambda site: self._choose(site, splittable, context.round_to), sites)
+        found = parallel_map(lambda site: self._choose(site, splittable, context.round_to), sites)
+        times = self._times(model, sites, found, context)
+        choices = [
+            choice if times is None else _if_faster(choice, times.get(site.node))
+            for site, choice in zip(sites, found, strict=True)
+        ]
         decisions: list[Decision] = []
         ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.rank})
         for site, choice in zip(sites, choices, strict=True):
             if choice.rank:
-                decisions.append(_decision(site, choice, ledger))
+                timed = {} if times is None else {"ms": [times[site.node][r] for r in (WHOLE, Split(None, choice.rank))]}
+                decisions.append({**_decision(site, choice, ledger), **timed})
             else:
                 reasons[site.node] = choice.reason
         ordered = tuple(Skipped(node.name, reasons[node.name]) for node in model.nodes if node.name in reasons)
@@ -129,7 +141,7 @@ class SvdDecomposition(Pass):
                     model.new_constant(f"{site.node}_svd_first_weight", pair.first),
                     model.new_constant(f"{site.node}_svd_second_weight", pair.second),
                 )
-            replace_by_chain(model, nodes[site.node], _links(model, nodes[site.node], *constants[key]))
+            replace_by_chain(model, nodes[site.node], factor_links(model, nodes[site.node], *constants[key]))
         return {}
 
     def remeasured(self, model: Model, plan: Plan) -> Plan:
@@ -145,6 +157,15 @@ class SvdDecomposition(Pass):
 
     def _factors(self, site: MatrixSite, rank: int) -> MatrixFactors:
         return self._cache.take(site.weight, _how(site, rank)) or matrix_factors(site, rank)
+
+    def _times(
+        self, model: Model, sites: Sequence[MatrixSite], choices: Sequence[_Choice], context: PassContext
+    ) -> Mapping[str, Mapping[Split, float]] | None:
+        """Ask how long the splits take: `auto` makes those that are faster, where that is known."""
+        if self.config.spec.rule != "auto" or context.split_times is None:
+            return None
+        pairs = zip(sites, choices, strict=True)
+        return context.split_times(model, {site.node: [Split(None, choice.rank)] for site, choice in pairs if choice.rank})
 
     def _rank(self, spectrum: Spectrum) -> int:
         spec = self.config.spec
@@ -173,6 +194,13 @@ class SvdDecomposition(Pass):
         return _Choice(rank, factors.relative_error)
 
 
+def _if_faster(choice: _Choice, times: Mapping[Split, float] | None) -> _Choice:
+    if not choice.rank:
+        return choice
+    fastest, reason = fastest_split(times, [Split(None, choice.rank)])
+    return _Choice(reason=reason) if fastest is None else choice
+
+
 def matrix_factors(site: MatrixSite, rank: int, spectrum: Spectrum | None = None) -> MatrixFactors:
     """Return the truncated SVD of a node's matrix as the weights of two nodes, from the weights alone."""
     svd = truncated_svd(site.matrix(), rank, spectrum=spectrum)
@@ -184,7 +212,8 @@ def _stored(site: MatrixSite, matrix: Matrix) -> Array:
     return np.ascontiguousarray(laid_out.reshape(*laid_out.shape, *site.weight.shape[2:]))
 
 
-def _links(model: Model, node: gs.Node, first: gs.Constant, second: gs.Constant) -> list[Link]:
+def factor_links(model: Model, node: gs.Node, first: gs.Constant, second: gs.Constant) -> list[Link]:
+    """Return the two nodes that take a node's place, with these weights."""
     bias = [node.inputs[2]] if has_input(node, 2) else []
     of_first: dict[str, Any] = dict(node.attrs)
     of_second: dict[str, Any] = {}

@@ -1,0 +1,154 @@
+"""Latency as a limit: choices within a sum of measured layer times, corrected by measuring the whole model.
+
+Layer times add up to the latency within a few per cent; a target asks for more. So the model is built, measured whole
+against the model that was given, and the limit on the sum is moved until the measured share comes out right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcompress.analysis.split import WHOLE
+from onnxcompress.errors import BudgetInfeasibleError, RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.base import ModelTime, PassContext
+from onnxcompress.passes.recovery.allocation_choices import Choice
+from onnxcompress.passes.recovery.allocation_solve import allocate
+from onnxcompress.passes.tucker.trial import SplitTrials
+
+_AIM = 0.98
+"""What is aimed at, of the limit: another measurement of the same model is a little higher or lower."""
+_GOOD = (0.955, 0.995)
+_MOST_TRIES = 5
+
+
+@dataclass(frozen=True)
+class LatencyProblem:
+    """One layer-wise choice for all layers, as functions of its list of numbers.
+
+    Attributes:
+        share: the target, of the latency of the model that was given.
+        pick: returns the least damage within a sum of layer times in ms; raises BudgetInfeasibleError.
+        total: the sum of layer times of a choice, ms.
+        measure: the latency of a choice's whole model.
+        whole, fastest: every layer left alone; every layer at its fastest.
+    """
+
+    share: float
+    pick: Callable[[float], list[int]]
+    total: Callable[[Sequence[int]], float]
+    measure: Callable[[Sequence[int]], ModelTime]
+    whole: list[int]
+    fastest: list[int]
+
+
+def allocate_within_latency(
+    model: Model,
+    context: PassContext,
+    share: float,
+    choices: Mapping[str, Sequence[Choice]],
+    damages: Sequence[Matrix],
+    costs: Mapping[str, Sequence[Matrix]],
+    limits: Mapping[str, float],
+) -> tuple[list[int], dict[str, dict[str, list[float]]]]:
+    """Return the number of the chosen alternative of every layer, and {layer: {"ms": [whole, then]}}.
+
+    Args:
+        share: of the given model's latency.
+        choices: {layer: alternatives, the first leaves it alone}.
+        damages, costs, limits: as `allocate` takes them; the time comes on top.
+
+    Raises:
+        RecipeError: how long layers take is not known.
+        BudgetInfeasibleError: no choice keeps all limits.
+    """
+    measure_model, known = context.measure_model, context.known_time
+    if context.split_times is None or (measure_model is None and known is None):
+        raise RecipeError("--target latency needs latency to be measured: leave --no-latency out")
+    splits = {layer: [choice.split for choice in own] for layer, own in choices.items()}
+    times = context.split_times(model, splits)
+    # A layer of unknown time stays whole, at no cost.
+    own_times = [
+        np.array([times[layer].get(ranks, np.inf) for ranks in own])
+        if layer in times
+        else np.array([0.0 if ranks == WHOLE else np.inf for ranks in own])
+        for layer, own in splits.items()
+    ]
+    beyond = 1e3 * sum(float(own[0]) for own in own_times) + 1.0
+    own_times = [np.minimum(own, beyond) for own in own_times]
+    whole = [0] * len(splits)
+    trials = SplitTrials(model)
+
+    def total(picked: Sequence[int]) -> float:
+        return sum(float(own[at]) for own, at in zip(own_times, picked, strict=True))
+
+    def measure(picked: Sequence[int]) -> ModelTime:
+        if measure_model is None:
+            assert known is not None
+            return ModelTime(known.share + (total(picked) - total(whole)) / known.given_ms, known.given_ms)
+        pairs = zip(splits.items(), picked, strict=True)
+        return measure_model(trials.build({layer: own[at] for (layer, own), at in pairs}))
+
+    def pick(limit: float) -> list[int]:
+        return allocate(damages, {**costs, "latency": own_times}, {**limits, "latency": min(limit, beyond)})
+
+    picked = choose_within_latency(
+        LatencyProblem(
+            share=share,
+            pick=pick,
+            total=total,
+            measure=measure,
+            whole=whole,
+            fastest=[int(np.argmin(own)) for own in own_times],
+        )
+    )
+    chosen = zip(splits, own_times, picked, strict=True)
+    return picked, {layer: {"ms": [float(own[0]), float(own[at])]} for layer, own, at in chosen if layer in times}
+
+
+def choose_within_latency(problem: LatencyProblem) -> list[int]:
+    """Return the choice of least damage whose measured latency keeps the target and makes use of it.
+
+    Raises:
+        BudgetInfeasibleError: every layer at its fastest is too slow; the message says how fast that is.
+    """
+    aim = _AIM * problem.share
+    start = problem.measure(problem.whole)
+    if start.share <= problem.share:
+        return problem.pick(float("inf"))
+    slope = 1.0 / start.given_ms
+    tried: list[tuple[float, float, list[int]]] = [(problem.total(problem.whole), start.share, problem.whole)]
+    for _ in range(_MOST_TRIES):
+        at, share, _ = min(tried, key=lambda each: abs(each[1] - aim))
+        chosen = _picked(problem, at + (aim - share) / slope)
+        if any(chosen == known for _, _, known in tried):
+            break
+        tried.append((problem.total(chosen), problem.measure(chosen).share, chosen))
+        if _GOOD[0] * problem.share <= tried[-1][1] <= _GOOD[1] * problem.share:
+            break
+        if abs(tried[-1][0] - tried[0][0]) > 1e-9:
+            slope = max((tried[-1][1] - tried[0][1]) / (tried[-1][0] - tried[0][0]), 0.3 / start.given_ms)
+    kept = [each for each in tried if each[1] <= problem.share]
+    if not kept and problem.fastest not in (chosen for _, _, chosen in tried):
+        tried.append((problem.total(problem.fastest), problem.measure(problem.fastest).share, problem.fastest))
+        kept = [each for each in tried if each[1] <= problem.share]
+    if not kept:
+        least = min(share for _, share, _ in tried)
+        raise BudgetInfeasibleError(
+            f"latency={problem.share:g} cannot be reached: with every layer at its fastest choice it is {least:.3f} of "
+            "the given model's, measured; allow more, prune too (--prune), or leave fewer layers out"
+        )
+    return max(kept, key=lambda each: each[1])[2]
+
+
+def _picked(problem: LatencyProblem, limit: float) -> list[int]:
+    try:
+        return problem.pick(limit)
+    except BudgetInfeasibleError:
+        if limit >= problem.total(problem.fastest):
+            raise  # another limit than that of latency
+        return problem.fastest

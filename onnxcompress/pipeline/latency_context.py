@@ -1,0 +1,80 @@
+"""What the passes get to know about latency: times of splits, and of whole models against the one that was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.evaluation.latency import measure_latency
+from onnxcompress.evaluation.time_table import TimeTable
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import ModelTime, PassContext
+from onnxcompress.pipeline.measure import latency_settings
+from onnxcompress.pipeline.outputs import CompressedModel
+from onnxcompress.pipeline.source import Source
+from onnxcompress.pipeline.split_timer import split_timer
+from onnxcompress.pipeline.stages import Stage
+from onnxcompress.recipe import Recipe
+from onnxcompress.runtime.providers import Provider
+
+GIVEN, CLEAN = "given_ms", "clean_ms"
+"""What a table holds of a whole model: its latency as it is, and cleaned up."""
+
+
+def with_latency(context: PassContext, source: Source, recipe: Recipe, provider: Provider) -> PassContext:
+    """Return the context with times, where latency counts; with several providers those of the first.
+
+    Raises:
+        RecipeError: the recipe's time table cannot be used.
+        DataError: a size of an input is not known.
+    """
+    if not _counts(recipe, provider):
+        return context
+    timer = split_timer(source.content, recipe, provider, tell=context.tell)
+    context = replace(context, split_times=timer)
+    if timer.is_elsewhere:
+        return replace(context, known_time=_known_time(timer.table, source, recipe))
+    return replace(context, measure_model=lambda model: measured_share(source, model, recipe, provider))
+
+
+def predicted_share(context: PassContext, stages: Sequence[Stage]) -> float | None:
+    """Return the share of the given model's latency that a table of another machine predicts, None without such."""
+    known = context.known_time
+    if known is None:
+        return None
+    decisions = [decision for stage in stages for decision in stage.result.plan.decisions]
+    gained = sum(float(d["ms"][0]) - float(d["ms"][1]) for d in decisions if "ms" in d)
+    return known.share - gained / known.given_ms
+
+
+def measured_share(source: Source, model: Model, recipe: Recipe, provider: Provider) -> ModelTime:
+    """Measure a model against the one that was given."""
+    with CompressedModel(model, external=False).loadable() as content:
+        measured = measure_latency(source.content, content, provider, latency_settings(recipe))
+    return ModelTime(1.0 / measured.speedup, measured.original_ms.p50)
+
+
+def _counts(recipe: Recipe, provider: Provider) -> bool:
+    """Whether times decide anything: ranks that `auto` takes only where they are faster, or a target of latency."""
+    if recipe.time_table is not None or "latency" in recipe.target:
+        return True
+    asks_auto = not recipe.target and "auto" in (recipe.tucker, recipe.svd)
+    return recipe.latency and recipe.plan is None and asks_auto and provider.is_cpu
+
+
+def _known_time(table: TimeTable, source: Source, recipe: Recipe) -> ModelTime | None:
+    if "latency" not in recipe.target:
+        return None
+    if recipe.prune:
+        raise RecipeError(
+            f"{recipe.time_table}: a table of another machine knows no pruned layers: with --target latency prune "
+            "first, make the table of the pruned model, and split that"
+        )
+    times = table.models.get(source.sha256, {})
+    if times.get(GIVEN, 0.0) <= 0.0 or CLEAN not in times:
+        raise RecipeError(
+            f"{recipe.time_table}: holds no latency of this model, of which --target latency asks a share; make it on "
+            "the target machine with onnxcompress inspect IN --time-table FILE, from this very file"
+        )
+    return ModelTime((times[GIVEN] if recipe.cleanup == "off" else times[CLEAN]) / times[GIVEN], times[GIVEN])
