@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcompress.errors import RecipeError
-from onnxcompress.recipe import Recipe
+from onnxcompress.passes.cleanup import STEPS, Cleanup
+from onnxcompress.pipeline.stages import passes_of
+from onnxcompress.recipe import CLEANUP, Recipe
 from onnxcompress.recipe.kinds import Provider
 from onnxcompress.recipe.toml import emit_toml, parse_toml
 from onnxcompress.runtime.providers import SHORT_NAMES
@@ -45,6 +47,14 @@ def test_prune_takes_fractions_below_one_only(value: Any) -> None:
         ("tucker", "ranks=", "is not known"),
         ("tucker", 0.5, "is not text"),
         ("svd", "ranks=a.json", "is not known"),
+        ("cleanup", True, "is not text"),
+        ("cleanup", "polish", "the steps are identity, fold"),
+        ("cleanup", "", "auto, off, auto,-STEP or STEP,STEP"),
+        ("cleanup", "-lrn", "is not known"),
+        ("cleanup", "auto,lrn", "is not known"),
+        ("cleanup", "auto,-lrn,-lrn", "is not known"),
+        ("cleanup", "off,lrn", "is not known"),
+        ("cleanup", "lrn,-fold", "is not known"),
         ("svd", "evbmf", "is not known"),
         ("round_to", 0, "at least 1"),
         ("round_to", 8.0, "not a whole number"),
@@ -75,6 +85,29 @@ def test_unusable_values_are_refused_with_their_key(key: str, value: Any, expect
     assert message.startswith(key)
     assert expected in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "written", "steps"),
+    [
+        ("auto", "auto", STEPS),
+        ("auto, -lrn", "auto,-lrn", tuple(step for step in STEPS if step != "lrn")),
+        ("lrn ,fold", "lrn,fold", ("fold", "lrn")),
+        ("unused", "unused", ("unused",)),
+    ],
+)
+def test_steps_of_the_cleanup(value: str, written: str, steps: tuple[str, ...]) -> None:
+    recipe = Recipe(cleanup=value)
+    assert recipe.cleanup == written
+    assert CLEANUP.chosen(recipe.cleanup) == steps
+    (cleanup,) = passes_of(recipe, recovery="none")
+    assert isinstance(cleanup, Cleanup)
+    assert cleanup.config.steps == steps
+
+
+def test_the_steps_are_those_of_the_pass() -> None:
+    assert CLEANUP.names == STEPS
+    assert passes_of(Recipe(cleanup="off"), recovery="none") == ()
 
 
 def test_a_recipe_file_names_file_and_key_in_its_errors(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ ACCEPTED: list[dict[str, Any]] = [
     {"prune_scope": "global", "round-to": "auto", "seed": 3},
     {"tucker": "ranks=r.json", "round_to": 8, "provider": ["cpu", "CUDAExecutionProvider"], "strict": True},
     {"input-shape": {"data:0": [1, 3, 8, 8]}, "provider-option": {"cuda": {"device_id": 1, "x": True}}},
+    {"cleanup": "off"},
+    {"cleanup": "auto, -lrn,-fold"},
+    {"cleanup": "fold,unused"},
     {"data": "val/", "preprocess": "caffe", "report": "r.json", "html": "r.html", "verify": False},
 ]
 REFUSED: list[dict[str, Any]] = [
@@ -41,6 +44,9 @@ REFUSED: list[dict[str, Any]] = [
     {"prune-scope": "local"},
     {"tucker": "energy"},
     {"svd": "ranks=r.json"},
+    {"cleanup": "auto,lrn"},
+    {"cleanup": "polish"},
+    {"cleanup": False},
     {"round-to": 0},
     {"seed": -1},
     {"exclude": "^fc"},

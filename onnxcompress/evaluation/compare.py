@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.accuracy import Accuracy, measure_accuracy
-from onnxcompress.evaluation.latency import Latency, LatencySettings, measure_latency
+from onnxcompress.evaluation.latency import Latency, LatencySettings, measure_latency, measure_with_credit
 from onnxcompress.evaluation.reference import Reference
 from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.dataset import DEFAULT_BATCH
@@ -45,6 +45,7 @@ def compare_models(
     samples: int | None = None,
     latency: LatencySettings | None = None,
     providers: Sequence[Provider] = (CPU_PROVIDER,),
+    cleaned: ModelSource | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare two models.
@@ -55,6 +56,7 @@ def compare_models(
         samples: at most so many of them.
         latency: how to measure it; None leaves it out.
         providers: each is timed; accuracy is measured on the first.
+        cleaned: the original after exact clean-up only, timed with the two to tell what of the speed-up is its.
 
     Raises:
         RecipeError: nothing is to be compared.
@@ -71,7 +73,10 @@ def compare_models(
     for number, provider in enumerate(providers if latency is not None else ()):
         if progress:
             progress(f"latency on {provider.requested}", number, len(providers))
-        timed.append(measure_latency(original, compressed, provider, latency))
+        if cleaned is None:
+            timed.append(measure_latency(original, compressed, provider, latency))
+        else:
+            timed.append(measure_with_credit(original, cleaned, compressed, provider, latency))
     return Evaluation(accuracy, tuple(timed))
 
 

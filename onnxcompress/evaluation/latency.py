@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from onnxcompress.evaluation.intervals import Interval
@@ -39,6 +39,23 @@ class LatencySettings:
 
 
 @dataclass(frozen=True)
+class Credit:
+    """What of a speed-up exact clean-up earned and what compression, from the same rounds.
+
+    Attributes:
+        cleaned_ms: the model that was cleaned only.
+        cleanup_speedup, cleanup_interval: original / cleaned and its 95 % confidence interval.
+        compression_speedup, compression_interval: cleaned / compressed.
+    """
+
+    cleaned_ms: Milliseconds
+    cleanup_speedup: float
+    cleanup_interval: Interval | None
+    compression_speedup: float
+    compression_interval: Interval | None
+
+
+@dataclass(frozen=True)
 class Latency:
     """Two models on one provider.
 
@@ -55,6 +72,7 @@ class Latency:
         original_interrupted, compressed_interrupted: share of the runs that waited for a CPU that something else had;
             `interrupted_left_out`: whether all other figures are made of the remaining runs.
         original_elsewhere, compressed_elsewhere: nodes that another provider had to run.
+        credit: what clean-up earned, None where it changed nothing or was not timed apart.
     """
 
     provider: str
@@ -77,6 +95,7 @@ class Latency:
     interrupted_left_out: bool = False
     original_elsewhere: tuple[ElsewhereNode, ...] = ()
     compressed_elsewhere: tuple[ElsewhereNode, ...] = ()
+    credit: Credit | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return an entry of the report's `latency`."""
@@ -128,6 +147,26 @@ class TimedTogether:
             original_elsewhere=self.elsewhere[first],
             compressed_elsewhere=self.elsewhere[second],
         )
+
+
+def measure_with_credit(
+    original: ModelSource,
+    cleaned: ModelSource,
+    compressed: ModelSource,
+    provider: Provider = CPU_PROVIDER,
+    settings: LatencySettings | None = None,
+) -> Latency:
+    """Time the original, the cleaned and the compressed model in the same rounds; see `measure_together`."""
+    together = measure_together([original, cleaned, compressed], provider, settings)
+    by_cleanup, by_compression = together.between(0, 1), together.between(1, 2)
+    credit = Credit(
+        by_cleanup.compressed_ms,
+        by_cleanup.speedup,
+        by_cleanup.interval,
+        by_compression.speedup,
+        by_compression.interval,
+    )
+    return replace(together.between(0, 2), credit=credit)
 
 
 def measure_latency(

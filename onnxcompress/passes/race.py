@@ -38,6 +38,11 @@ def is_faster(results: Sequence[RaceResult]) -> bool:
     return any(low > 1.0 for low, _ in intervals) and all(high >= 1.0 for _, high in intervals)
 
 
+def short_name(provider: str) -> str:
+    """Return onnxruntime's name of a provider without what all of them end in."""
+    return provider.removesuffix(_PROVIDER_SUFFIX)
+
+
 def race_text(results: Sequence[RaceResult]) -> str:
     """Return the results in words: `2.31 x on CPU`."""
-    return ", ".join(f"{each.speedup:.2f} x on {each.provider.removesuffix(_PROVIDER_SUFFIX)}" for each in results)
+    return ", ".join(f"{each.speedup:.2f} x on {short_name(each.provider)}" for each in results)

@@ -121,8 +121,11 @@ def measure(
     providers: Sequence[Provider],
     recipe: Recipe,
     progress: Progress,
+    cleaned: bytes | Path | None = None,
 ) -> Evaluation:
     """Measure accuracy where there are data, and latency unless the recipe turns it off.
+
+    With `cleaned`, the original after clean-up alone, latency tells what clean-up earned and what compression.
 
     Raises:
         DataError, ModelError, ProviderUnavailableError: as the measurements raise them.
@@ -135,6 +138,7 @@ def measure(
         data=data,
         latency=latency_settings(recipe) if recipe.latency else None,
         providers=providers,
+        cleaned=cleaned,
         progress=progress,
     )
 

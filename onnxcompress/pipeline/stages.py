@@ -11,7 +11,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
-from onnxcompress.passes.cleanup import Cleanup
+from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.quantization import Float16Conversion, Int8Config, Int8Quantization
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
@@ -26,8 +26,8 @@ from onnxcompress.passes.tucker import (
 from onnxcompress.passes.verification import Verification
 from onnxcompress.pipeline.recovery import recovery_passes
 from onnxcompress.pipeline.source import InputShapes
-from onnxcompress.recipe import Recipe
-from onnxcompress.report.figures import SkippedNode, StageFigures
+from onnxcompress.recipe import CLEANUP, Recipe
+from onnxcompress.report.figures import SkippedNode, StageFigures, StepFigures
 from onnxcompress.report.json_file import plain_json
 
 _SPLIT_BY_SVD = frozenset({"Gemm", "MatMul"})
@@ -54,7 +54,7 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
         ProviderUnavailableError: the recovery needs what is not installed or not there.
         RecipeError: a file that an option names cannot be used.
     """
-    passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup()]
+    passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup(CleanupConfig(CLEANUP.chosen(recipe.cleanup)))]
     if recipe.prune > 0:
         passes.append(FilterPruning(PruningConfig(recipe.prune, recipe.prune_scope, recipe.importance)))
     if recipe.target:
@@ -113,15 +113,18 @@ def run_pass(
     """
     started = time.perf_counter()
     outcomes: list[Mapping[str, Any]] = []
-    settled = each.plan(model, context) if plan is None else plan
+    noting = replace(context, note=outcomes.append)
+    settled = each.plan(model, noting) if plan is None else plan
     if planned_only:
         result = PassResult(model, False, settled, context.provenance)
     else:
-        result = each.apply(model, settled, replace(context, note=outcomes.append))
+        result = each.apply(model, settled, noting)
     seconds = time.perf_counter() - started
     cost = model_cost(result.model, input_shapes)
     decisions: list[dict[str, Any]] = plain_json([dict(d) for d in result.plan.decisions])
     skipped = tuple(SkippedNode(s.node, s.reason) for s in result.plan.skipped)
+    steps = _steps(each, result.plan, [outcome["step_seconds"] for outcome in outcomes if "step_seconds" in outcome])
+    outcomes = [outcome for outcome in outcomes if "step_seconds" not in outcome]
     figures = StageFigures(
         each.name,
         seconds,
@@ -131,8 +134,23 @@ def run_pass(
         skipped,
         plain_json(outcomes[-1]) if outcomes else None,
         bytes=result.model.size_bytes,
+        steps=steps,
     )
     return Stage(result, cost, figures), replace(context, provenance=result.provenance)
+
+
+def _steps(each: Pass, plan: Plan, seconds: Sequence[Mapping[str, float]]) -> tuple[StepFigures, ...]:
+    """Return what each step of a clean-up did; nothing for other passes."""
+    if not isinstance(each, Cleanup):
+        return ()
+    figures = []
+    for step in each.config.steps:
+        own = [decision for decision in plan.decisions if decision["step"] == step]
+        left = [skipped for skipped in plan.skipped if skipped.reason.startswith(f"{step}: ")]
+        why = next((str(decision["why"]) for decision in own if "why" in decision), None)
+        spent = sum(part.get(step, 0.0) for part in seconds)
+        figures.append(StepFigures(step, RULES[step].does, spent, len(own), len(left), why))
+    return tuple(figures)
 
 
 def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) -> None:

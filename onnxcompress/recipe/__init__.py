@@ -1,5 +1,5 @@
 """Recipes: everything that can be asked for, from TOML, the command line or Python."""
 
-from onnxcompress.recipe.recipe import Recipe
+from onnxcompress.recipe.recipe import CLEANUP, Recipe
 
-__all__ = ["Recipe"]
+__all__ = ["CLEANUP", "Recipe"]

@@ -174,6 +174,35 @@ class SplitSpec(Kind):
         return value
 
 
+class Steps(Kind):
+    """Which of several steps are taken: all (`auto`), none (`off`), some (`fold,lrn`), all but some (`auto,-lrn`)."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def checked(self, value: Any, where: str) -> str:
+        expected = f"give auto, off, auto,-STEP or STEP,STEP; the steps are {', '.join(self.names)}"
+        if not isinstance(value, str):
+            raise RecipeError(f"{where}: {shown(value)} is not text; {expected}")
+        words = [word.strip() for word in value.split(",")]
+        if words in (["auto"], ["off"]):
+            return words[0]
+        first, rest = words[0], words[1:]
+        names = [word.removeprefix("-") for word in rest] if first == "auto" else words
+        whole = first != "auto" or all(word.startswith("-") for word in rest)
+        unknown = [name for name in names if name not in self.names]
+        if not whole or unknown or len(set(names)) < len(names):
+            raise RecipeError(f"{where}: {shown(value)} is not known; {expected}")
+        return ",".join(words)
+
+    def chosen(self, value: str) -> tuple[str, ...]:
+        """Return the names of the steps that a checked value stands for, in the order of the steps."""
+        first, *rest = value.split(",")
+        if first == "auto":
+            return tuple(name for name in self.names if f"-{name}" not in rest)
+        return tuple(name for name in self.names if name in (first, *rest))
+
+
 class Regex(Kind):
     """A regular expression of Python's `re`."""
 

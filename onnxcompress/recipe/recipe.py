@@ -21,6 +21,7 @@ from onnxcompress.recipe.kinds import (
     ProviderOptions,
     Regex,
     SplitSpec,
+    Steps,
     Targets,
     Text,
     Whole,
@@ -32,6 +33,9 @@ from onnxcompress.remote import Location, RemoteFile, fetch_file, location
 _FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4", minimum=0.0, below=1.0)
 _RATIO = Number("a number above 0, such as 1.5", above=0.0)
 _POINTS = Number("percentage points from 0 to 100, such as 1.0", minimum=0.0, maximum=100.0)
+
+CLEANUP = Steps("identity", "fold", "reshape", "batchnorm", "lrn", "unused")
+"""The steps of the clean-up, in the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,11 @@ class Recipe:
         (), ManyOf(Regex()), COMPRESSION, "REGEX", "leave nodes alone whose name matches (repeatable)"
     )
     cleanup: str = option(
-        "auto", Choice("auto", "off"), COMPRESSION, "MODE", "exact graph clean-up before compression: auto or off"
+        "auto",
+        CLEANUP,
+        COMPRESSION,
+        "STEPS",
+        f"exact graph clean-up before compression: auto, off, auto,-STEP or STEP,STEP of {', '.join(CLEANUP.names)}",
     )
     verify: bool = option(
         True, Flag(), COMPRESSION, "", "do not prove every rewrite against the original before writing"

@@ -24,6 +24,7 @@ from onnxcompress.recipe.kinds import (
     ProviderOptions,
     Regex,
     SplitSpec,
+    Steps,
     Targets,
     Whole,
 )
@@ -77,6 +78,9 @@ def schema_of(kind: Kind) -> Schema:
     if isinstance(kind, SplitSpec):
         forms = "energy|ratio|ranks" if kind.file else "energy|ratio"
         return {"anyOf": [{"enum": list(kind.words)}, {"type": "string", "pattern": f"^({forms})=."}]}
+    if isinstance(kind, Steps):
+        step = f"({'|'.join(kind.names)})"
+        return {"type": "string", "pattern": rf"^\s*(off|auto(\s*,\s*-{step})*|{step}(\s*,\s*{step})*)\s*$"}
     if isinstance(kind, Provider):
         return {"type": "string", "examples": list(kind.NAMES)}
     if isinstance(kind, ManyOf):

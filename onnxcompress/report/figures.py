@@ -46,12 +46,31 @@ class SkippedNode:
 
 
 @dataclass(frozen=True)
+class StepFigures:
+    """One step of a pass that takes several.
+
+    Attributes:
+        what: it does, in plain words.
+        changes, skipped: how many nodes it changed and left alone.
+        why: what decided, where that was measured; None elsewhere.
+    """
+
+    step: str
+    what: str
+    seconds: float
+    changes: int
+    skipped: int
+    why: str | None = None
+
+
+@dataclass(frozen=True)
 class StageFigures:
     """One pass: what it decided, and the model after it.
 
     Attributes:
         outcome: what the pass measured while it ran: of a training its samples, epochs and score; None where nothing.
         bytes: of the model after it, as a file.
+        steps: of the clean-up, in their order; empty for passes of one step.
     """
 
     pass_name: str
@@ -62,6 +81,7 @@ class StageFigures:
     skipped: tuple[SkippedNode, ...] = ()
     outcome: Mapping[str, Any] | None = None
     bytes: int | None = None
+    steps: tuple[StepFigures, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, g
 from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, void
 from onnxcompress.report.html_plots import Axis, bar, interval_plot
 from onnxcompress.report.junit import why_no_self_check
-from onnxcompress.report.rows import before_and_after, before_and_after_title
+from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
 from onnxcompress.report.text import count, milliseconds, percent, points, size, times
 
 NOTHING = Markup("")
@@ -157,6 +157,7 @@ def passes_section(report: Report) -> Markup:
                 "" if difference is None else f"{difference:.1g}",
             ]
         )
+        rows += [[what, changes, left, "", "", "", f"{spent} s", ""] for what, changes, left, spent in step_rows(stage)]
     columns = [
         Column("pass"),
         Column("changes", "number"),

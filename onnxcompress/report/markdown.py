@@ -9,7 +9,7 @@ from onnxcompress.report.decisions import is_loose, loose_check_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, gate_value, gate_verdict
 from onnxcompress.report.junit import why_no_self_check
-from onnxcompress.report.rows import before_and_after, before_and_after_title
+from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
 from onnxcompress.report.text import count, printable, size
 
 _MOST_REASONS = 20
@@ -92,6 +92,8 @@ def _stages(report: Report) -> str:
         costs = (count(stage.params, params), count(stage.macs, macs), size(stage.bytes, report.input.bytes))
         figures = (*costs, f"{stage.seconds:.2f}")
         rows.append((name_in_markdown(stage.pass_name), str(len(stage.decisions)), str(len(stage.skipped)), *figures))
+        for what, changes, left, seconds in step_rows(stage):
+            rows.append((_text(what), changes, left, "", "", "", seconds))
     return _table(("pass", "changes", "left alone", "parameters", "MACs", "file size", "seconds"), "lrrrrrr", rows)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnxcompress.evaluation.accuracy import Accuracy
-from onnxcompress.evaluation.latency import Latency
+from onnxcompress.evaluation.latency import Credit, Latency
 from onnxcompress.report.advice import WORTH_SAYING_WAITS
-from onnxcompress.report.figures import ModelFigures, Report
+from onnxcompress.report.figures import ModelFigures, Report, StageFigures
 from onnxcompress.report.text import count, milliseconds, percent, points, size, times
 
 Row = tuple[str, str, str, str]
@@ -94,10 +94,12 @@ def _latency_rows(latency: Iterable[Latency]) -> list[Row]:
         threads = f"{figures.threads} thread{'s' * (figures.threads != 1)}"
         where = f"{figures.requested}, batch {figures.batch}, {threads}"
         before, after = figures.original_ms, figures.compressed_ms
-        change = times(figures.speedup, "faster", "slower")
-        if figures.interval is not None:
-            change += f" (95 %: {figures.interval[0]:.2f} to {figures.interval[1]:.2f})"
+        change = _faster(figures.speedup, figures.interval)
         rows.append((f"Latency p50 ({where})", milliseconds(before.p50), milliseconds(after.p50), change))
+        if figures.credit is not None:
+            middle = milliseconds(figures.credit.cleaned_ms.p50)
+            rows.append(("  by clean-up alone", milliseconds(before.p50), middle, _by_cleanup(figures.credit)))
+            rows.append(("  by compression", middle, milliseconds(after.p50), _by_compression(figures.credit)))
         rows.append(("Latency p95", milliseconds(before.p95), milliseconds(after.p95), ""))
         waited = (figures.original_interrupted, figures.compressed_interrupted)
         if max(waited) >= WORTH_SAYING_WAITS:
@@ -107,4 +109,28 @@ def _latency_rows(latency: Iterable[Latency]) -> list[Row]:
         if figures.compressed_elsewhere or figures.original_elsewhere:
             counts = [str(len(nodes)) for nodes in (figures.original_elsewhere, figures.compressed_elsewhere)]
             rows.append((f"Nodes not run by {figures.provider}", counts[0], counts[1], ""))
+    return rows
+
+
+def _by_cleanup(credit: Credit) -> str:
+    return _faster(credit.cleanup_speedup, credit.cleanup_interval)
+
+
+def _by_compression(credit: Credit) -> str:
+    return _faster(credit.compression_speedup, credit.compression_interval)
+
+
+def _faster(speedup: float, interval: tuple[float, float] | None) -> str:
+    change = times(speedup, "faster", "slower")
+    return change if interval is None else f"{change} (95 %: {interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def step_rows(stage: StageFigures) -> list[Row]:
+    """Return a row for each step of a stage that had something to look at: name, changes, left alone, seconds."""
+    rows = []
+    for step in stage.steps:
+        if step.changes or step.skipped:
+            why = f" ({step.why})" if step.why else ""
+            what = f"{step.step}: {step.what}{why}"
+            rows.append((what, str(step.changes), str(step.skipped), f"{step.seconds:.2f}"))
     return rows

@@ -12,7 +12,7 @@ from rich.text import Text
 from onnxcompress.report.decisions import decision_line, is_loose, loose_check_line, outcome_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
-from onnxcompress.report.rows import before_and_after, before_and_after_title
+from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
 from onnxcompress.report.text import count, printable, size
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def _stages_table(report: Report) -> Table:
             size(stage.bytes, report.input.bytes),
             f"{stage.seconds:.2f}",
         )
+        for what, changes, left, seconds in step_rows(stage):
+            table.add_row(cell(f"  {what}"), changes, left, "", "", "", seconds)
     return table
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evaluation import latency
-from onnxcompress.evaluation.latency import LatencySettings, measure_latency, measure_together
+from onnxcompress.evaluation.latency import LatencySettings, measure_latency, measure_together, measure_with_credit
 from onnxcompress.evaluation.profile import (
     ElsewhereNode,
     NodeTime,
@@ -54,6 +54,18 @@ def test_three_models_in_the_same_rounds() -> None:
     assert first.compressed_ms == second.original_ms
     assert (both.original_ms, both.compressed_ms) == (first.original_ms, second.compressed_ms)
     assert {(one.threads, one.batch, one.runs) for one in (first, second, both)} == {(1, 1, 6)}
+
+
+def test_what_clean_up_earned_is_told_apart() -> None:
+    seen = measure_with_credit(MODEL, classifier(seed=1).SerializeToString(), MODEL, settings=QUICK)
+    credit = seen.credit
+    assert credit is not None
+    assert credit.cleanup_speedup > 0
+    assert credit.compression_speedup > 0
+    # Medians over rounds of each ratio: their product is the whole's but for the noise between the rounds.
+    assert credit.cleanup_speedup * credit.compression_speedup == pytest.approx(seen.speedup, rel=0.5)
+    assert seen.to_json()["credit"]["cleaned_ms"].keys() == {"p50", "p95"}
+    assert measure_latency(MODEL, MODEL, settings=QUICK).credit is None
 
 
 def test_batch_and_shapes() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from onnxcompress.evaluation.accuracy import Accuracy, Hits
-from onnxcompress.evaluation.latency import Latency
+from onnxcompress.evaluation.latency import Credit, Latency
 from onnxcompress.evaluation.timing import Milliseconds
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import (
@@ -16,6 +16,7 @@ from onnxcompress.report.figures import (
     SelfCheck,
     SkippedNode,
     StageFigures,
+    StepFigures,
     compression_between,
 )
 
@@ -52,6 +53,11 @@ LATENCY = Latency(
     compressed_ms=Milliseconds(9.0, 9.5),
     speedup=2.0,
     interval=(1.9, 2.1),
+    credit=Credit(Milliseconds(12.0, 13.0), 1.5, (1.4, 1.6), 1.33, None),
+)
+STEPS = (
+    StepFigures("fold", "computes constants beforehand", 0.01, 0, 0),
+    StepFigures("lrn", "writes LRN as a convolution", 0.09, 1, 0, "1.52 x on CPU"),
 )
 DROP = GateResult("max_drop", 1.0, 1.5, False, (-0.5, 3.5))
 DOUBTFUL = GateResult("max_drop", 2.0, 1.5, False, (-0.5, 3.5), strict=True)
@@ -63,7 +69,9 @@ def sample_report(**changes: Any) -> Report:
     """Return a report with something of everything; `changes` replace its fields."""
     prune = {"kind": "prune", "node": "conv1", "filters": [64, 38], "removed": {"conv1": [1, 2], "conv2": [3]}}
     stages = (
-        StageFigures("cleanup", 0.1, 6_998_552, 1_582_671_616),
+        StageFigures(
+            "cleanup", 0.1, 6_998_552, 1_582_671_616, ({"step": "lrn", "node": "norm"},), (), None, steps=STEPS
+        ),
         StageFigures(
             "prune",
             0.4,

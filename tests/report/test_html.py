@@ -72,6 +72,8 @@ def test_the_page_has_every_section_and_the_figures() -> None:
     assert "onnxcompress a.onnx b.onnx --prune 0.4" in re.sub(r"\s+", " ", page.text)
     assert "is the graph output" in page.text
     assert "conv1: 64 -> 38 filters" in page.text
+    assert "lrn: writes LRN as a convolution (1.52 x on CPU)" in page.text
+    assert "by clean-up alone" in page.text
     assert "onnx 1.19" in page.text
     assert len(page.all("svg")) == 2
 

@@ -60,6 +60,8 @@ def test_it_shows_before_and_after_gates_passes_and_what_was_left_alone() -> Non
     assert gates["min_speedup"] == ["at least 1.2 x", "2.00 (95 %: 1.90 to 2.10)", "passed", ""]
     assert ["prune", "1", "1", "2.75 M", "596.00 M", "11.02 MB", "0.40"] in page.rows
     assert ["prune", "1", "is the graph output", "fc"] in page.rows
+    assert ["lrn: writes LRN as a convolution (1.52 x on CPU)", *"10", "", "", "", "0.09"] in page.rows
+    assert any(row[:3] == ["by clean-up alone", "18.0 ms", "12.0 ms"] for row in page.rows)
     assert "2 of 3 gates failed" in page.text
     assert "Self-check of prune: passed" in page.text
 

@@ -30,6 +30,7 @@ from onnxcompress.report.figures import (
 )
 from onnxcompress.report.json_file import json_text, plain_json, report_to_json, write_json
 from onnxcompress.report.terminal import console_for, print_report
+from tests.report.sample_reports import sample_report
 
 ORIGINAL = ModelFigures("a.onnx", "0a", 28_010_000, 6_998_552, 1_582_671_616, 17, {"Conv": 57, "Gemm": 1})
 COMPRESSED = ModelFigures("b.onnx", "0b", 11_020_000, 2_749_000, 596_000_000, 17, {"Conv": 57, "Gemm": 1})
@@ -103,7 +104,8 @@ def test_json_has_the_documented_keys() -> None:
     assert {"input", "output", "stages", "accuracy", "latency", "compression", "gates"} <= set(value)
     assert {"recipe", "seed", "versions", "platform", "seconds", "peak_rss_bytes"} <= set(value)
     assert set(value["input"]) == {"path", "sha256", "bytes", "params", "macs", "opset", "ops", "lrn_macs"}
-    assert set(value["stages"][0]) == {"pass", "seconds", "params", "macs", "decisions", "skipped", "outcome", "bytes"}
+    added = {"bytes", "steps"}
+    assert set(value["stages"][0]) == {"pass", "seconds", "params", "macs", "decisions", "skipped", "outcome"} | added
     documented = {"samples", "labels", "original", "compressed", "drop_top1", "agreement", "kl"}
     assert documented <= set(value["accuracy"])
     assert value["accuracy"]["compressed"] == {"top1": 1.0, "top5": 3.0}
@@ -168,6 +170,25 @@ def test_tables_show_before_and_after() -> None:
     )
     assert row("max_drop") == "max_drop 1 77.50 FAILED"
     assert row("pruning") == "pruning 1 0 2.75 M 596.00 M 11.02 MB 0.40"
+
+
+def test_cleanup_has_a_line_for_each_step_and_its_own_share_of_the_speed_up() -> None:
+    lines = [" ".join(line.split()) for line in shown(sample_report()).splitlines()]
+    assert "lrn: writes LRN as a convolution (1.52 x on CPU) 1 0 0.09" in lines
+    assert not any("computes constants" in line for line in lines)
+    assert "by clean-up alone 18.0 ms 12.0 ms 1.50 x faster (95 %: 1.40 to 1.60)" in lines
+    assert "by compression 12.0 ms 9.00 ms 1.33 x faster" in lines
+    value = report_to_json(sample_report())
+    assert [step["step"] for step in value["stages"][0]["steps"]] == ["fold", "lrn"]
+    assert value["latency"][0]["credit"]["cleanup_speedup"] == 1.5
+    assert value["latency"][0]["credit"]["cleaned_ms"] == {"p50": 12.0, "p95": 13.0}
+
+
+def test_macs_of_a_rewritten_lrn_have_their_own_row() -> None:
+    banded = dataclasses.replace(COMPRESSED, lrn_macs=46_000_000)
+    for value, expected in ((report(), []), (report(output=banded), ["- 46.00 M"])):
+        rows = [line.split("these")[1].split() for line in shown(value).splitlines() if line.startswith("MACs of LRN")]
+        assert [" ".join(row) for row in rows] == expected
 
 
 def test_what_was_not_measured_is_said_in_the_tables() -> None:

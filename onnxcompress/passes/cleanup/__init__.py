@@ -1,5 +1,5 @@
 """Exact graph clean-up before compression."""
 
-from onnxcompress.passes.cleanup.cleanup import STEPS, Cleanup, CleanupConfig
+from onnxcompress.passes.cleanup.cleanup import RULES, STEPS, Cleanup, CleanupConfig
 
-__all__ = ["STEPS", "Cleanup", "CleanupConfig"]
+__all__ = ["RULES", "STEPS", "Cleanup", "CleanupConfig"]

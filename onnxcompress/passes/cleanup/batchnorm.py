@@ -22,8 +22,8 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import excluded, has_input, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, planned_node, remove_nodes
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -44,10 +44,11 @@ class Affine:
     shift: Doubles
 
 
-class BatchNormFolding(Pass):
+class BatchNormFolding(Rule):
     """Folds BatchNormalization into the weights of a neighbour."""
 
     name: ClassVar[str] = "batchnorm"
+    does: ClassVar[str] = "folds BatchNormalization into a neighbour"
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes to fold, and for every other the reason."""

@@ -1,12 +1,13 @@
 """Exact clean-up of a graph: a pipeline of rules, each a pass of its own, repeated until none has work left.
 
-Most rules only take away. Those of `RACED` write an operator in another form, which is not faster everywhere: their
+Most rules only take away. Some write an operator in another form, which is not faster everywhere (`Rule.races`): their
 work is kept where a race of the whole network, as it is with and without it, is won on the asked provider. Where no
-race can be run, `RACED` says on which providers the form is known to be faster.
+race can be run, the rule says on which providers its form is known to be faster.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,18 +21,16 @@ from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
 from onnxcompress.passes.cleanup.lrn import LrnRewriting
 from onnxcompress.passes.cleanup.reshape import ReshapeSettling
+from onnxcompress.passes.cleanup.rule import Rule
 from onnxcompress.passes.cleanup.unused import UnusedRemoval
-from onnxcompress.passes.race import is_faster, race_text
+from onnxcompress.passes.race import is_faster, race_text, short_name
 
-RULES: Mapping[str, type[Pass]] = {
+RULES: Mapping[str, type[Rule]] = {
     rule.name: rule
     for rule in (IdentityRemoval, ConstantFolding, ReshapeSettling, BatchNormFolding, LrnRewriting, UnusedRemoval)
 }
 STEPS = tuple(RULES)
 """Names of all steps, in the order in which they run."""
-
-RACED: Mapping[str, frozenset[str]] = {LrnRewriting.name: frozenset({"CPUExecutionProvider"})}
-"""Steps that are taken where they are faster, and the providers on which that is taken for granted without a race."""
 
 _MAX_ROUNDS = 20
 
@@ -67,24 +66,29 @@ class Cleanup(Pass):
         """Plan every step on what the steps before it leave; decisions carry `step` and `round`."""
         decisions: list[Decision] = []
         skipped: dict[str, tuple[Skipped, ...]] = {}
-        lost: dict[str, Plan] = {}
+        lost: set[str] = set()
+        seconds = dict.fromkeys(self.config.steps, 0.0)
         for number in range(1, _MAX_ROUNDS + 1):
             changed = False
             for step in self.config.steps:
                 if step in lost:
                     continue
-                plan = RULES[step]().plan(model, context)
-                cleaned = RULES[step]().apply(model, plan, context).model if plan.decisions else model
-                if plan.decisions and step in RACED:
-                    plan = _raced(step, model, cleaned, plan, context)
+                started = time.perf_counter()
+                rule = RULES[step]()
+                plan = rule.plan(model, context)
+                cleaned = rule.apply(model, plan, context).model if plan.decisions else model
+                if plan.decisions and rule.races:
+                    plan = _raced(rule, model, cleaned, plan, context)
                     if not plan.decisions:
-                        lost[step] = plan
+                        lost.add(step)
                 skipped[step] = tuple(Skipped(s.node, f"{step}: {s.reason}") for s in plan.skipped)
                 decisions += [{"step": step, "round": number, **decision} for decision in plan.decisions]
                 if plan.decisions:
                     model, changed = cleaned, True
+                seconds[step] += time.perf_counter() - started
             if not changed:
                 break
+        context.note({"step_seconds": seconds})
         return Plan(self.name, tuple(decisions), tuple(s for found in skipped.values() for s in found))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -93,23 +97,27 @@ class Cleanup(Pass):
         Raises:
             RecipeError: the plan holds unknown steps or nodes that the model does not have.
         """
+        seconds: dict[str, float] = {}
         for (_, step), decisions in groupby(plan.decisions, key=lambda d: (d["round"], d["step"])):
             if step not in RULES:
                 raise RecipeError(f"plan: clean-up has no step '{step}', expected one of {', '.join(STEPS)}")
+            started = time.perf_counter()
             RULES[step]().rewrite(model, Plan(step, tuple(decisions)), context)
             model.refresh_shapes()
+            seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started
+        context.note({"step_seconds": seconds})
         return {}
 
 
-def _raced(step: str, before: Model, after: Model, plan: Plan, context: PassContext) -> Plan:
+def _raced(rule: Rule, before: Model, after: Model, plan: Plan, context: PassContext) -> Plan:
     """Return the plan with why it is carried out, or without decisions and why not."""
     results = context.race(before, after) if context.race is not None else ()
     if results:
-        keeps, why = is_faster(results), f"the network runs {race_text(results)}"
+        keeps, why = is_faster(results), f"{race_text(results)}, timed in the network"
     else:
-        keeps = set(context.providers) <= RACED[step]
+        keeps = set(context.providers) <= rule.faster_on
         known = "known to be faster" if keeps else "not known to be faster"
-        why = f"not timed; {known} on {', '.join(context.providers)}"
+        why = f"not timed; {known} on {', '.join(map(short_name, context.providers))}"
     if keeps:
         return Plan(plan.pass_name, tuple({**decision, "why": why} for decision in plan.decisions), plan.skipped)
     lost = tuple(Skipped(str(decision["node"]), f"left as it is: {why}") for decision in plan.decisions)

@@ -23,9 +23,9 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.shapes import ShapeValues
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model, cut_links
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.constant_values import compute
-from onnxcompress.passes.cleanup.rule import excluded, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, pinned_names, planned_node, remove_nodes
 
 Array = npt.NDArray[Any]
 
@@ -40,10 +40,11 @@ _UNPACKS_WEIGHTS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "Quan
 _STATIC, _CONSTANT = "shape arithmetic", "constants"
 
 
-class ConstantFolding(Pass):
+class ConstantFolding(Rule):
     """Computes before the run what does not depend on the input."""
 
     name: ClassVar[str] = "fold"
+    does: ClassVar[str] = "computes constants beforehand"
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes to fold; a node of constants that stays says why."""

@@ -14,17 +14,18 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model, Shape
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import excluded, has_input, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, planned_node, remove_nodes
 
 _OF_ONE_INPUT = frozenset({"Concat", "Sum", "Max", "Min", "Mean"})
 _CHANGES_ONLY_SHAPE = frozenset({"Reshape", "Flatten"})
 
 
-class IdentityRemoval(Pass):
+class IdentityRemoval(Rule):
     """Removes nodes that do nothing."""
 
     name: ClassVar[str] = "identity"
+    does: ClassVar[str] = "removes nodes that do nothing"
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes to remove; a Dropout or Identity that stays says why."""

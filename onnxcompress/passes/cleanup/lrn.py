@@ -10,13 +10,16 @@ from typing import ClassVar
 
 from onnxcompress.analysis.lrn import band_convolution, why_no_band
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import excluded, is_standard, planned_node
+from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, planned_node
 
-class LrnRewriting(Pass):
+class LrnRewriting(Rule):
     """Writes LRN as square, banded Conv, roots and quotient."""
 
     name: ClassVar[str] = "lrn"
+    does: ClassVar[str] = "writes LRN as a convolution"
+    races: ClassVar[bool] = True
+    faster_on: ClassVar[frozenset[str]] = frozenset({"CPUExecutionProvider"})
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes to rewrite, and for every other the reason."""

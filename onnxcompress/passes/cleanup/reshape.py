@@ -13,14 +13,15 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.shapes import ShapeValues, settled_target
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import excluded, is_standard, planned_node
+from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, planned_node
 
 
-class ReshapeSettling(Pass):
+class ReshapeSettling(Rule):
     """Gives Reshape nodes constant targets."""
 
     name: ClassVar[str] = "reshape"
+    does: ClassVar[str] = "makes targets of Reshape constant"
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the targets to settle; a Reshape whose target stays computed says why."""

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, PassContext
+from onnxcompress.passes.base import Decision, Pass, PassContext
 
 DEFAULT_DOMAINS = (None, "", "ai.onnx")
 EXCLUDED = "excluded by --exclude"
+
+
+class Rule(Pass):
+    """A step of the clean-up.
+
+    Attributes:
+        does: what it does, in plain words.
+        races: whether the form it writes is not faster everywhere, so that a race decides.
+        faster_on: the providers on which it is known to be faster, for runs without a race.
+    """
+
+    does: ClassVar[str]
+    races: ClassVar[bool] = False
+    faster_on: ClassVar[frozenset[str]] = frozenset()
 
 
 def pinned_names(model: Model) -> frozenset[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Pass, PassContext, Plan, Provenance
+from onnxcompress.passes.base import PassContext, Plan, Provenance
+from onnxcompress.passes.cleanup.rule import Rule
 
 
-class UnusedRemoval(Pass):
+class UnusedRemoval(Rule):
     """Removes nodes none of whose outputs reaches a graph output."""
 
     name: ClassVar[str] = "unused"
+    does: ClassVar[str] = "removes nodes that nothing reads"
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes that nothing reads."""
