@@ -27,7 +27,7 @@ class Filters(NamedTuple):
 
 
 class Stem(NamedTuple):
-    """What stands before the first inception module; it divides height and width by 8, 2 or 1."""
+    """What stands before the first inception module; it divides height and width by 8, 4, 2 or 1."""
 
     kernel: int
     stride: int
@@ -51,6 +51,8 @@ INCEPTIONS = {
 STEMS = {
     "imagenet": Stem(kernel=7, stride=2, early_pool=True, late_pool=True, input_size=224),
     "small": Stem(kernel=3, stride=1, early_pool=False, late_pool=True, input_size=32),
+    "pooled": Stem(kernel=3, stride=1, early_pool=True, late_pool=False, input_size=32),
+    "twice-pooled": Stem(kernel=3, stride=1, early_pool=True, late_pool=True, input_size=32),
     "tiny": Stem(kernel=3, stride=1, early_pool=False, late_pool=False, input_size=16),
 }
 

@@ -2,150 +2,287 @@
 
 `python models/train.py --out googlenet-digits.onnx` takes the digits written by `digits.py` and a few minutes on one
 thread. The seed fixes the result on one machine and one version of torch.
+
+`torchrun --nproc-per-node N models/train.py ...` shares each batch among N processes: GPUs, or cores of a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from export import to_onnx, write_model
 from googlenet import STEMS, GoogLeNet
+from onnxcompress.errors import OnnxCompressError
+from onnxcompress.runtime.data import open_dataset
+from onnxcompress.runtime.preprocess import Preprocess
+from onnxcompress.runtime.tensors import TensorInfo
+
+# Pixels as they are; images of another size are resized to cover it, and their centre is cropped.
+AS_PIXELS = Preprocess("pixels", adaptable=True)
 
 
 class Split(NamedTuple):
-    """Images (N, C, H, W) uint8 and their labels (N,) int64."""
+    """Images (N, H, W, C) uint8 and their labels (N,) int64."""
 
     images: Tensor
     labels: Tensor
 
 
-def read_split(path: Path) -> Split:
-    """Read `images` uint8 (N, H, W, C) and `labels` (N,) of an .npz file; SystemExit where it cannot."""
+class Processes(NamedTuple):
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+
+
+def read_split(path: Path, split: str, size: int, channels: int) -> Split:
+    """Decode a folder of images or an .npz file, whole, in every form that `onnxcompress --train` takes images in.
+
+    `split` chooses between the parts of a file that holds several.
+
+    Raises:
+        SystemExit: it cannot be read, or has no labels.
+    """
+    info = TensorInfo("pixels", np.dtype(np.uint8), (None, size, size, channels))
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
-    except (OSError, KeyError, ValueError) as error:
-        raise SystemExit(f"{path}: cannot be read as .npz with images and labels ({error})") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise SystemExit(
-            f"{path}: expected images uint8 (N, H, W, C) and labels (N,), "
-            f"found {images.dtype} {images.shape} and {labels.shape}"
-        )
-    return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels.astype(np.int64)))
+        dataset = open_dataset(path, [info], preprocess=AS_PIXELS, split=split)
+        if not dataset.has_labels:
+            raise SystemExit(f"{path}: has no labels")
+        batches = [(batch.inputs["pixels"], batch.labels) for batch in dataset.batches(500)]
+    except OnnxCompressError as error:
+        raise SystemExit(str(error)) from error
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
 
 def to_input(images: Tensor) -> Tensor:
-    """Scale uint8 to float32 in [0, 1]: the preset `unit`."""
-    return images.to(torch.float32) / 255
+    """Scale uint8 (N, H, W, C) to float32 (N, C, H, W) in [0, 1], the preset `unit`; the memory keeps channels last."""
+    return images.permute(0, 3, 1, 2).to(torch.float32) / 255
 
 
-def shifted(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Move each image by up to `padding` pixels in both directions, zeros moving in."""
-    if padding == 0:
-        return images
-    count, _, height, width = images.shape
-    padded = functional.pad(images, (padding,) * 4)
-    tops, lefts = torch.randint(0, 2 * padding + 1, (2, count), generator=generator).tolist()
-    windows = zip(padded, tops, lefts, strict=True)
-    return torch.stack([image[:, top : top + height, left : left + width] for image, top, left in windows])
+def varied(images: Tensor, size: int, padding: int, generator: torch.Generator, *, mirror: bool = False) -> Tensor:
+    """Cut a random square of `size` out of each image (N, H, W, C) within `padding` zeros; mirror every second.
+
+    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
+    """
+    count, height, width, _ = images.shape
+    padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
+    tops = torch.randint(0, height + 2 * padding - size + 1, (count, 1), generator=generator)
+    lefts = torch.randint(0, width + 2 * padding - size + 1, (count, 1), generator=generator)
+    rows, columns = tops + torch.arange(size), lefts + torch.arange(size)
+    if mirror:
+        flipped = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def accuracy(network: GoogLeNet, split: Split) -> float:
+def accuracy(network: nn.Module, split: Split, device: torch.device) -> float:
     """Top-1 accuracy in percent."""
     network.eval()
     with torch.inference_mode():
         hits = sum(
-            int((network(to_input(images)).argmax(1) == labels).sum())
-            for images, labels in zip(split.images.split(256), split.labels.split(256), strict=True)
+            int((network(to_input(images.to(device))).argmax(1) == labels.to(device)).sum())
+            for images, labels in zip(split.images.split(250), split.labels.split(250), strict=True)
         )
     return 100 * hits / len(split.labels)
 
 
-def train(network: GoogLeNet, split: Split, *, epochs: int, batch: int, rate: float, padding: int, seed: int) -> None:
-    """Train by AdamW under a one-cycle schedule; the last weights are kept, no test image decides anything."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = len(split.labels) // batch
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=epochs * steps)
+class Progress:
+    """A training: network, optimizer and schedule, kept in a file after every epoch where one is named."""
+
+    def __init__(self, network: GoogLeNet, arguments: argparse.Namespace, steps: int) -> None:
+        self.network = network
+        self.done = 0
+        self._file: Path | None = arguments.checkpoint
+        self.optimizer = _optimizer(network, arguments)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=arguments.rate, total_steps=arguments.epochs * steps
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        return {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
+
+    def save(self) -> None:
+        """Write what another run needs to go on; the file appears whole or not at all."""
+        if self._file is not None:
+            states = {name: part.state_dict() for name, part in self._parts().items()}
+            write_checkpoint(self._file, {**states, "done": self.done})
+
+    def load(self) -> None:
+        """Go on from the file, where it is there."""
+        if self._file is None or not self._file.exists():
+            return
+        saved = torch.load(self._file, map_location="cpu", weights_only=True)
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+        self.done = saved["done"]
+        logging.info("%s: goes on after epoch %d", self._file, self.done)
+
+
+def train(progress: Progress, split: Split, arguments: argparse.Namespace, processes: Processes) -> None:
+    """Train under a one-cycle schedule; the last weights are kept, no test image decides anything."""
+    device = next(progress.network.parameters()).device
+    network: nn.Module = progress.network
+    if processes.size > 1:
+        network = nn.parallel.DistributedDataParallel(network)
+    share = arguments.batch // processes.size
+    steps = len(split.labels) // arguments.batch
     start = time.monotonic()
-    for epoch in range(epochs):
+    for epoch in range(progress.done, arguments.epochs):
         network.train()
         total = 0.0
-        order = torch.randperm(len(split.labels), generator=generator)
-        for chosen in order[: steps * batch].split(batch):
-            images = shifted(split.images[chosen], padding, generator)
-            loss = functional.cross_entropy(network(to_input(images)), split.labels[chosen], label_smoothing=0.1)
-            optimizer.zero_grad(set_to_none=True)
+        size = split.images.shape[1]
+        if epoch < arguments.early_epochs:
+            size = arguments.early_size or size
+        # One order in every process, which takes its share of each batch and varies it in its own way.
+        order = torch.randperm(len(split.labels), generator=_generator(arguments.seed, epoch, 0))
+        generator = _generator(arguments.seed, epoch, 1 + processes.rank)
+        torch.manual_seed(generator.initial_seed())  # of dropout, so that a resumed run is the same
+        for step in range(steps):
+            first = step * arguments.batch + processes.rank * share
+            chosen = order[first : first + share]
+            images = varied(split.images[chosen], size, arguments.padding, generator, mirror=arguments.mirror)
+            with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+                logits = network(to_input(images.to(device)))
+                loss = functional.cross_entropy(logits, split.labels[chosen].to(device), label_smoothing=0.1)
+            progress.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
-            schedule.step()
+            progress.optimizer.step()
+            progress.schedule.step()
             total += loss.item()
-        logging.info("epoch %d/%d: loss %.4f, %.0f s", epoch + 1, epochs, total / steps, time.monotonic() - start)
+            if step % 50 == 49:
+                logging.debug("step %d: loss %.4f, %.0f s", step + 1, total / (step + 1), time.monotonic() - start)
+        progress.done = epoch + 1
+        seconds = time.monotonic() - start
+        if processes.rank == 0:
+            logging.info("epoch %d/%d: loss %.4f, %.0f s", epoch + 1, arguments.epochs, total / steps, seconds)
+            progress.save()
+
+
+def _optimizer(network: nn.Module, arguments: argparse.Namespace) -> torch.optim.Optimizer:
+    if arguments.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=0.05)
+    return torch.optim.SGD(
+        network.parameters(), lr=arguments.rate, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True
+    )
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a torch file; it appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that torchrun started, where it did."""
+    if "WORLD_SIZE" not in os.environ:
+        yield Processes()
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a network of the GoogLeNet family.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--train", type=Path, default=Path("models/digits-train.npz"), help="images and labels, .npz")
+    data = "a folder of images, or .npz with images and labels"
+    parser.add_argument("--train", type=Path, default=Path("models/digits-train.npz"), help=data)
     parser.add_argument("--test", type=Path, default=Path("models/digits-test.npz"), help="the same, for the last line")
     parser.add_argument("--out", type=Path, help="the .onnx file to write")
     parser.add_argument("--weights", type=Path, help="the checkpoint to write, for export.py")
+    parser.add_argument("--checkpoint", type=Path, help="where progress is kept after every epoch")
+    parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
     parser.add_argument("--width", type=float, default=0.25, help="multiplier of every layer's filters")
     parser.add_argument("--stem", choices=sorted(STEMS), default="small")
+    parser.add_argument("--size", type=int, help="height and width of the input (default: the stem's)")
+    parser.add_argument("--channels", type=int, choices=[1, 3], default=1, help="1: grey, 3: RGB")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=48, help="images of a step, in all processes together")
+    parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--padding", type=int, default=4, help="images are shifted by up to so many pixels")
+    parser.add_argument("--mirror", action="store_true", help="mirror every second image")
+    parser.add_argument("--early-size", type=int, help="train on squares of this size first, which is faster")
+    parser.add_argument("--early-epochs", type=int, default=0, help="for so many epochs")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where torch's autocast does")
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("-v", "--verbose", action="store_true", help="report within epochs")
     arguments = parser.parse_args(argv)
     if arguments.out is None and arguments.weights is None:
         parser.error("nothing to write: give --out, --weights or both")
+    if arguments.resume and arguments.checkpoint is None:
+        parser.error("--resume goes on from a file: give --checkpoint")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
+    logging.getLogger().setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    training, test = read_split(arguments.train), read_split(arguments.test)
+    size = arguments.size or STEMS[arguments.stem].input_size
+    training = read_split(arguments.train, "train", size, arguments.channels)
+    test = read_split(arguments.test, "test", size, arguments.channels)
     config = {
         "num_classes": int(training.labels.max()) + 1,
-        "in_channels": training.images.shape[1],
+        "in_channels": arguments.channels,
         "width": arguments.width,
         "stem": arguments.stem,
     }
-    network = GoogLeNet(**config, aux_logits=False)
-    train(
-        network,
-        training,
-        epochs=arguments.epochs,
-        batch=arguments.batch,
-        rate=arguments.rate,
-        padding=arguments.padding,
-        seed=arguments.seed,
-    )
-    logging.info("top-1 on %d test images: %.2f %%", len(test.labels), accuracy(network, test))
+    with joined_processes() as processes:
+        if arguments.batch % processes.size or len(training.labels) < arguments.batch:
+            raise SystemExit(
+                f"--batch {arguments.batch}: {processes.size} processes need equal shares of it, "
+                f"and the {len(training.labels)} training images at least one batch"
+            )
+        device = torch.device("cuda", processes.rank) if torch.cuda.is_available() else torch.device("cpu")
+        network = GoogLeNet(**config, aux_logits=False)
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        progress = Progress(network, arguments, len(training.labels) // arguments.batch)
+        if arguments.resume:
+            progress.load()
+        train(progress, training, arguments, processes)
+    if processes.rank == 0:
+        write(network, config, test, arguments, device)
+
+
+def write(
+    network: GoogLeNet, config: dict[str, Any], test: Split, arguments: argparse.Namespace, device: torch.device
+) -> None:
+    """Say how good the network is and write what was asked for."""
+    logging.info("top-1 on %d test images: %.2f %%", len(test.labels), accuracy(network, test, device))
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if arguments.weights is not None:
-        temporary = arguments.weights.with_name(f".{arguments.weights.name}.tmp")
-        torch.save({"config": config, "state_dict": network.state_dict()}, temporary)
-        os.replace(temporary, arguments.weights)
+        write_checkpoint(arguments.weights, {"config": config, "state_dict": network.state_dict()})
     if arguments.out is not None:
-        model = to_onnx(network, (to_input(test.images[:2]),), opset=arguments.opset, dynamic_batch=True)
+        example = to_input(test.images[:2]).contiguous()
+        model = to_onnx(network, (example,), opset=arguments.opset, dynamic_batch=True)
         onnx.checker.check_model(model, full_check=True)
         write_model(arguments.out, model)
 

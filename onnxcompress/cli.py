@@ -8,21 +8,26 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
 
 from onnxcompress.cli_options import parse_arguments
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError, Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code (see `onnxcompress.errors`)."""
     _make_streams_forgiving()
     try:
-        with _termination_as_interrupt(), _library_warnings_hidden():
+        with _termination_as_exception(), _library_warnings_hidden():
             return _run(list(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as stop:  # --help and --version
         return int(stop.code or EXIT_OK)
     except KeyboardInterrupt:
         _say("interrupted")
+        return EXIT_INTERRUPTED
+    except Terminated as stop:
+        _say(": ".join(["interrupted by SIGTERM", *map(str, stop.args)]))
         return EXIT_INTERRUPTED
     except OnnxCompressError as error:
         if error.exit_code == EXIT_BUG:
@@ -72,12 +77,19 @@ def _make_streams_forgiving() -> None:
 
 
 @contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, so that temporary files are removed."""
+def _termination_as_exception() -> Iterator[None]:
+    """SIGTERM unwinds the run, so that temporary files are removed.
+
+    Unlike Ctrl-C it does not end a training with the best so far: whoever kills a run wants no OUT of it.
+    """
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

@@ -14,6 +14,10 @@ EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
 
+class Terminated(BaseException):
+    """The process was told to end (SIGTERM): nothing is written any more, not even what an interrupt would keep."""
+
+
 class OnnxCompressError(Exception):
     """Base of all errors raised on purpose; `exit_code` is the process status the command line returns."""
 

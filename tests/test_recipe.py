@@ -37,7 +37,7 @@ def test_prune_takes_fractions_below_one_only(value: Any) -> None:
     ("key", "value", "expected"),
     [
         ("importance", "l3", "give one of l1, l2, fpgm"),
-        ("importance", "taylor", "is not known"),
+        ("importance", "saliency", "is not known"),
         ("prune_scope", "layer", "uniform, global"),
         ("tucker", "half", "energy=F"),
         ("tucker", "energy=2", "out of range"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.cost import ModelCost, model_cost
@@ -118,6 +119,7 @@ def compress(
         request.calib,
         request.train,
         needs_calibration=request.needs_calibration,
+        holds_out=request.recovery == "reconstruct",
     )
     context = PassContext(
         asked.seed,
@@ -125,8 +127,9 @@ def compress(
         asked.exclude,
         data_sets.calibration_samples,
         original_cost=original_cost,
+        held_out=data_sets.held_out_samples,
+        labelled=data_sets.labelled_samples,
         training=data_sets.training_samples,
-        checkpoint=checkpoint_path(request.output),
         resume=asked.resume,
         tell=tell,
         race=race_on(providers, latency_settings(asked)) if asked.latency else None,
@@ -134,7 +137,8 @@ def compress(
     )
     if saved is None:
         context = with_latency(context, source, asked, providers[0])
-    stages = _run_passes(work, source, context, asked, tell, of_other_weights=of_other_weights)
+    checkpoints = _checkpoints(work, request.output)
+    stages = _run_passes(work, source, context, asked, tell, checkpoints, of_other_weights=of_other_weights)
     result = stages[-1].result.model if stages else source.model
 
     compressed = CompressedModel(result, external=asked.external_data)
@@ -156,11 +160,36 @@ def compress(
     if not asked.dry_run:
         tell("writing", 0, None)
         report = _write(request, compressed, plan, report)
+        # Only now: a run that is killed after its training need not train again.
+        if not any((stage.figures.outcome or {}).get("stopped") for stage in stages):
+            _remove(checkpoints)
     return CompressionResult(result, plan, report)
 
 
+def _checkpoints(work: Work, output: Location | None) -> list[Path | None]:
+    """Return where each pass keeps its progress, None for those that do not train."""
+    trainings = [number for number, (each, _) in enumerate(work) if each.trains]
+    return [
+        checkpoint_path(output, (trainings.index(number) + 1) % len(trainings)) if each.trains else None
+        for number, (each, _) in enumerate(work)
+    ]
+
+
+def _remove(checkpoints: Sequence[Path | None]) -> None:
+    for path in checkpoints:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
 def _run_passes(
-    work: Work, source: Source, context: PassContext, asked: Recipe, tell: Progress, *, of_other_weights: bool
+    work: Work,
+    source: Source,
+    context: PassContext,
+    asked: Recipe,
+    tell: Progress,
+    checkpoints: Sequence[Path | None],
+    *,
+    of_other_weights: bool,
 ) -> list[Stage]:
     """Run the passes one after another, each proved before the next one starts.
 
@@ -175,6 +204,7 @@ def _run_passes(
             context = replace(context, original=model)
         if plan is not None and of_other_weights:
             plan = each.remeasured(model, plan) if each.transfers else None
+        context = replace(context, checkpoint=checkpoints[number])
         stage, context = run_pass(
             each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
         )

@@ -25,6 +25,9 @@ from onnxcompress.runtime.session import Session, SessionSettings
 CALIBRATION_SHARE = 0.25
 """Part of the evaluation data that becomes calibration data, where no other data are given for what needs it."""
 
+HELD_OUT_SHARE = 0.1
+"""Part of the calibration data that judges a reconstruction; the refit before it does not see them either."""
+
 CALIBRATION_SAMPLES = 500
 """Samples of the training data that become calibration data, where no other data are given for what needs it."""
 
@@ -38,11 +41,22 @@ class DataSets:
     training: Dataset | None = None
     copies: tuple[Copy, ...] = ()
     """Of data that lie elsewhere, kept as long as they are read."""
+    held_out: Dataset | None = None
 
     @property
     def calibration_samples(self) -> Samples | None:
         """A fresh stream of calibration batches at each call."""
         return None if self.calibration is None else self.calibration.samples()
+
+    @property
+    def held_out_samples(self) -> Samples | None:
+        """A fresh stream of the calibration batches that nothing may be fitted to."""
+        return None if self.held_out is None else self.held_out.samples()
+
+    @property
+    def labelled_samples(self) -> Samples | None:
+        """A fresh stream of some training batches at each call, with their class numbers where there are any."""
+        return None if self.training is None else partial(_labelled_batches, self.training.limit(CALIBRATION_SAMPLES))
 
     @property
     def training_samples(self) -> Samples | None:
@@ -58,8 +72,11 @@ def open_data(
     train: Any = None,
     *,
     needs_calibration: bool = False,
+    holds_out: bool = False,
 ) -> DataSets:
     """Open evaluation, calibration and training data for a model, so that unusable data cost no work.
+
+    With `holds_out`, a part of the calibration data is set aside to judge by.
 
     Raises:
         DataError: they are missing, malformed, or do not fit the model.
@@ -71,24 +88,31 @@ def open_data(
 
     copies: dict[str, Copy] = {}
 
-    def opened(given: Any) -> Dataset | None:
+    def opened(given: Any, split: str) -> Dataset | None:
         file = location(given) if isinstance(given, (str, RemoteFile)) else None
         if not isinstance(file, RemoteFile):
-            return None if given is None else dataset_for(session, given, preprocess=recipe.preprocess)
+            return None if given is None else dataset_for(session, given, preprocess=recipe.preprocess, split=split)
         if file.address not in copies:
             copies[file.address] = fetch(file, DataError)
         copy = copies[file.address]
         with copy.named():
-            return dataset_for(session, copy.path, preprocess=recipe.preprocess)
+            return dataset_for(session, copy.path, preprocess=recipe.preprocess, split=split)
 
-    evaluation, calibration, training = opened(data), opened(calib), opened(train)
+    evaluation, calibration, training = opened(data, "test"), opened(calib, "train"), opened(train, "train")
     if needs_calibration and calibration is None and training is not None:
         calibration = training.limit(CALIBRATION_SAMPLES)
     if needs_calibration and calibration is None and evaluation is not None:
         # Before `limited`: a sample must never be on both sides.
         calibration, evaluation = evaluation.split(CALIBRATION_SHARE, recipe.seed)
+    held_out = None
+    if holds_out and calibration is not None and calibration.length != 1:
+        held_out, calibration = calibration.split(HELD_OUT_SHARE, recipe.seed)
     return DataSets(
-        _limited(evaluation, recipe), _limited(calibration, recipe), training, copies=tuple(copies.values())
+        _limited(evaluation, recipe),
+        _limited(calibration, recipe),
+        training,
+        tuple(copies.values()),
+        _limited(held_out, recipe),
     )
 
 

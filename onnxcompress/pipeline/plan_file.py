@@ -23,6 +23,7 @@ SCHEMA = 1
 DECIDING_OPTIONS = (
     "prune",
     "prune_scope",
+    "steps",
     "importance",
     "round_to",
     "tucker",

@@ -32,8 +32,12 @@ def chosen_mode(recipe: Recipe, *, data: Any, calib: Any, train: Any) -> str:
     return "none" if calib is None and data is None else "refit"
 
 
-def recovery_passes(recipe: Recipe, mode: str) -> tuple[Pass, ...]:
-    """Return the passes of a mode: training starts from a refit.
+STEP_SHARE = 0.1
+"""What training between two steps of pruning takes of the epochs of the last one."""
+
+
+def recovery_passes(recipe: Recipe, mode: str, *, share: float = 1.0) -> tuple[Pass, ...]:
+    """Return the passes of a mode: training starts from a refit, and takes a share of its epochs, at least one.
 
     Raises:
         ProviderUnavailableError: the mode needs PyTorch, which is not installed, or a device that is not there.
@@ -42,24 +46,34 @@ def recovery_passes(recipe: Recipe, mode: str) -> tuple[Pass, ...]:
     if mode == "none":
         return ()
     refit = Refit(RefitConfig())
-    return (refit, _training_pass(recipe, mode)) if mode in TRAINED else (refit,)
+    return (refit, _training_pass(recipe, mode, share)) if mode in TRAINED else (refit,)
 
 
-def checkpoint_path(output: Location | None) -> Path | None:
-    """Return where fine-tuning keeps its progress: beside OUT, nowhere without OUT or with one that lies elsewhere."""
-    return (
-        None if output is None or isinstance(output, RemoteFile) else output.with_name(output.name + CHECKPOINT_SUFFIX)
-    )
+def checkpoint_path(output: Location | None, number: int = 0) -> Path | None:
+    """Return where fine-tuning keeps its progress: beside OUT, nowhere without OUT or with one that lies elsewhere.
+
+    `number` is 0 for the last training of a run, and counts those of the steps before it from 1.
+    """
+    suffix = f"{CHECKPOINT_SUFFIX}.{number}" if number else CHECKPOINT_SUFFIX
+    return None if output is None or isinstance(output, RemoteFile) else output.with_name(output.name + suffix)
 
 
-def _training_pass(recipe: Recipe, mode: str) -> Pass:
+def require_torch(what: str, instead: str) -> None:
+    """Refuse what needs PyTorch where it is not installed.
+
+    Raises:
+        ProviderUnavailableError: it is not; the message says what to do, or what to use instead.
+    """
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise ProviderUnavailableError(
-            f"--recover {mode} needs PyTorch, which is not installed: pip install 'onnxcompress[train]', "
-            "or --recover refit, which needs none"
+            f"{what} needs PyTorch, which is not installed: pip install 'onnxcompress[train]', or {instead}"
         ) from error
+
+
+def _training_pass(recipe: Recipe, mode: str, share: float) -> Pass:
+    require_torch(f"--recover {mode}", "--recover refit, which needs none")
     from onnxcompress.passes.recovery.training_device import training_device
 
     training_device(recipe.device)
@@ -68,7 +82,13 @@ def _training_pass(recipe: Recipe, mode: str) -> Pass:
     if mode == "reconstruct":
         from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig
 
-        return Reconstruction(replace(ReconstructionConfig(device=recipe.device), **given))
+        blocks = replace(ReconstructionConfig(device=recipe.device), **given)
+        return Reconstruction(replace(blocks, epochs=_share(blocks.epochs, share)))
     from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
 
-    return FineTuning(replace(FineTuningConfig(device=recipe.device, loss=recipe.loss), **given))
+    whole = replace(FineTuningConfig(device=recipe.device, loss=recipe.loss), **given)
+    return FineTuning(replace(whole, epochs=_share(whole.epochs, share)))
+
+
+def _share(epochs: int, share: float) -> int:
+    return max(1, round(epochs * share))

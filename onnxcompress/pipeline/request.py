@@ -47,7 +47,7 @@ class Request:
     @property
     def needs_calibration(self) -> bool:
         """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
-        ranks = self.recipe.prune > 0 and self.recipe.importance == "activation"
+        ranks = self.recipe.prune > 0 and self.recipe.importance in ("activation", "taylor")
         decides = self.saved_plan is None and (ranks or bool(self.recipe.target))
         # Ranges are those of the weights at hand.
         decides_ranges = self.saved_plan is None or self.recipe.plan_structure_only or self.recipe.force_plan
@@ -60,7 +60,7 @@ class Request:
             return "--target"
         if self.recovery != "none":
             return f"--recover {self.recovery}"
-        return "--quantize int8" if self.recipe.quantize == "int8" else "--importance activation"
+        return "--quantize int8" if self.recipe.quantize == "int8" else f"--importance {self.recipe.importance}"
 
 
 def make_request(
@@ -106,6 +106,12 @@ def make_request(
 
 def _check_training(request: Request) -> None:
     """Refuse a training without data or without a file to go on from."""
+    if request.recipe.steps > 1 and request.recipe.prune == 0:
+        raise RecipeError("--steps divides what is pruned: give --prune R")
+    if request.recipe.steps > 1 and request.recovery == "none":
+        raise RecipeError(
+            "--steps without a recovery between them is one step: give --train PATH, or --recover with --calib PATH"
+        )
     if request.recovery == "finetune" and request.train is None:
         raise RecipeError("--recover finetune needs training data: give --train PATH")
     if request.recipe.resume and isinstance(request.output, RemoteFile):

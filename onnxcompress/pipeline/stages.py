@@ -24,7 +24,7 @@ from onnxcompress.passes.tucker import (
     parse_tucker_spec,
 )
 from onnxcompress.passes.verification import Verification
-from onnxcompress.pipeline.recovery import recovery_passes
+from onnxcompress.pipeline.recovery import STEP_SHARE, recovery_passes, require_torch
 from onnxcompress.pipeline.source import InputShapes
 from onnxcompress.recipe import CLEANUP, Recipe
 from onnxcompress.report.figures import SkippedNode, StageFigures, StepFigures
@@ -56,7 +56,10 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
     """
     passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup(CleanupConfig(CLEANUP.chosen(recipe.cleanup)))]
     if recipe.prune > 0:
-        passes.append(FilterPruning(PruningConfig(recipe.prune, recipe.prune_scope, recipe.importance)))
+        for step in range(1, recipe.steps):
+            passes.append(_pruning(recipe, recipe.prune * step / recipe.steps))
+            passes += recovery_passes(recipe, recovery, share=STEP_SHARE)
+        passes.append(_pruning(recipe, recipe.prune))
     if recipe.target:
         passes.append(Allocation(_allocation_of(recipe)))
     else:
@@ -75,6 +78,12 @@ def _quantization_of(recipe: Recipe) -> tuple[Pass, ...]:
     return (Float16Conversion(),) if recipe.quantize == "fp16" else ()
 
 
+def _pruning(recipe: Recipe, ratio: float) -> FilterPruning:
+    if recipe.importance == "taylor":
+        require_torch("--importance taylor", "another importance")
+    return FilterPruning(PruningConfig(ratio, recipe.prune_scope, recipe.importance))
+
+
 def _allocation_of(recipe: Recipe) -> AllocationConfig:
     for option, spec in (("tucker", recipe.tucker), ("svd", recipe.svd)):
         if spec not in ("off", "auto"):
@@ -87,15 +96,19 @@ def planned_work(passes: Sequence[Pass], plans: Sequence[Plan] | None, where: st
     """Return the passes with the saved plans they replay, or without plans where `plans` is None.
 
     Raises:
-        RecipeError: a plan is of a pass that the plan's own recipe does not ask for.
+        RecipeError: a plan is of a pass that the plan's own recipe does not ask for, at that place.
     """
     if plans is None:
         return tuple((each, None) for each in passes)
-    known = {each.name: each for each in passes}
-    unknown = [plan.pass_name for plan in plans if plan.pass_name not in known]
-    if unknown:
-        raise RecipeError(f"{where}: holds a plan of pass '{unknown[0]}', which its recipe does not ask for")
-    return tuple((known[plan.pass_name], plan) for plan in plans)
+    work: list[tuple[Pass, Plan]] = []
+    left = list(passes)
+    for plan in plans:
+        while left and left[0].name != plan.pass_name:
+            left.pop(0)
+        if not left:
+            raise RecipeError(f"{where}: holds a plan of pass '{plan.pass_name}', which its recipe does not ask for")
+        work.append((left.pop(0), plan))
+    return tuple(work)
 
 
 def run_pass(

@@ -59,12 +59,20 @@ class Recipe:
         "SCOPE",
         "uniform: R of every group; global: R of all filters ranked together",
     )
+    steps: int = option(
+        1,
+        Whole(minimum=1),
+        COMPRESSION,
+        "N",
+        "prune in N equal steps, with the recovery after each; training between steps takes a tenth of --epochs",
+    )
     importance: str = option(
         "l1",
-        Choice("l1", "l2", "fpgm", "activation", "random"),
+        Choice("l1", "l2", "fpgm", "activation", "taylor", "random"),
         COMPRESSION,
         "NAME",
-        "what ranks filters: l1, l2, fpgm, random, or activation (needs --calib or --data)",
+        "what ranks filters: l1, l2, fpgm, random, or from data (--train, --calib or --data) activation, or taylor, "
+        "which needs PyTorch",
     )
     round_to: int | str | None = option(
         None,

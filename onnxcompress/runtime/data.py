@@ -13,6 +13,7 @@ from onnxcompress.runtime.dataset import Dataset, IndexedDataset
 from onnxcompress.runtime.folders import ImageFolder
 from onnxcompress.runtime.images import ImageTransform
 from onnxcompress.runtime.npz import IMAGES, Npz, read_members
+from onnxcompress.runtime.packed import PackedImages, packed_splits
 from onnxcompress.runtime.preprocess import PRESETS, Preprocess, fit_to_model, image_shape, load_preprocess
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.streams import open_callable, open_stream, open_test_data_sets
@@ -27,6 +28,7 @@ def open_dataset(
     *,
     preprocess: str | Path | Preprocess | None = None,
     classes: int | None = None,
+    split: str | None = None,
 ) -> Dataset:
     """Open data for a model.
 
@@ -37,6 +39,7 @@ def open_dataset(
         inputs: the model's inputs.
         preprocess: a preset, a TOML file, or a `Preprocess`; needed for images.
         classes: the number of the model's classes where known: labels beyond it are refused.
+        split: which part of a file that holds several is read, such as `train`.
 
     Raises:
         DataError: the data are missing, malformed, or do not fit the model.
@@ -57,6 +60,9 @@ def open_dataset(
         transform = _transform(inputs, preprocess, path)
         return IndexedDataset(ImageFolder(path, inputs[0].name, transform, classes), inputs)
     if path.suffix.lower() == ".npz":
+        if packed_splits(path):
+            packed = PackedImages(path, inputs[0].name, _transform(inputs, preprocess, path), classes, split)
+            return IndexedDataset(packed, inputs)
         npz_transform = _transform(inputs, preprocess, path) if _holds_images(path, inputs) else None
         return IndexedDataset(Npz(path, inputs, npz_transform, classes), inputs)
     if not path.exists():
@@ -66,9 +72,11 @@ def open_dataset(
     )
 
 
-def dataset_for(session: Session, data: Any, *, preprocess: str | Path | Preprocess | None = None) -> Dataset:
-    """Open data for the model of a session; errors as `open_dataset`."""
-    return open_dataset(data, session.inputs, preprocess=preprocess, classes=session.classes)
+def dataset_for(
+    session: Session, data: Any, *, preprocess: str | Path | Preprocess | None = None, split: str | None = None
+) -> Dataset:
+    """Open data for the model of a session; arguments and errors as `open_dataset`."""
+    return open_dataset(data, session.inputs, preprocess=preprocess, classes=session.classes, split=split)
 
 
 def _holds_images(path: Path, inputs: Sequence[TensorInfo]) -> bool:

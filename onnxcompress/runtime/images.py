@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,18 +34,26 @@ class ImageTransform:
         Raises:
             DataError: the file is missing or does not decode.
         """
+        try:
+            with path.open("rb") as stream:
+                return self.from_stream(stream, str(path))
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such image") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+    def from_stream(self, stream: IO[bytes], where: str) -> Array:
+        """Decode an image file's bytes; errors as `from_file`."""
         from PIL import Image
 
         try:
-            with Image.open(path) as image:
-                return self._from_image(image.convert(self._mode), str(path))
+            with Image.open(stream) as image:
+                return self._from_image(image.convert(self._mode), where)
         except DataError:
             raise
-        except FileNotFoundError as error:
-            raise DataError(f"{path}: no such image") from error
         # Pillow's decoders raise many kinds (OSError, SyntaxError, ValueError, struct.error, bombs) on damaged files.
         except Exception as error:
-            raise DataError(f"{path}: not an image that decodes: {error}") from error
+            raise DataError(f"{where}: not an image that decodes: {error}") from error
 
     def from_pixels(self, pixels: npt.NDArray[np.uint8], where: str) -> Array:
         """Transform a decoded image (H, W) or (H, W, C), C 1 or 3."""

@@ -75,7 +75,7 @@ class Npz:
     @contextmanager
     def open(self) -> Iterator[Callable[[Positions], Mapping[str, Array]]]:
         with ExitStack() as stack:
-            archive = stack.enter_context(_opened(self._path))
+            archive = stack.enter_context(opened_archive(self._path))
             readers = {name: stack.enter_context(_rows(archive, m, self._path)) for name, m in self._members.items()}
 
             def read(positions: Positions) -> Mapping[str, Array]:
@@ -116,12 +116,12 @@ def read_members(path: Path) -> dict[str, Member]:
         DataError: the file is missing or no `.npz`, or an array holds pickled objects.
     """
     members: dict[str, Member] = {}
-    with _opened(path) as archive:
+    with opened_archive(path) as archive:
         for entry in archive.namelist():
             name = entry.removesuffix(".npy")
             try:
                 with archive.open(entry) as stream:
-                    member = _header(stream, entry)
+                    member = read_header(stream, entry)
             except Exception as error:
                 raise DataError(f"{path}: array '{name}' is damaged: {error}") from error
             if member.dtype.hasobject:
@@ -130,7 +130,12 @@ def read_members(path: Path) -> dict[str, Member]:
     return members
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
+def opened_archive(path: Path) -> zipfile.ZipFile:
+    """Open a `.npz` file as the archive it is.
+
+    Raises:
+        DataError: the file is missing or is none.
+    """
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError as error:
@@ -139,7 +144,8 @@ def _opened(path: Path) -> zipfile.ZipFile:
         raise DataError(f"{path}: not a .npz file: {error}") from error
 
 
-def _header(stream: IO[bytes], entry: str) -> Member:
+def read_header(stream: IO[bytes], entry: str) -> Member:
+    """Read the header of one array, up to where its values start."""
     version = npy.read_magic(stream)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran_order, dtype = read(stream)
@@ -152,7 +158,7 @@ def _rows(archive: zipfile.ZipFile, member: Member, path: Path) -> Iterator[Call
     row_shape = member.shape[1:]
     row_bytes = int(np.prod(row_shape, dtype=np.int64)) * member.dtype.itemsize
     with archive.open(member.entry) as stream:
-        _header(stream, member.entry)
+        read_header(stream, member.entry)
         start = stream.tell()
         # Column-major arrays have no rows to read one after another; they are rare, and taken whole.
         whole = _read_column_major(stream, member) if member.fortran_order else None

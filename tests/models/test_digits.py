@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import digits
 import train
@@ -82,22 +83,63 @@ def test_training_lowers_the_loss_and_writes_checkpoint_and_model(
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((4, 8, 8, 1), np.uint8)}, "cannot be read"),
-        ({"images": np.zeros((4, 8, 8, 1), np.float32), "labels": np.zeros(4)}, "expected images uint8"),
-        ({"images": np.zeros((4, 8, 8, 1), np.uint8), "labels": np.zeros(3)}, "expected images uint8"),
-        ({"images": np.array([None]), "labels": np.zeros(1)}, "cannot be read"),
+        ({"images": np.zeros((4, 8, 8, 1), np.uint8)}, "has no labels"),
+        ({"images": np.zeros((4, 8, 8, 1), np.float32), "labels": np.zeros(4, np.int64)}, "'images' is float32"),
+        ({"images": np.zeros((4, 8, 8, 1), np.uint8), "labels": np.zeros(3, np.int64)}, "need the same length"),
+        ({"images": np.array([None]), "labels": np.zeros(1, np.int64)}, "array 'images' holds pickled objects"),
     ],
 )
 def test_training_data_that_does_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
-    with pytest.raises(SystemExit, match=rf"bad\.npz: {message}"):
+    with pytest.raises(SystemExit, match=rf"bad\.npz: .*{message}"):
         train.main(["--train", str(tmp_path / "bad.npz"), "--out", str(tmp_path / "x.onnx")])
 
 
-def test_shifted_images_keep_their_pixels() -> None:
-    images = torch.zeros(5, 1, 9, 9, dtype=torch.uint8)
-    images[:, 0, 4, 4] = 200
-    moved = train.shifted(images, 3, torch.Generator().manual_seed(0))
+def test_moved_images_keep_their_pixels() -> None:
+    images = torch.zeros(5, 9, 9, 1, dtype=torch.uint8)
+    images[:, 4, 4] = 200
+    moved = train.varied(images, 9, 3, torch.Generator().manual_seed(0))
     assert moved.shape == images.shape
     assert moved.flatten(1).sum(1).tolist() == [200] * 5
     assert not torch.equal(moved, images)
+
+
+def test_smaller_views_are_windows_and_half_of_them_mirrored() -> None:
+    image = torch.arange(8 * 8 * 3, dtype=torch.uint8).reshape(1, 8, 8, 3)
+    views = train.varied(image.expand(200, -1, -1, -1), 6, 0, torch.Generator().manual_seed(0), mirror=True)
+    plain = [image[0, top : top + 6, left : left + 6] for top in range(3) for left in range(3)]
+    is_plain = [any(torch.equal(view, window) for window in plain) for view in views]
+    is_mirrored = [any(torch.equal(view, window.flip(1)) for window in plain) for view in views]
+    assert all(first != second for first, second in zip(is_plain, is_mirrored, strict=True))
+    assert 60 < sum(is_mirrored) < 140
+
+
+def test_training_goes_on_from_its_checkpoint_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = split("train")
+    folder = tmp_path / "images"
+    for number, (image, label) in enumerate(zip(images[:40, ::2, ::2, 0], labels[:40], strict=True)):
+        place = folder / f"{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.png")
+    command = ["--train", str(folder), "--test", str(folder), "--stem", "tiny", "--width", "0.125", "--epochs", "3"]
+    command += ["--batch", "16", "--padding", "1", "--optimizer", "sgd", "--rate", "0.1"]
+    train.main([*command, "--weights", str(tmp_path / "whole.pth")])
+    checkpoint = ["--checkpoint", str(tmp_path / "progress"), "--weights", str(tmp_path / "resumed.pth")]
+    save = train.Progress.save
+
+    def killed(self: train.Progress) -> None:
+        save(self)
+        if self.done == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Progress, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*command, *checkpoint])
+    train.main([*command, *checkpoint, "--resume"])
+    whole, resumed = (
+        torch.load(tmp_path / name, weights_only=True)["state_dict"] for name in ("whole.pth", "resumed.pth")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

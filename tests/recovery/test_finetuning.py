@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +20,7 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import LABELS, PassContext, PassResult
 from onnxcompress.passes.recovery.augmentation import Views
+from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.checkpoints import Checkpoint
 from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
 from onnxcompress.passes.recovery.graph_module import GraphModule
@@ -100,7 +106,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert told[0] == 25
     assert result.model.to_bytes() == whole
     assert [epoch["epoch"] for epoch in outcome["epochs"]] == list(range(7))
-    assert not path.exists()
+    # What is finished stays finished until the run that it belongs to is: resumed again, nothing is trained.
+    told.clear()
+    result, _ = fine_tune(checkpoint=path, resume=True, tell=lambda doing, done, total: told.append(done))
+    assert told == []
+    assert result.model.to_bytes() == whole
 
 
 def test_without_resume_a_checkpoint_is_started_afresh(tmp_path: Path) -> None:
@@ -159,8 +169,6 @@ def test_a_loss_that_is_not_a_number_keeps_the_best_so_far() -> None:
 
 
 def test_running_out_of_memory_tells_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxcompress.passes.recovery.block_errors import Pair
-
     def exhausted(self: Pair, feeds: object, *, apart: bool = False) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 ...")
 
@@ -197,3 +205,47 @@ def test_statistics_of_batch_normalisation_follow_the_training() -> None:
     statistics = [n.inputs[3].name for n in model.nodes if n.op == "BatchNormalization"]
     after, before = result.model.constants(), damaged.constants()
     assert all(not np.array_equal(after[name].values, before[name].values) for name in statistics)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
+def test_sigterm_in_training_leaves_out_untouched_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from onnxcompress.cli import main
+    from tests.recovery.small_classifier import images, trained
+
+    (tmp_path / "in.onnx").write_bytes(trained())
+    pixels, labels = images(200, 5)
+    np.savez(tmp_path / "train.npz", input=pixels, labels=labels)
+    out, progress = tmp_path / "out.onnx", tmp_path / "out.onnx.training"
+    out.write_bytes(b"what was there before")
+    command = [str(tmp_path / "in.onnx"), str(out), "--prune", "0.5", "--train", str(tmp_path / "train.npz")]
+    command += ["--epochs", "3", "--loss", "labels", "--no-latency", "--overwrite", "-q", "--device", "cpu"]
+    save = Checkpoint.save
+
+    def terminated(self: Checkpoint, progressed: Any) -> None:
+        save(self, progressed)
+        if progressed.done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "save", terminated)
+        assert main(command) == 130
+    assert re.search(r"interrupted by SIGTERM: .*out\.onnx\.training keeps .* --resume", capsys.readouterr().err)
+    assert out.read_bytes() == b"what was there before"
+    assert progress.exists()
+    assert main([*command, "--resume"]) == 0
+    resumed = out.read_bytes()
+    assert not progress.exists()
+    assert main(command) == 0
+    assert out.read_bytes() == resumed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "out.onnx", "train.npz"]
+
+
+def test_from_labels_alone_the_original_has_no_part_in_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Pair, feeds: object, *, apart: bool = False) -> None:
+        raise AssertionError("the original ran in a step")
+
+    monkeypatch.setattr(Pair, "compared", never)
+    fine_tune(replace(CONFIG, epochs=1, loss="labels"))

@@ -31,7 +31,8 @@ class PruningConfig:
     """What to prune.
 
     Attributes:
-        ratio: fraction of the filters to remove, 0 <= ratio < 1.
+        ratio: fraction of the filters to remove, 0 <= ratio < 1; of those that the original had, where an earlier
+            pass has removed some already.
         scope: `uniform` (the ratio of every group) or `global` (of all filters, ranked together).
         importance: see `importance`.
 
@@ -77,7 +78,8 @@ class FilterPruning(Pass):
             return Plan(self.name)
         prepared, groups = analyse(model, context)
         scores = class_scores(prepared, groups, self.config.importance, context)
-        widths = wished_widths(groups, scores, self.config.ratio, self.config.scope, context.round_to)
+        former = _former_sizes(groups, prepared, context.original)
+        widths = wished_widths(groups, scores, self.config.ratio, self.config.scope, context.round_to, former)
         removed = select(groups, scores, widths)
         decisions: list[Decision] = []
         skipped: list[Skipped] = []
@@ -109,6 +111,27 @@ class FilterPruning(Pass):
                 before = context.provenance.get(name, np.arange(len(kept), dtype=np.int64))
                 provenance[name] = before[kept]
         return provenance
+
+
+def _former_sizes(groups: ChannelGroups, model: Model, original: Model | None) -> list[int]:
+    """Return how many classes each group had in the original: in step with the filters of its first producer."""
+    if original is None:
+        return [group.size for group in groups.groups]
+    before = {node.name: node for node in original.nodes}
+    after = {node.name: node for node in model.nodes}
+    sizes = []
+    for group in groups.groups:
+        record = group.records[0]
+        now, then = (nodes.get(record.node) for nodes in (after, before))
+        own, former = (_length(node, record.weight, record.labels.axes[0]) for node in (now, then))
+        sizes.append(max(group.size, round(group.size * former / own)) if own and former else group.size)
+    return sizes
+
+
+def _length(node: Any, position: int, axis: int) -> int:
+    if node is None or position >= len(node.inputs) or not Model.is_constant(node.inputs[position]):
+        return 0
+    return int(node.inputs[position].values.shape[axis])
 
 
 def planned_classes(groups: ChannelGroups, plan: Plan) -> set[int]:

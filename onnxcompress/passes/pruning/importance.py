@@ -5,18 +5,21 @@ l2          Euclidean norm of the weights: He et al., Soft Filter Pruning, IJCAI
 fpgm        distance to the geometric median: He et al., Filter Pruning via Geometric Median, CVPR 2019
 activation  mean absolute activation at the consumers: Molchanov et al., Pruning Convolutional Neural Networks for
             Resource Efficient Inference, ICLR 2017
+taylor      squared first-order change of the loss when the channel is taken away, averaged over samples: Molchanov et
+            al., Importance Estimation for Neural Network Pruning, CVPR 2019
 random      Mittal et al., Studying the Plasticity in Deep Convolutional Neural Networks, 2018 (the baseline)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analysis.channels import FIXED, ChannelGroups
+from onnxcompress.analysis.channels.labels import Labels
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
@@ -25,22 +28,26 @@ Scores = npt.NDArray[np.float64]
 
 _BLOCK_WEIGHTS = 1 << 22
 
-IMPORTANCES = ("l1", "l2", "fpgm", "activation", "random")
+IMPORTANCES = ("l1", "l2", "fpgm", "activation", "taylor", "random")
 
 
 def class_scores(model: Model, groups: ChannelGroups, importance: str, context: PassContext) -> Scores:
     """Return a score for every class, shape (classes,); 1.0 is the mean of a class's own producer.
 
-    A class with filters in several producers (a residual chain) gets the mean of their scores.
+    A class with filters in several producers (a residual chain) gets the mean of their scores. Those of `taylor` are
+    changes of one loss: they compare across layers, and 1.0 is the mean of all.
 
     Raises:
-        DataError: `activation` without calibration data.
+        DataError: `activation` or `taylor` without calibration data.
+        UnsupportedOpError: `taylor`, and a node cannot be computed in torch.
     """
     count = int(groups.class_of.max(initial=-1)) + 1
     if importance == "random":
         return np.random.default_rng(context.seed).random(count) + 0.5
     if importance == "activation":
         return _activation_scores(model, groups, count, context)
+    if importance == "taylor":
+        return _taylor_scores(model, groups, count, context)
     total, number = np.zeros(count), np.zeros(count)
     nodes = {node.name: node for node in model.nodes}
     for producer in groups.analysis.findings.producers:
@@ -120,3 +127,53 @@ def _activation_scores(model: Model, groups: ChannelGroups, count: int, context:
         free = ids != FIXED
         _accumulate(total, number, groups.class_of[ids[free]], sum_of_channel[free])
     return np.divide(total, number, out=np.zeros(count), where=number > 0)
+
+
+def _taylor_scores(model: Model, groups: ChannelGroups, count: int, context: PassContext) -> Scores:
+    """What a class adds at all its consumers together, squared for each sample: where it is removed, it is zero there."""
+    samples = context.labelled or context.calibration
+    if samples is None:
+        raise DataError("importance 'taylor' needs data; give --train, --calib or --data")
+    from onnxcompress.passes.recovery.gradients import operand_contributions
+
+    consumers = {
+        (consumer.node, consumer.position): consumer.labels
+        for consumer in groups.analysis.findings.consumers
+        if (consumer.labels.ids != FIXED).any()
+    }
+    batches = (_whole_batch(batch, model) for batch in samples())
+    squares, seen = np.zeros(count), 0
+    for products in operand_contributions(model, frozenset(consumers), batches, context.seed):
+        changes: npt.NDArray[np.float64] = np.zeros((1, count))
+        for edge, product in products.items():
+            per_channel = _per_channel(product, consumers[edge])
+            ids = consumers[edge].ids.reshape(-1)
+            free = ids != FIXED
+            change = np.zeros((len(per_channel), count))
+            np.add.at(change.T, groups.class_of[ids[free]], per_channel[:, free].T)
+            changes = changes + change
+        squares += np.square(changes).sum(axis=0)
+        seen += len(changes)
+    mean = float(squares.mean()) if count else 0.0
+    return squares / mean if mean > 0 else np.ones(count)
+
+
+def _per_channel(product: npt.NDArray[Any], labels: Labels) -> npt.NDArray[np.float64]:
+    """Sum (B, ...) over everything but the samples and the labelled positions: (B, positions)."""
+    is_batched = bool(labels.axes[0] > 0)
+    others = tuple(axis for axis in range(int(is_batched), product.ndim) if axis not in labels.axes)
+    summed = product.sum(axis=others, dtype=np.float64)
+    split = [len(product) if is_batched else 1]
+    for axis, positions in zip(labels.axes, labels.ids.shape, strict=True):
+        split += [positions, product.shape[axis] // positions]
+    rows = summed.reshape(split).sum(axis=tuple(range(2, len(split), 2)))
+    return np.asarray(rows.reshape(split[0], -1))
+
+
+def _whole_batch(batch: Mapping[str, npt.NDArray[Any]], model: Model) -> Mapping[str, npt.NDArray[Any]]:
+    """Return a batch of the size that the model fixes, some samples twice where there are too few."""
+    shape = model.shape_of(model.graph.inputs[0])
+    size = shape[0] if shape else None
+    if not isinstance(size, int):
+        return batch
+    return {name: array[np.resize(np.arange(len(array)), size)] for name, array in batch.items()}

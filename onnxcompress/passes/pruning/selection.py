@@ -7,6 +7,7 @@ every row; where that is not met by itself, see `balance`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,27 @@ class Width:
     block: int
 
 
-def wished_widths(groups: ChannelGroups, scores: Scores, ratio: float, scope: str, round_to: int) -> list[Width]:
-    """Return for each group how many classes it should keep, at least one and not fewer than are frozen."""
+def wished_widths(
+    groups: ChannelGroups,
+    scores: Scores,
+    ratio: float,
+    scope: str,
+    round_to: int,
+    former: Sequence[int] | None = None,
+) -> list[Width]:
+    """Return for each group how many classes it should keep, at least one and not fewer than are frozen.
+
+    Args:
+        ratio: of the classes that the groups had before anything was removed.
+        former: how many that were; None takes those that are there.
+    """
+    sizes = [group.size for group in groups.groups] if former is None else former
     if scope == "uniform":
-        keeps = [group.size - _rounded(ratio * group.size) for group in groups.groups]
+        keeps = [
+            min(group.size, size - _rounded(ratio * size)) for group, size in zip(groups.groups, sizes, strict=True)
+        ]
     else:
-        keeps = _global_keeps(groups, scores, ratio)
+        keeps = _global_keeps(groups, scores, ratio, sizes)
     widths = []
     for group, keep in zip(groups.groups, keeps, strict=True):
         block = block_in_classes(groups, group, round_to)
@@ -53,7 +69,7 @@ def _rounded(value: float) -> int:
     return int(np.floor(value + 0.5))
 
 
-def _global_keeps(groups: ChannelGroups, scores: Scores, ratio: float) -> list[int]:
+def _global_keeps(groups: ChannelGroups, scores: Scores, ratio: float, sizes: Sequence[int]) -> list[int]:
     """Rank the classes of all groups together and remove the lowest; every group keeps its best."""
     entries = []
     for number, group in enumerate(groups.groups):
@@ -62,9 +78,10 @@ def _global_keeps(groups: ChannelGroups, scores: Scores, ratio: float) -> list[i
         order = candidates[np.lexsort((candidates, scores[candidates]))]
         entries += [(float(scores[c]), number, int(c)) for c in order[: len(order) - spared]]
     entries.sort()
-    total = sum(group.size for group in groups.groups if group.prunable.any())
+    free = [(group.size, size) for group, size in zip(groups.groups, sizes, strict=True) if group.prunable.any()]
+    gone = sum(size - own for own, size in free)
     keeps = [group.size for group in groups.groups]
-    for _, number, _ in entries[: _rounded(ratio * total)]:
+    for _, number, _ in entries[: max(0, _rounded(ratio * sum(size for _, size in free)) - gone)]:
         keeps[number] -= 1
     return keeps
 

@@ -43,28 +43,42 @@ def random_views(images: Tensor, views: Views, generator: torch.Generator) -> Te
     """Return one view of each image (B, C, H, W), drawn by a generator of the host."""
     if views.is_plain:
         return images
-    transforms = torch.stack([_transform(images, views, generator) for _ in range(len(images))])
-    if views.zoom == views.stretch == 1.0 and views.shift == 0.0:
-        mirrored = (transforms[:, 0, 0] < 0).to(images.device)
-        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    grid = functional.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    # Drawn alike whatever the views are, so that turning one of them off leaves the others as they were.
+    flip, area, ratio, across, down = torch.rand(5, len(images), generator=generator, dtype=torch.float64)
+    mirrored = (flip < 0.5) & views.mirror
+    if views.zoom == views.stretch == 1.0:
+        height, width = images.shape[2:]
+        offsets = [
+            torch.round((2 * drawn - 1) * views.shift * size).long()
+            for drawn, size in ((down, height), (across, width))
+        ]
+        return _moved(images, mirrored, *offsets)
+    maps = _affine_maps(views, mirrored, area, ratio, across, down)
+    grid = functional.affine_grid(maps.to(images.device, images.dtype), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _transform(images: Tensor, views: Views, generator: torch.Generator) -> Tensor:
-    """Return the affine map (2, 3) from a view's coordinates (-1 to 1) to its image's."""
-    flip, area, ratio, x, y = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+def _moved(images: Tensor, mirrored: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Move each image by whole pixels, zeros moving in: nothing is blurred, and it is a copy of memory."""
+    count, _, height, width = images.shape
+    reach = int(torch.maximum(down.abs().max(), across.abs().max()))
+    padded = functional.pad(images, (reach,) * 4).permute(0, 2, 3, 1)
+    rows = torch.arange(height) + (reach + down)[:, None]
+    columns = torch.arange(width)
+    columns = torch.where(mirrored[:, None], columns.flip(0), columns) + (reach + across)[:, None]
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    numbers = torch.arange(count, device=images.device)
+    return padded[numbers[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _affine_maps(
+    views: Views, mirrored: Tensor, area: Tensor, ratio: Tensor, across: Tensor, down: Tensor
+) -> Tensor:
+    """Return the affine maps (B, 2, 3) from the views' coordinates (-1 to 1) to their images'."""
     share = views.zoom + (1.0 - views.zoom) * area
     stretch = views.stretch ** (2 * ratio - 1)
-    width, height = min(1.0, (share * stretch) ** 0.5), min(1.0, (share / stretch) ** 0.5)
-    # Whole pixels, where nothing is enlarged: a shift alone must not blur.
-    right = _offset(x, 1.0 - width, views.shift, images.shape[3])
-    down = _offset(y, 1.0 - height, views.shift, images.shape[2])
-    width = -width if views.mirror and flip < 0.5 else width
-    return torch.tensor([[width, 0.0, right], [0.0, height, down]], dtype=torch.float32)
-
-
-def _offset(drawn: float, slack: float, shift: float, size: int) -> float:
-    reach = slack + 2 * shift
-    offset = (2 * drawn - 1) * reach
-    return round(offset * size / 2) * 2 / size if slack == 0.0 else offset
+    width, height = (share * stretch).sqrt().clamp(max=1.0), (share / stretch).sqrt().clamp(max=1.0)
+    right, below = (2 * across - 1) * (1.0 - width + 2 * views.shift), (2 * down - 1) * (1.0 - height + 2 * views.shift)
+    zero = torch.zeros_like(width)
+    width = torch.where(mirrored, -width, width)
+    return torch.stack([torch.stack([width, zero, right], 1), torch.stack([zero, height, below], 1)], 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import pickle
 from collections.abc import Mapping
@@ -66,11 +65,6 @@ class Checkpoint:
         fields = {**vars(progressed), "history": [asdict(epoch) for epoch in progressed.history]}
         with atomic_file(self.path) as stream:
             torch.save({"format": FORMAT, "identity": self._identity, "progress": fields}, stream)
-
-    def remove(self) -> None:
-        """Remove the file of a finished training."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
 
 
 def training_identity(model: Model, original: Model, options: Mapping[str, Any], samples: int) -> str:

@@ -2,20 +2,24 @@
 
 The loss is (1 - w) times the cross-entropy with the labels plus w times the divergence from the original's outputs
 (Hinton et al., Distilling the Knowledge in a Neural Network, 2015), and the relative error of the blocks' outputs,
-which helps most where much was removed (Romero et al., FitNets, ICLR 2015). Steps, schedule and average are those of
+which helps most where much was removed (Romero et al., FitNets, ICLR 2015). From labels alone (w = 0) the original has
+no part in the steps: neither its outputs nor its blocks are computed. Steps, schedule and average are those of
 `training`. What is kept is the best on samples held out, the start included.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.errors import DataError, RecipeError, Terminated
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance
 from onnxcompress.passes.recovery.augmentation import Views
@@ -49,7 +53,7 @@ class FineTuningConfig:
         loss: one of `LOSSES`; `auto` takes both where there are labels.
         distilled: weight w of the original's answers beside the labels.
         smoothing: share of a label that is spread over all classes.
-        features: weight of the blocks' errors.
+        features: weight of the blocks' errors; without effect where only labels teach.
         decay: of weights.
         held_out: share of the samples that only judges.
         device: of torch, or `auto`.
@@ -119,7 +123,8 @@ class FineTuning(Pass):
             raise DataError("fine-tuning needs training data; give --train PATH")
         original = context.original or model
         device = training_device(self.config.device)
-        blocks = find_blocks(model, original, context.provenance) if self.config.features > 0 else ()
+        compares_blocks = self.config.features > 0 and self.config.loss != "labels"
+        blocks = find_blocks(model, original, context.provenance) if compares_blocks else ()
         pair = make_pair(model, blocks, device, context)
         with SampleFiles("training data") as files:
             trained, held_out = split_off(files.add(context.training()), self.config.held_out, context.seed)
@@ -128,10 +133,21 @@ class FineTuning(Pass):
             if context.checkpoint is not None:
                 identity = training_identity(model, original, asdict(self.config), files.count)
                 checkpoint = Checkpoint(context.checkpoint, identity, resume=context.resume)
-            with memory_advice(self.config.at_once or self.config.batch):
+            with memory_advice(self.config.at_once or self.config.batch), _resume_advice(context.checkpoint):
                 context.note(_FineTuning(self.config, pair, data, context).run(checkpoint))
         pair.student.write_to(model)
         return {}
+
+
+@contextlib.contextmanager
+def _resume_advice(checkpoint: Path | None) -> Iterator[None]:
+    """Say in the end of a killed run how it can be taken up again."""
+    try:
+        yield
+    except Terminated as stop:
+        if checkpoint is None or not checkpoint.exists():
+            raise
+        raise Terminated(f"{checkpoint} keeps the epochs that were finished; --resume goes on there") from stop
 
 
 class _FineTuning:
@@ -190,16 +206,14 @@ class _FineTuning:
         )
         trainer = Trainer(self._pair.student, settings, self._data.trained, self._score, training_mode=True)
         training = trainer.run(self._loss, "fine-tuning", self._context.tell, checkpoint)
-        if checkpoint is not None and training.stopped is None:
-            checkpoint.remove()
         return self._outcome(training, original_accuracy, notes)
 
     def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
         feeds, labels = self._data.views(positions, self._views, generator)
+        if self._label_weight == 1.0 and labels is not None:
+            return self._cross_entropy(self._pair.computed(feeds), labels, self._config.smoothing)
         computed, errors = self._pair.compared(feeds)
-        loss = self._config.features * errors.blocks.sum()
-        if self._label_weight < 1.0:
-            loss = loss + (1.0 - self._label_weight) * errors.outputs
+        loss = self._config.features * errors.blocks.sum() + (1.0 - self._label_weight) * errors.outputs
         if self._output is not None and labels is not None:
             loss = loss + self._label_weight * self._cross_entropy(computed, labels, self._config.smoothing)
         return loss

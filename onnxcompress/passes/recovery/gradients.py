@@ -1,12 +1,14 @@
-"""What each weight contributes to the loss, to first order: gradient times weight.
+"""What each value that a node reads contributes to the loss, to first order: gradient times value.
 
-Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: removing a filter changes the loss by
-about the sum of g w over its weights; its importance is the mean of that sum squared over batches.
+Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: taking a value v to zero changes the loss
+by about -(d loss / d v) v. It is taken at the operands of nodes rather than at weights, which is the paper's gate behind
+a filter: there it holds whatever lies between the filter's convolution and its readers, batch normalisation among it
+(before which the gradient times the weight of a filter sums to zero, as its scale has no effect).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,24 +21,25 @@ from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import LABELS
 from onnxcompress.passes.recovery.block_errors import to_feeds
-from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
+from onnxcompress.passes.recovery.graph_module import Edge, GraphModule, Tensors
 from onnxcompress.passes.recovery.output_errors import Output, class_scores, compared_outputs, log_probabilities
 
 Array = npt.NDArray[Any]
 
 
-def gradient_products(
-    model: Model, batches: Iterable[Mapping[str, Array]], seed: int = 0
-) -> Iterator[dict[str, npt.NDArray[np.float64]]]:
-    """Stream {weight name: gradient times weight, in the weight's shape} for each batch.
+def operand_contributions(
+    model: Model, edges: Collection[Edge], batches: Iterable[Mapping[str, Array]], seed: int = 0
+) -> Iterator[dict[Edge, Array]]:
+    """Stream {edge: gradient times value, in the operand's shape (B, ...)} for each batch.
 
-    The loss is the cross-entropy with the labels (`LABELS`). Without labels they are drawn from what the network itself
-    answers: the squares then estimate its Fisher information. Outputs that classify nothing are drawn from a normal
-    distribution around the network's answer, as wide as its values.
+    The loss of a sample is the cross-entropy with its label (`LABELS`). Without labels they are drawn from what the
+    network itself answers: the squares then estimate its Fisher information. Outputs that classify nothing are drawn
+    from a normal distribution around the network's answer, as wide as its values. Edges that nothing trainable lies
+    before are left out.
 
     Raises:
-        UnsupportedOpError: a node cannot be trained through.
-        DataError: there are no batches, or a gradient is not finite.
+        UnsupportedOpError: a node cannot be computed in torch.
+        DataError: there are no batches, a label is no class, or a gradient is not finite.
     """
     module = GraphModule(model).eval()
     outputs = compared_outputs(model, model)
@@ -45,15 +48,19 @@ def gradient_products(
     for batch in batches:
         arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
         labels = arrays.pop(LABELS, None)
-        answers = module.run(to_feeds(arrays, module.device), [output.compared for output in outputs])
+        taps: dict[Edge, Tensor] = {}
+        feeds = to_feeds(arrays, module.device)
+        answers = module.run(feeds, [output.compared for output in outputs], tapped=edges, taps=taps)
         loss = torch.stack([_loss(output, answers, labels, generator) for output in outputs]).sum()
-        gradients = torch.autograd.grad(loss, list(module.weights.values()), allow_unused=True)
-        products: dict[str, npt.NDArray[np.float64]] = {}
-        for (name, weight), gradient in zip(module.weights.items(), gradients, strict=True):
-            if gradient is not None:
-                if not bool(gradient.isfinite().all()):
-                    raise DataError(f"the gradient of weight '{name}' is NaN or infinite at batch {count}")
-                products[name] = (gradient * weight.detach()).double().numpy()
+        gradients = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
+        products: dict[Edge, Array] = {}
+        for (edge, value), gradient in zip(taps.items(), gradients, strict=True):
+            if gradient is None:
+                continue
+            product = gradient * value.detach()
+            if not bool(product.isfinite().all()):
+                raise DataError(f"the gradient at node '{edge[0]}' is NaN or infinite, at calibration batch {count}")
+            products[edge] = product.numpy()
         yield products
         count += 1
     if count == 0:
@@ -61,13 +68,18 @@ def gradient_products(
 
 
 def _loss(output: Output, answers: Tensors, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Return the sum over the samples, whose gradients thus do not depend on how many there are."""
     answer = answers[output.compared]
     scores = class_scores(answer)
     if scores is None:
-        spread = answer.detach().std().clamp_min(1e-12)
+        spread = answer.detach().std(correction=0).clamp_min(1e-12)
         noise = torch.randn(answer.shape, generator=generator) * spread
-        return functional.mse_loss(answer, answer.detach() + noise) / spread.square()
+        return functional.mse_loss(answer, answer.detach() + noise) * len(answer) / spread.square()
     logarithms = log_probabilities(scores)
     if labels is None:
         labels = torch.multinomial(logarithms.detach().exp(), 1, generator=generator)[:, 0]
-    return functional.nll_loss(logarithms, labels)
+    elif int(labels.max()) >= scores.shape[1]:
+        raise DataError(
+            f"training data: label {int(labels.max())} is not a class; the model has classes 0 to {scores.shape[1] - 1}"
+        )
+    return functional.nll_loss(logarithms, labels, reduction="sum")

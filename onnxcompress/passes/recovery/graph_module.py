@@ -7,7 +7,7 @@ cover fewer operators and opsets, and come back only through a new export, which
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from onnxcompress.passes.recovery.trainable import statistics_names, weight_name
 
 Tensors = Mapping[str, Tensor]
 """{tensor name: values}."""
+
+Edge = tuple[str, int]
+"""(node name, input position): one operand of one node."""
 
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
 
@@ -119,7 +122,15 @@ class GraphModule(nn.Module):
         outputs = self.run(dict(zip(self.input_names, inputs, strict=True)), self.output_names)
         return tuple(outputs[name] for name in self.output_names)
 
-    def run(self, feeds: Tensors, wanted: Sequence[str], cut: Collection[str] = ()) -> dict[str, Tensor]:
+    def run(
+        self,
+        feeds: Tensors,
+        wanted: Sequence[str],
+        cut: Collection[str] = (),
+        *,
+        tapped: Collection[Edge] = (),
+        taps: MutableMapping[Edge, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Compute tensors from others: any part of the graph.
 
         Args:
@@ -127,6 +138,8 @@ class GraphModule(nn.Module):
             wanted: names of the tensors to return.
             cut: names of tensors through which no gradient flows back: what reads them learns nothing of what made
                 them. Returned, they still carry the gradient of their own part.
+            tapped: operands that are given out in `taps`, each as a tensor of its own, whose gradient is that through
+                this one reader; those that no gradient reaches are left out.
 
         Raises:
             ModelError: a wanted tensor depends on a graph input that is not fed.
@@ -135,6 +148,8 @@ class GraphModule(nn.Module):
         kept = {name: values[name] for name in wanted if name in values}
         for step, unread in self._schedule(frozenset(feeds), tuple(wanted)).steps:
             operands = [None if name is None else self._value(name, values) for name in step.inputs]
+            if taps is not None:
+                _tap(step, operands, tapped, taps)
             results = step.function(step.call, *operands)
             results = results if isinstance(results, tuple) else (results,)
             # Trailing outputs may be left out, and one in between has an empty name.
@@ -222,6 +237,15 @@ class GraphModule(nn.Module):
             if not np.isfinite(values.astype(np.float64)).all():
                 raise ModelError(f"weight '{name}' became too large for {stored.dtype} in training; lower --lr")
             constants[name].values = np.ascontiguousarray(values)
+
+
+def _tap(
+    step: Step, operands: list[Tensor | None], tapped: Collection[Edge], taps: MutableMapping[Edge, Tensor]
+) -> None:
+    for position, operand in enumerate(operands):
+        edge = (step.call.node, position)
+        if edge in tapped and operand is not None and operand.requires_grad:
+            operands[position] = taps[edge] = operand.view_as(operand)
 
 
 def as_tensor(values: npt.NDArray[Any]) -> Tensor:

@@ -115,6 +115,7 @@ class Training:
             "samples": {"trained": len(data.trained), "held_out": len(data.held_out)},
             "epochs": self.history_json(),
             "score": [self.start_score, self.best_score],
+            "stopped": self.stopped,
             "notes": notes,
         }
 
