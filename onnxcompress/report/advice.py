@@ -158,13 +158,13 @@ def _unused(report: Report, recipe: Recipe) -> list[str]:
     """Name what was given and had no effect."""
     done = {stage.pass_name for stage in report.stages}
     lines = []
-    by_activation = recipe.prune > 0 and recipe.importance == "activation"
-    if recipe.calib is not None and not done & _CALIBRATED and not by_activation:
+    ranked_by = recipe.importance if recipe.prune > 0 else ""
+    if recipe.calib is not None and not done & _CALIBRATED and ranked_by not in ("activation", "taylor"):
         lines.append(
-            "The calibration data were not used: --recover refit, --target, --quantize int8 or --importance activation "
-            "needs them"
+            "The calibration data were not used: --recover refit, --target, --quantize int8, --importance activation or "
+            "taylor needs them"
         )
-    if recipe.train is not None and "finetune" not in done:
+    if recipe.train is not None and "finetune" not in done and ranked_by != "taylor":
         lines.append(
             f"The training data were not used to train, because of --recover {recipe.recover}: "
             "leave it out, or give --recover finetune"
