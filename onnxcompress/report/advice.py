@@ -161,8 +161,8 @@ def _unused(report: Report, recipe: Recipe) -> list[str]:
     ranked_by = recipe.importance if recipe.prune > 0 else ""
     if recipe.calib is not None and not done & _CALIBRATED and ranked_by not in ("activation", "taylor"):
         lines.append(
-            "The calibration data were not used: --recover refit, --target, --quantize int8, --importance activation or "
-            "taylor needs them"
+            "The calibration data were not used: --recover refit, --target, --quantize int8, or "
+            "--importance activation or taylor, needs them"
         )
     if recipe.train is not None and "finetune" not in done and ranked_by != "taylor":
         lines.append(
