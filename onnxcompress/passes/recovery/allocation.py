@@ -60,7 +60,7 @@ class AllocationConfig:
         targets: {kind: share of the given model's}, kinds as in `TARGETS`.
         split_kernels, split_matrices: what may be split: convolutions with a kernel; 1x1 convolutions, Gemm, MatMul.
         images, positions: samples for the covariances.
-        judging_images: samples for the sensitivities.
+        judging_images: of these, samples for the sensitivities; the layers that do most harm are measured on all.
 
     Raises:
         RecipeError: a value out of range.
@@ -121,8 +121,18 @@ class Allocation(Pass):
         disturbed = dict(
             zip(worth, parallel_map(lambda n: _disturb(by_name[n], covariances[n], worth[n]), worth), strict=True)
         )
-        judging = samples[:: max(1, len(samples) // self.config.judging_images)]
-        sensitivity = measure_sensitivities(fast, layers, disturbed, _batched(judging, batch, filled=filled))
+        step = max(1, len(samples) // self.config.judging_images)
+
+        def measured(chosen: list[dict[str, Array]], disturbed: Mapping[str, Disturbance]) -> dict[str, float]:
+            return measure_sensitivities(fast, layers, disturbed, _batched(chosen, batch, filled=filled))
+
+        sensitivity = measured(samples[::step], disturbed)
+        # A few images say enough of a layer that does little harm; what the rest turns on is looked at again.
+        more = [sample for number, sample in enumerate(samples) if number % step]
+        weighty = _weighty(sensitivity, disturbed) if more else []
+        again = measured(more, {name: disturbed[name] for name in weighty}) if weighty else {}
+        share = len(more) / len(samples)
+        sensitivity |= {name: (1.0 - share) * sensitivity[name] + share * other for name, other in again.items()}
         chosen, times = self._allocate(model, context, worth, sensitivity)
         decisions = [{**each, **times.get(str(each["node"]), {})} for each in self._decisions(model, chosen, sensitivity)]
         split = {str(decision["node"]) for decision in decisions}
@@ -252,6 +262,13 @@ def _covariances(
             moments = accumulate(rows, rows[:, :1])
             totals[key] = totals[key] + moments if key in totals else moments
     return {layer.node: totals[key_of[layer.node]].centred() for layer in layers if key_of[layer.node] in totals}
+
+
+def _weighty(sensitivity: Mapping[str, float], disturbed: Mapping[str, Disturbance]) -> list[str]:
+    """Return the layers with more than their share of the damage that all the disturbances do."""
+    damage = {name: value * disturbed[name].error for name, value in sensitivity.items()}
+    mean = sum(damage.values()) / max(len(damage), 1)
+    return [name for name, value in damage.items() if value > mean]
 
 
 def _disturb(layer: RefitLayer, covariances: Covariances, choices: Sequence[Choice]) -> Disturbance:

@@ -15,8 +15,8 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.refit_solve import spanned_last
 
 _SHARES_IN = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75)
-_SHARES_SPANNING = (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
-_SHARES_OUT = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.5625, 0.625, 0.75, 0.875)
+_SHARES_SPANNING = (0.08, 0.11, 0.14, 0.17, 0.2, 0.23, 0.26, 0.29, 0.32, 0.35, 0.38, 0.42, 0.46, 0.5, 0.6)
+_SHARES_OUT = tuple(step / 32 for step in range(1, 29))
 _TINY_RIDGE = 1e-6
 
 
@@ -170,13 +170,7 @@ def _ranks(channels: int, shares: tuple[float, ...], block: int) -> list[int]:
 
 
 def _undominated(choices: list[Choice]) -> list[Choice]:
-    def is_beaten(choice: Choice) -> bool:
-        return any(
-            other.macs <= choice.macs
-            and other.params <= choice.params
-            and other.error <= choice.error
-            and (other.macs, other.params, other.error) != (choice.macs, choice.params, choice.error)
-            for other in choices
-        )
-
-    return [choice for choice in choices if not is_beaten(choice)]
+    figures = np.array([(choice.macs, choice.params, choice.error) for choice in choices])
+    no_worse = (figures[None] <= figures[:, None]).all(axis=2)
+    beaten = (no_worse & ~no_worse.T).any(axis=1)
+    return [choice for choice, is_beaten in zip(choices, beaten, strict=True) if not is_beaten]
