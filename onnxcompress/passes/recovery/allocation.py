@@ -71,7 +71,7 @@ class AllocationConfig:
     split_matrices: bool = True
     images: int = 96
     positions: int = 64
-    judging_images: int = 24
+    judging_images: int = 16
 
     def __post_init__(self) -> None:
         for kind, share in self.targets.items():
