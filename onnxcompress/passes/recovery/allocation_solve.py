@@ -50,7 +50,7 @@ def allocate(
         integrality=np.ones(total),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(matrix.tocsr(), low, high),
-        # HiGHS prints from within its presolve (seen with scipy 1.18), where nobody asked it to.
+        # HiGHS prints from within its presolve (seen with scipy 1.17), where nobody asked it to.
         options={"mip_rel_gap": _GAP, "time_limit": 20.0, "presolve": False},
     )
     if solution.x is None:
