@@ -7,12 +7,16 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from onnxcompress.cli_options import measurement_of, recipe_of
 from onnxcompress.errors import EXIT_GATE, EXIT_OK, RecipeError
+from onnxcompress.evaluation.profile import compare_profiles
 from onnxcompress.pipeline.compare import compare
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.inspect import inspect
+from onnxcompress.pipeline.layer_times import Profiled, profile
+from onnxcompress.pipeline.measure import resolve_providers
 from onnxcompress.pipeline.outputs import check_outputs, write_together
 from onnxcompress.pipeline.source import read_source
 from onnxcompress.pipeline.time_table_file import make_time_table
@@ -59,6 +63,10 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     reports = {"--json": arguments.json, "--time-table": arguments.time_table}
     check_outputs(None, overwrite=False, reports=reports, inputs=[arguments.input])
     inspection = inspect(arguments.input, input_shapes=recipe.input_shape)
+    if recipe.profile:
+        source = read_source(arguments.input)
+        nodes = profile(Profiled(source.model, source.content), resolve_providers(recipe)[0], recipe)
+        inspection = replace(inspection, profile=compare_profiles(nodes, ()))
     if arguments.time_table is not None:
         with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
             table = make_time_table(read_source(arguments.input), recipe, progress)

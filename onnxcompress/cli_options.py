@@ -38,6 +38,7 @@ _INSPECT_EXAMPLES = """\
 examples:
   onnxcompress inspect model.onnx
   onnxcompress inspect model.onnx --json model.json -q
+  onnxcompress inspect model.onnx --profile --threads 2
   onnxcompress inspect model.onnx --time-table times.json --threads 2
 """
 _COMPARE_EXAMPLES = """\
@@ -46,7 +47,7 @@ examples:
   onnxcompress compare model.onnx small.onnx --provider cuda --batch 8 --min-speedup 1.2
 """
 _COMPARE_LEFT_OUT = ("calib", "keep_failed", "time_table", "force_time_table")
-_INSPECT_OPTIONS = ("provider", "provider_option", "batch", "threads", "input_shape", "seed")
+_INSPECT_OPTIONS = ("profile", "provider", "provider_option", "batch", "threads", "input_shape", "seed")
 _COMPARE_WRITES = ("report", "markdown", "junit", "html")
 _NOT_RECIPE = ("command", "input", "output", "recipe", "json", "quiet", "verbose", "progress")
 

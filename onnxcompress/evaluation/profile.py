@@ -57,17 +57,22 @@ class OpTimes:
 
 @dataclass(frozen=True)
 class NodeTimes:
-    """One node of either model, in ms; None where a model has no node of this name (it was split, fused or removed)."""
+    """One node of either model, in ms, and the provider that ran it.
+
+    None where a model has no node of this name: it was split, fused or removed.
+    """
 
     name: str
     op_type: str
     original_ms: float | None
     compressed_ms: float | None
+    original_provider: str | None = None
+    compressed_provider: str | None = None
 
 
 @dataclass(frozen=True)
 class ProfileComparison:
-    """Two profiles side by side, the most expensive first."""
+    """Two profiles side by side, or one, whose other side is then None; the most expensive first."""
 
     by_op: tuple[OpTimes, ...]
     by_node: tuple[NodeTimes, ...]
@@ -179,6 +184,8 @@ def compare_profiles(original: Sequence[NodeTime], compressed: Sequence[NodeTime
             (before.get(name) or after[name]).op_type,
             before[name].ms if name in before else None,
             after[name].ms if name in after else None,
+            before[name].provider if name in before else None,
+            after[name].provider if name in after else None,
         )
         for name in dict.fromkeys((*before, *after))
     ]

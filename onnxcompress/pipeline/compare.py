@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import RecipeError
+from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
@@ -58,16 +59,18 @@ def compare(
     figures = [each.figures(cost) for each, cost in zip((first, second), costs, strict=True)]
     data_sets = open_data(first.content, asked, data)
     measured = measure(first.content, second.content, data_sets.evaluation, providers, asked, progress or no_progress)
+    profile: ProfileComparison | None = None
     layers = layer_changes(*costs)
-    if asked.html is not None and asked.latency:
+    if asked.latency and (asked.html is not None or asked.profile):
         profiled = Profiled(first.model, first.content), Profiled(second.model, second.content)
-        layers = with_times(layers, *profiled, providers[0], asked)
+        layers, profile = with_times(layers, *profiled, providers[0], asked)
     ratios = compression_between(*figures)
     report = Report(
         input=figures[0],
         output=figures[1],
         command="compare",
         layers=layers,
+        profile=profile if asked.profile else None,
         accuracy=measured.accuracy,
         latency=measured.latency,
         compression=ratios,

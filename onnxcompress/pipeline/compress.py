@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.evaluation.compare import Evaluation
+from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.cleanup import Cleanup
@@ -143,18 +144,21 @@ def compress(
 
     compressed = CompressedModel(result, external=asked.external_data)
     measured = Evaluation(None, ())
+    profile: ProfileComparison | None = None
     layers = layer_changes(original_cost, stages[-1].cost if stages else original_cost)
     if not asked.dry_run:
         with compressed.loadable() as content:
             cleaned = _cleaned(stages) if asked.latency else None
             measured = measure(source.content, content, data_sets.evaluation, providers, asked, tell, cleaned)
-            if asked.html is not None and asked.latency:
+            if asked.latency and (asked.html is not None or asked.profile):
                 tell("profile", 0, None)
                 profiled = Profiled(source.model, source.content), Profiled(result, content)
-                layers = with_times(layers, *profiled, providers[0], asked)
+                layers, profile = with_times(layers, *profiled, providers[0], asked)
     predicted = predicted_share(context, stages)
     report = _report(request, source, original_cost, stages, compressed, measured, predicted)
-    report = replace(report, layers=layers, seconds=time.perf_counter() - started)
+    report = replace(
+        report, layers=layers, profile=profile if asked.profile else None, seconds=time.perf_counter() - started
+    )
     report = replace(report, peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(request, source, stages)
     if not asked.dry_run:

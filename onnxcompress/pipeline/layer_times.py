@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import OnnxCompressError
-from onnxcompress.evaluation.profile import NodeTime, profile_model
+from onnxcompress.evaluation.profile import NodeTime, ProfileComparison, compare_profiles, profile_model
 from onnxcompress.graph import Model
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.layers import LayerChange, origin_of
@@ -47,28 +47,40 @@ class Profiled:
 
 def with_times(
     layers: Sequence[LayerChange], original: Profiled, compressed: Profiled, provider: Provider, recipe: Recipe
-) -> tuple[LayerChange, ...]:
-    """Return the layers with their times; without them where the provider or the inputs allow no profile."""
+) -> tuple[tuple[LayerChange, ...], ProfileComparison | None]:
+    """Return the layers with their times, and both profiles side by side.
+
+    Where the provider or the inputs allow no profile: the layers as they are, and None.
+    """
     try:
-        before, after = (_times(each, layers, provider, recipe) for each in (original, compressed))
+        profiles = [profile(each, provider, recipe) for each in (original, compressed)]
     except OnnxCompressError:
-        return tuple(layers)
+        return tuple(layers), None
+    names = {layer.node for layer in layers}
+    before, after = (
+        times_by_layer(nodes, each.model, names) for nodes, each in zip(profiles, (original, compressed), strict=True)
+    )
     known = [
         replace(layer, original_ms=before.pop(layer.node, None), compressed_ms=after.pop(layer.node, None))
         for layer in layers
     ]
-    return (*known, *_weightless(before, after, original.model, compressed.model))
+    rows = (*known, *_weightless(before, after, original.model, compressed.model))
+    return rows, compare_profiles(*profiles)
 
 
-def _times(profiled: Profiled, layers: Sequence[LayerChange], provider: Provider, recipe: Recipe) -> dict[str, float]:
-    """Return {layer or node: ms of one run}."""
+def profile(profiled: Profiled, provider: Provider, recipe: Recipe) -> tuple[NodeTime, ...]:
+    """Return the nodes of a model as they ran under a recipe's settings.
+
+    Raises:
+        DataError: a size of an input is not known.
+        ModelError: the model does not run, or the provider's profile holds no node.
+    """
     session = Session(profiled.content, provider, SessionSettings(optimize=False))
     shapes = concrete_shapes(session.inputs, recipe.input_shape, recipe.batch)
     feeds = random_inputs(session.inputs, shapes, recipe.seed)
     del session
     threads = recipe.threads or physical_cores()
-    nodes = profile_model(profiled.content, feeds, provider, threads=threads, runs=_RUNS, warmup=_WARMUP)
-    return times_by_layer(nodes, profiled.model, {layer.node for layer in layers})
+    return profile_model(profiled.content, feeds, provider, threads=threads, runs=_RUNS, warmup=_WARMUP)
 
 
 def times_by_layer(nodes: Sequence[NodeTime], model: Model, layers: Collection[str]) -> dict[str, float]:

@@ -208,6 +208,9 @@ class Recipe:
         "shape of an input whose sizes the model leaves open (repeatable)",
     )
 
+    profile: bool = option(
+        False, Flag(), LATENCY, "", "show where the time goes, operator by operator, and which provider ran each node"
+    )
     time_table: Location | None = option(
         None,
         FilePath(),

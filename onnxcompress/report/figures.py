@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxcompress.evaluation.accuracy import Accuracy
     from onnxcompress.evaluation.latency import Latency
+    from onnxcompress.evaluation.profile import ProfileComparison
     from onnxcompress.report.layers import LayerChange
 
 SCHEMA = 1
@@ -134,6 +135,7 @@ class Report:
         self_checks: of the passes that changed something; empty with `--no-verify` and in a comparison.
         output: the compressed model; its `path` is None where no file was written.
         layers: what each layer of the original costs before and after; empty where no model was made.
+        profile: both models' nodes as the runtime ran them; None where it was not asked for, or could not be made.
         warnings: what the user must hear, one sentence or two each.
         seconds: of the whole run; `peak_rss_bytes`: of the whole process so far.
     """
@@ -148,6 +150,7 @@ class Report:
     gates: tuple[GateResult, ...] = ()
     self_checks: tuple[SelfCheck, ...] = ()
     layers: tuple[LayerChange, ...] = ()
+    profile: ProfileComparison | None = None
     warnings: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None

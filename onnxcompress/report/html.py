@@ -13,7 +13,7 @@ from importlib import resources
 from onnxcompress.report import html_sections as sections
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Markup, element, join, text, void
-from onnxcompress.report.html_layers import layers_section
+from onnxcompress.report.html_layers import layers_section, profile_section
 
 
 def html_report(report: Report) -> str:
@@ -41,6 +41,7 @@ def html_report(report: Report) -> str:
         sections.gates_section(report),
         sections.figures_section(report),
         layers_section(report),
+        profile_section(report),
         sections.passes_section(report),
         sections.skipped_section(report),
         sections.run_section(report),

@@ -9,6 +9,7 @@ from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, void
 from onnxcompress.report.html_plots import bar_pair
 from onnxcompress.report.layers import LayerChange
+from onnxcompress.report.profile_rows import NODE_HEADER, NOTE, OP_HEADER, node_rows, op_rows, providers_line
 from onnxcompress.report.text import count, milliseconds
 
 _TABLE = "layers"
@@ -69,6 +70,27 @@ def layers_section(report: Report) -> Markup:
         ),
         element("p", _NOTE + (_NOTE_ON_TIMES if figures[-1].key == "ms" else ""), class_="soft small"),
         id="layer-by-layer",
+    )
+
+
+def profile_section(report: Report) -> Markup:
+    """Return where the time goes, by operator and by node; nothing where it was not profiled."""
+    if report.profile is None:
+        return Markup("")
+    tables = []
+    for header, rows, left in (
+        (OP_HEADER, op_rows(report.profile), (0,)),
+        (NODE_HEADER, node_rows(report.profile), (0, 1, 4)),
+    ):
+        columns = [Column(name, "name" if at in left else "number") for at, name in enumerate(header)]
+        tables.append(element("div", table(columns, [list(row) for row in rows]), class_="tall"))
+    return element(
+        "section",
+        element("h2", "Where the time goes"),
+        *tables,
+        element("p", NOTE, class_="soft small"),
+        element("p", providers_line(report.profile), class_="soft small"),
+        id="profile",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.report.figures import SCHEMA, ModelFigures
 from onnxcompress.report.json_file import plain_json
 
@@ -51,11 +52,12 @@ class GroupFigures:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything `inspect` has to tell."""
+    """Everything `inspect` has to tell; `profile` where it was asked for, with one side."""
 
     input: ModelFigures
     layers: tuple[LayerFigures, ...]
     groups: tuple[GroupFigures, ...]
+    profile: ProfileComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -8,7 +8,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from onnxcompress.report.inspection import GroupFigures, Inspection, LayerFigures
-from onnxcompress.report.terminal import cell, new_table
+from onnxcompress.report.terminal import cell, new_table, print_profile
 from onnxcompress.report.text import count, size
 
 _MOST_LAYERS = 20
@@ -34,6 +34,8 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
     free = sum(group.prunable for group in inspection.groups)
     total = sum(group.channels for group in inspection.groups)
     console.print(cell(f"{free} of {total} filters can be removed"))
+    if inspection.profile is not None:
+        print_profile(inspection.profile, console)
 
 
 def _layers_table(layers: Iterable[LayerFigures], all_macs: int | None, *, everything: bool) -> Table:

@@ -9,6 +9,7 @@ from onnxcompress.report.decisions import is_loose, loose_check_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, gate_value, gate_verdict
 from onnxcompress.report.junit import why_no_self_check
+from onnxcompress.report.profile_rows import NOTE, OP_HEADER, op_rows, providers_line
 from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
 from onnxcompress.report.text import count, printable, size
 
@@ -26,6 +27,10 @@ def markdown_summary(report: Report) -> str:
     header = ("", "original", "compressed", "change")
     rows = [(_text(name), *map(_text, figures)) for name, *figures in before_and_after(report)]
     blocks += [f"### {_text(before_and_after_title(report))}", _table(header, "lrrl", rows)]
+    if report.profile is not None:
+        rows = [(name_in_markdown(row[0]), *map(_text, row[1:])) for row in op_rows(report.profile)]
+        blocks += ["### Time by operator", _table(OP_HEADER, "lrrrrr", rows)]
+        blocks += [_text(NOTE), _text(providers_line(report.profile))]
     if report.gates:
         gates = [_gate_row(gate, report) for gate in report.gates]
         blocks += ["### Gates", _table(("gate", "limit", "value", "", "what to do"), "lrrll", gates)]

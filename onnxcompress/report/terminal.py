@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.report.decisions import decision_line, is_loose, loose_check_line, outcome_line
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
+from onnxcompress.report.profile_rows import NODE_HEADER, NOTE, OP_HEADER, node_rows, op_rows, providers_line
 from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
 from onnxcompress.report.text import count, printable, size
 
@@ -56,8 +58,23 @@ def print_report(report: Report, console: Console, *, verbose: bool = False, dec
         _print_decisions(report.stages, console)
     _print_skipped(report.stages, console, verbose=verbose)
     console.print(_before_and_after(report))
+    if report.profile is not None:
+        print_profile(report.profile, console)
     if report.gates:
         console.print("", _gates_table(report.gates), sep="\n")
+
+
+def print_profile(profile: ProfileComparison, console: Console) -> None:
+    """Show where the time goes: by operator, and the most expensive nodes."""
+    for title, header, rows, left in (
+        ("Time by operator", OP_HEADER, op_rows(profile), (0,)),
+        ("Nodes that take most time", NODE_HEADER, node_rows(profile), (0, 1, 4)),
+    ):
+        table = new_table(title, *((name, "left" if at in left else "right") for at, name in enumerate(header)))
+        for row in rows:
+            table.add_row(*map(cell, row))
+        console.print("", table, sep="\n")
+    console.print(cell(NOTE), cell(providers_line(profile)), sep="\n")
 
 
 def new_table(title: str, *columns: tuple[str, JustifyMethod]) -> Table:
