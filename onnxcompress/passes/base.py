@@ -98,6 +98,7 @@ class PassContext:
     """What a pass may use besides the model.
 
     Attributes:
+        round_to: widths and ranks are multiples of it.
         original: the model before the first pass that loses something: what recovery compares with.
         original_cost: of the model as it was given: shares of a budget are of this.
         held_out: calibration samples that no pass may fit anything to: recovery is judged on them.
@@ -110,6 +111,7 @@ class PassContext:
         providers: on which the result will run, as onnxruntime calls them.
         split_times: where latency counts: how long splits take.
         measure_model: where latency counts: how long a whole model takes.
+        round_up: filters are kept up to the next multiple of `round_to`, not to the nearest.
         known_time: of the model before any split, where the target is another machine, on which nothing is measured.
     """
 
@@ -132,6 +134,7 @@ class PassContext:
     split_times: SplitTimes | None = None
     measure_model: MeasureModel | None = None
     known_time: ModelTime | None = None
+    round_up: bool = False
 
     def is_excluded(self, node_name: str) -> bool:
         """Whether a `--exclude` expression matches (searched) the node's name."""

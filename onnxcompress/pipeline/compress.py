@@ -127,6 +127,7 @@ def compress(
         int(asked.round_to or 1),
         asked.exclude,
         data_sets.calibration_samples,
+        round_up=request.round_up,
         original_cost=original_cost,
         held_out=data_sets.held_out_samples,
         labelled=data_sets.labelled_samples,

@@ -29,6 +29,7 @@ class Request:
     Attributes:
         recipe: as given, with `round_to` as a number; the deciding options are the saved plan's where one is replayed.
         data, calib, train: a path, `module:callable`, or an object as `onnxcompress.runtime.data` takes it.
+        round_up: whether the block was left to us: a part of one is then as good as a whole.
         output: OUT, None where no model is to be written.
     """
 
@@ -38,6 +39,7 @@ class Request:
     calib: Any
     train: Any
     saved_plan: SavedPlan | None
+    round_up: bool = False
 
     @property
     def recovery(self) -> str:
@@ -89,6 +91,7 @@ def make_request(
         calib=asked.calib if calib is None else calib,
         train=asked.train if train is None else train,
         saved_plan=saved,
+        round_up=not isinstance(settled.round_to, int),
     )
     _check_training(request)
     if request.needs_calibration and request.data is None and request.calib is None and request.train is None:

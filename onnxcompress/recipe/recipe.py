@@ -79,7 +79,8 @@ class Recipe:
         Whole(minimum=1, words=("auto",)),
         COMPRESSION,
         "N|auto",
-        "widths and ranks to multiples of N; auto: the provider's block (default: auto, 1 with --no-latency)",
+        "widths and ranks to multiples of N; auto: the provider's block, of which a part is kept whole, as it takes no "
+        "less time (default: auto, 1 with --no-latency)",
     )
     tucker: str = option(
         "off",

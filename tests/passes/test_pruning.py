@@ -18,6 +18,7 @@ from onnxcompress.passes.pruning import IMPORTANCES, FilterPruning, PruningConfi
 from onnxcompress.passes.pruning.importance import filter_scores
 from onnxcompress.passes.verification import relative_difference, sample_feeds, verify
 from tests.small_models import build, node
+from tests.tiny_models import conv_net
 
 Constants = dict[str, Any]
 EXACT = 1e-5
@@ -300,3 +301,15 @@ def test_feeds_are_found_for_open_lengths_and_asked_for_where_none_fits() -> Non
     stuck = build([node("Reshape", ["x", "s"], "y")], {"s": np.array([1, 6, 11, 3])})
     with pytest.raises(DataError, match="give --input-shape"):
         sample_feeds(stuck)
+
+
+@pytest.mark.parametrize(("ratio", "nearest", "up"), [(0.3, 16, 32), (0.55, 16, 16), (0.9, 16, 16), (0.1, 16, 24)])
+def test_a_part_of_a_block_is_given_back_where_it_costs_no_time(ratio: float, nearest: int, up: int) -> None:
+    """Of 32 channels (of 24 in the last case), in blocks of 16: to the nearest width, or to the one above."""
+    model = Model.from_proto(conv_net(channels=32 if ratio != 0.1 else 24))
+    for round_up, expected in ((False, nearest), (True, up)):
+        context = PassContext(round_to=16, round_up=round_up)
+        pruning = FilterPruning(PruningConfig(ratio))
+        result = pruning.apply(model, pruning.plan(model, context), context)
+        node = next(node for node in result.model.nodes if node.name == "second")
+        assert node.inputs[1].shape[0] == expected

@@ -78,8 +78,15 @@ class FilterPruning(Pass):
             return Plan(self.name)
         prepared, groups = analyse(model, context)
         scores = class_scores(prepared, groups, self.config.importance, context)
-        former = _former_sizes(groups, prepared, context.original)
-        widths = wished_widths(groups, scores, self.config.ratio, self.config.scope, context.round_to, former)
+        widths = wished_widths(
+            groups,
+            scores,
+            self.config.ratio,
+            self.config.scope,
+            context.round_to,
+            _former_sizes(groups, prepared, context.original),
+            round_up=context.round_up,
+        )
         removed = select(groups, scores, widths)
         decisions: list[Decision] = []
         skipped: list[Skipped] = []
@@ -88,7 +95,8 @@ class FilterPruning(Pass):
             if not all(stays[record.ids].all() for record in group.records):
                 decisions.append(_decision(group, stays))
             else:
-                skipped += [Skipped(node, reason) for node, reason in _reasons(group, width.keep, width.block)]
+                reasons = _reasons(group, width.keep, width.block, round_up=context.round_up)
+                skipped += [Skipped(node, reason) for node, reason in reasons]
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -174,7 +182,7 @@ def _decision(group: Group, stays: Mask) -> Decision:
     }
 
 
-def _reasons(group: Group, keep: int, block: int) -> list[tuple[str, str]]:
+def _reasons(group: Group, keep: int, block: int, *, round_up: bool) -> list[tuple[str, str]]:
     if group.frozen and not group.prunable.any():
         reason = group.frozen[min(group.frozen)]
     elif group.frozen and keep == group.size:
@@ -183,6 +191,8 @@ def _reasons(group: Group, keep: int, block: int) -> list[tuple[str, str]]:
         reason = "has one removable channel, which stays"
     elif block > 1 and group.size <= block:
         reason = f"its {group.size} channels are one block of {block} (--round-to)"
+    elif round_up and block > 1 and keep == group.size:
+        reason = f"removing less than a block of {block} is no faster: given back (--round-to N removes nearest)"
     else:
         reason = "the ratio, rounded to whole blocks and equal groups, removes none"
     return [(node, reason) for node in group.producers]

@@ -33,12 +33,16 @@ def wished_widths(
     scope: str,
     round_to: int,
     former: Sequence[int] | None = None,
+    *,
+    round_up: bool = False,
 ) -> list[Width]:
     """Return for each group how many classes it should keep, at least one and not fewer than are frozen.
 
     Args:
         ratio: of the classes that the groups had before anything was removed.
         former: how many that were; None takes those that are there.
+        round_up: a part of a block counts as a whole one: kernels that work on whole blocks take as long for it, so
+            that its filters are given back. Otherwise the nearest number of blocks is kept.
     """
     sizes = [group.size for group in groups.groups] if former is None else former
     if scope == "uniform":
@@ -52,7 +56,7 @@ def wished_widths(
         block = block_in_classes(groups, group, round_to)
         floor = max(1, group.size - int(group.prunable.sum()))
         if keep < group.size:
-            rounded = max(block, block * _rounded(keep / block))
+            rounded = block * (-(-keep // block) if round_up else max(1, _rounded(keep / block)))
             keep = rounded if rounded < group.size else group.size
         widths.append(Width(group.size, min(max(keep, floor), group.size), block))
     return widths

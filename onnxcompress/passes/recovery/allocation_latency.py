@@ -24,6 +24,7 @@ _AIM = 0.98
 """What is aimed at, of the limit: another measurement of the same model is a little higher or lower."""
 _GOOD = (0.955, 0.995)
 _MOST_TRIES = 5
+_STEP, _MOST_STEPS = 0.99, 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class LatencyProblem:
     measure: Callable[[Sequence[int]], ModelTime]
     whole: list[int]
     fastest: list[int]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A choice that was measured: its sum of layer times in ms, and its share of the given model's latency."""
+
+    total: float
+    share: float
+    chosen: list[int]
 
 
 def allocate_within_latency(
@@ -121,28 +131,43 @@ def choose_within_latency(problem: LatencyProblem) -> list[int]:
     if start.share <= problem.share:
         return problem.pick(float("inf"))
     slope = 1.0 / start.given_ms
-    tried: list[tuple[float, float, list[int]]] = [(problem.total(problem.whole), start.share, problem.whole)]
+    tried = [_Tried(problem.total(problem.whole), start.share, problem.whole)]
     for _ in range(_MOST_TRIES):
-        at, share, _ = min(tried, key=lambda each: abs(each[1] - aim))
-        chosen = _picked(problem, at + (aim - share) / slope)
-        if any(chosen == known for _, _, known in tried):
+        nearest = min(tried, key=lambda each: abs(each.share - aim))
+        chosen = _new_choice(problem, nearest.total + (aim - nearest.share) / slope, tried)
+        if chosen is None:
             break
-        tried.append((problem.total(chosen), problem.measure(chosen).share, chosen))
-        if _GOOD[0] * problem.share <= tried[-1][1] <= _GOOD[1] * problem.share:
+        tried.append(_Tried(problem.total(chosen), problem.measure(chosen).share, chosen))
+        last, first = tried[-1], tried[0]
+        if _GOOD[0] * problem.share <= last.share <= _GOOD[1] * problem.share:
             break
-        if abs(tried[-1][0] - tried[0][0]) > 1e-9:
-            slope = max((tried[-1][1] - tried[0][1]) / (tried[-1][0] - tried[0][0]), 0.3 / start.given_ms)
-    kept = [each for each in tried if each[1] <= problem.share]
-    if not kept and problem.fastest not in (chosen for _, _, chosen in tried):
-        tried.append((problem.total(problem.fastest), problem.measure(problem.fastest).share, problem.fastest))
-        kept = [each for each in tried if each[1] <= problem.share]
+        # A measurement that was disturbed must not turn the slope round.
+        slope = max((last.share - first.share) / (last.total - first.total), 0.5 / start.given_ms)
+    for part in (0.1, 0.3, 1.0):
+        if any(each.share <= problem.share for each in tried):
+            break
+        lowest, least = min(each.total for each in tried), problem.total(problem.fastest)
+        chosen = problem.fastest if part == 1.0 else _new_choice(problem, lowest - part * (lowest - least), tried)
+        if chosen is not None:
+            tried.append(_Tried(problem.total(chosen), problem.measure(chosen).share, chosen))
+    kept = [each for each in tried if each.share <= problem.share]
     if not kept:
-        least = min(share for _, share, _ in tried)
+        least = min(each.share for each in tried)
         raise BudgetInfeasibleError(
             f"latency={problem.share:g} cannot be reached: with every layer at its fastest choice it is {least:.3f} of "
             "the given model's, measured; allow more, prune too (--prune), or leave fewer layers out"
         )
-    return max(kept, key=lambda each: each[1])[2]
+    return max(kept, key=lambda each: each.share).chosen
+
+
+def _new_choice(problem: LatencyProblem, limit: float, tried: Sequence[_Tried]) -> list[int] | None:
+    """Return the choice within a limit, or a little below it where that one was tried before; None where all were."""
+    for _ in range(_MOST_STEPS):
+        chosen = _picked(problem, limit)
+        if all(each.chosen != chosen for each in tried):
+            return chosen
+        limit = min(limit, problem.total(chosen)) * _STEP
+    return None
 
 
 def _picked(problem: LatencyProblem, limit: float) -> list[int]:
