@@ -56,7 +56,7 @@ def wished_widths(
         block = block_in_classes(groups, group, round_to)
         floor = max(1, group.size - int(group.prunable.sum()))
         if keep < group.size:
-            rounded = block * (-(-keep // block) if round_up else max(1, _rounded(keep / block)))
+            rounded = block * max(1, -(-keep // block) if round_up else _rounded(keep / block))
             keep = rounded if rounded < group.size else group.size
         widths.append(Width(group.size, min(max(keep, floor), group.size), block))
     return widths
