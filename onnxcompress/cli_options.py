@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from onnxcompress import __version__
 from onnxcompress.errors import RecipeError
@@ -26,6 +27,7 @@ examples:
   onnxcompress model.onnx small.onnx --prune 0.4 --tucker auto
   onnxcompress model.onnx small.onnx --prune 0.1 --tucker energy=0.98 \\
       --data val/ --preprocess imagenet --max-drop 1.0 --report report.json
+  onnxcompress model.onnx small.onnx --target macs=0.6 --calib photos/ --preprocess imagenet --quantize int8
   onnxcompress model.onnx small.onnx --recipe recipe.toml --overwrite
   onnxcompress model.onnx --prune 0.4 --dry-run
 
@@ -70,10 +72,23 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         command, rest = arguments[0], arguments[1:]
     else:
         command, rest = "compress", arguments
-    parsed = {"compress": _compress_parser, "inspect": _inspect_parser, "compare": _compare_parser}[command]()
-    namespace = parsed.parse_args(rest)
+    namespace = _parsers()[command]().parse_args(rest)
     namespace.command = command
     return namespace
+
+
+def _parsers() -> dict[str, Callable[[], argparse.ArgumentParser]]:
+    return {"compress": _compress_parser, "inspect": _inspect_parser, "compare": _compare_parser}
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints a shell's completion script and ends the program, as `--version` prints the version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        from onnxcompress.cli_completion import completion_script
+
+        sys.stdout.write(completion_script(str(rest[1]), _parsers()))
+        parser.exit()
 
 
 def measurement_of(namespace: argparse.Namespace) -> Recipe:
@@ -105,6 +120,13 @@ def _compress_parser() -> argparse.ArgumentParser:
     )
     _add_recipe_options(parser, options_of(Recipe))
     _add_common(parser, progress=True)
+    parser.add_argument(
+        "--print-completion",
+        metavar="SHELL",
+        action=_PrintCompletion,
+        default=argparse.SUPPRESS,
+        help="print what completes this command line in bash, zsh or fish",
+    )
     parser.add_argument("--version", action="version", version=f"onnxcompress {__version__}")
     return parser
 

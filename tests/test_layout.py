@@ -32,11 +32,11 @@ TIERS = (
     {"analysis", "linalg", "runtime"},
     {"evaluation", "passes", "report"},
     {"pipeline"},
-    {"cli", "cli_commands", "cli_options", "__main__"},
+    {"cli", "cli_commands", "cli_completion", "cli_options", "__main__"},
 )
 # Neighbours of one tier that may know each other: a report is made of measurements, the command line is several files.
 NEIGHBOURS = {("report", "evaluation"), ("cli", "cli_commands"), ("cli", "cli_options"), ("__main__", "cli")}
-NEIGHBOURS |= {("cli_commands", "cli_options")}
+NEIGHBOURS |= {("cli_commands", "cli_options"), ("cli_options", "cli_completion")}
 # Arrays in, arrays out: no ONNX, no model.
 NUMERICAL = "linalg"
 HEAVY = ("PIL", "matplotlib", "onnxruntime", "rich", "scipy", "tensorly", "torch")
@@ -132,7 +132,7 @@ def test_what_is_imported_is_declared() -> None:
     """Something that only the development tools happen to bring would be missing at a user's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [line for name in ("train", "remote") for line in extras[name]]
+    optional = [line for name in ("completion", "train", "remote") for line in extras[name]]
     declared = {re.split(r"[^\w-]", line)[0] for line in (*project["dependencies"], *optional)}
     tops = {name.partition(".")[0] for path in MODULES for name in imported_modules(path.read_text("utf-8"))}
     third_party = tops - set(sys.stdlib_module_names) - {"onnxcompress", "tomllib"}

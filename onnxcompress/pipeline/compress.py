@@ -13,7 +13,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.evaluation.compare import Evaluation
 from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.pipeline.gates import gate_results
 from onnxcompress.pipeline.latency_context import predicted_share, with_latency
@@ -42,7 +42,7 @@ from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
 from onnxcompress.report.layers import layer_changes
-from onnxcompress.report.progress import Progress, no_progress
+from onnxcompress.report.progress import Progress, no_progress, told_stream
 
 _TIMED_APART_BYTES = 512 * 1024 * 1024
 """Up to this size a cleaned model is timed beside the original and the compressed one."""
@@ -140,7 +140,16 @@ def compress(
     if saved is None:
         context = with_latency(context, source, asked, providers[0])
     checkpoints = _checkpoints(work, request.output)
-    stages = _run_passes(work, source, context, asked, tell, checkpoints, of_other_weights=of_other_weights)
+    stages = _run_passes(
+        work,
+        source,
+        context,
+        asked,
+        tell,
+        checkpoints,
+        of_other_weights=of_other_weights,
+        samples=None if data_sets.calibration is None else data_sets.calibration.length,
+    )
     result = stages[-1].result.model if stages else source.model
 
     compressed = CompressedModel(result, external=asked.external_data)
@@ -195,18 +204,25 @@ def _run_passes(
     checkpoints: Sequence[Path | None],
     *,
     of_other_weights: bool,
+    samples: int | None,
 ) -> list[Stage]:
     """Run the passes one after another, each proved before the next one starts.
+
+    Args:
+        samples: of the calibration data, where their number is known.
 
     With `of_other_weights` the plans were made for other weights: their figures are measured anew.
     """
     stages: list[Stage] = []
+    calibration = context.calibration
     random_feeds = cache(lambda: sample_feeds(source.model, asked.input_shape, asked.seed))
     model = source.model
     for number, (each, plan) in enumerate(work):
         tell(each.name, number, len(work))
         if context.original is None and each.name != Cleanup.name:
             context = replace(context, original=model)
+        if calibration is not None:
+            context = replace(context, calibration=_told(each.name, calibration, samples, tell))
         if plan is not None and of_other_weights:
             plan = each.remeasured(model, plan) if each.transfers else None
         context = replace(context, checkpoint=checkpoints[number])
@@ -231,6 +247,10 @@ def _cleaned(stages: Sequence[Stage]) -> bytes | None:
     model = modified[0].result.model
     # Three sessions of a very large model at once would cost more than the answer is worth.
     return model.to_bytes() if model.weight_bytes <= _TIMED_APART_BYTES else None
+
+
+def _told(doing: str, calibration: Samples, samples: int | None, tell: Progress) -> Samples:
+    return lambda: told_stream(f"{doing}: calibration samples", calibration(), samples, tell)
 
 
 def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPlan:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from onnxcompress.report.text import printable
+
+Batch = TypeVar("Batch", bound=Mapping[str, Any])
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how many steps of it are done, and how many there are (None: not known)."""
@@ -14,6 +17,15 @@ Progress = Callable[[str, int, int | None], None]
 
 def no_progress(doing: str, done: int, total: int | None) -> None:
     """Tell nobody."""
+
+
+def told_stream(doing: str, batches: Iterable[Batch], total: int | None, tell: Progress) -> Iterator[Batch]:
+    """Yield batches, {name: array (B, ...)}, and tell how many samples of them are through."""
+    done = 0
+    for batch in batches:
+        tell(doing, done, total)
+        yield batch
+        done += min((len(array) for array in batch.values()), default=0)
 
 
 @contextlib.contextmanager
@@ -30,6 +42,7 @@ def progress_bar(*, wanted: bool) -> Iterator[Progress | None]:
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
     console = Console(file=sys.stderr)
