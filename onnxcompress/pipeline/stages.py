@@ -15,6 +15,7 @@ from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.quantization import Float16Conversion, Int8Config, Int8Quantization
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
+from onnxcompress.passes.recovery.stored_size import FLOAT16, FLOAT32, INT8
 from onnxcompress.passes.tucker import (
     SvdConfig,
     SvdDecomposition,
@@ -89,7 +90,8 @@ def _allocation_of(recipe: Recipe) -> AllocationConfig:
         if spec not in ("off", "auto"):
             raise RecipeError(f"--target chooses the ranks itself: give --{option} auto or off, not '{spec}'")
     both = recipe.tucker == recipe.svd
-    return AllocationConfig(recipe.target, both or recipe.tucker == "auto", both or recipe.svd == "auto")
+    stored = {"int8": INT8, "fp16": FLOAT16}.get(recipe.quantize, FLOAT32)
+    return AllocationConfig(recipe.target, both or recipe.tucker == "auto", both or recipe.svd == "auto", stored=stored)
 
 
 def planned_work(passes: Sequence[Pass], plans: Sequence[Plan] | None, where: str) -> Work:

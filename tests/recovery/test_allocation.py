@@ -15,6 +15,7 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_solve import allocate
+from onnxcompress.pipeline.compress import compress
 from tests.tiny_models import SIZE, conv_net
 
 
@@ -100,3 +101,13 @@ def test_unknown_targets_are_refused() -> None:
 def test_a_target_needs_calibration_data() -> None:
     with pytest.raises(DataError, match="--calib"):
         Allocation(AllocationConfig({"macs": 0.5})).plan(Model.from_proto(conv_net()), PassContext())
+
+
+@pytest.mark.parametrize(("quantize", "share"), [("off", 0.7), ("fp16", 0.35), ("int8", 0.2)])
+def test_a_target_of_size_is_of_the_file_as_it_is_stored(quantize: str, share: float) -> None:
+    options = {"target": {"size": share}, "quantize": quantize, "recover": "none", "round_to": 1, "latency": False}
+    result = compress(conv_net(channels=96), calib=_calibration(320), **options)
+    (gate,) = result.report.gates
+    assert (gate.name, gate.passed) == ("target_size", True)
+    assert gate.value is not None
+    assert gate.value > 0.8 * share  # what may be kept is kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -102,12 +101,8 @@ def _largest_constant(tensor: Any) -> float:
 
 
 def _converter() -> Any:
-    # The package puts its folder on the import path, where its modules would shadow others of the same names.
-    path = list(sys.path)
-    try:
-        from onnxruntime.transformers import float16
-    finally:
-        sys.path[:] = path
+    from onnxruntime.transformers import float16
+
     return float16
 
 

@@ -27,6 +27,7 @@ from onnxcompress.passes.recovery.allocation_latency import allocate_within_late
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.passes.recovery.stored_size import FLOAT32, StoredSize
 from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_sensitivities
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
 from onnxcompress.passes.tucker.decomposition import split_cost
@@ -48,9 +49,6 @@ _JUDGED_ON_DATA = ("response_error", "sensitivity")
 
 _BATCH = 16
 
-_BYTES_OF_A_NODE = 400
-"""A split adds nodes: their names, attributes and shapes take about so much of the file each."""
-
 
 @dataclass(frozen=True)
 class AllocationConfig:
@@ -61,6 +59,7 @@ class AllocationConfig:
         split_kernels, split_matrices: what may be split: convolutions with a kernel; 1x1 convolutions, Gemm, MatMul.
         images, positions: samples for the covariances.
         judging_images: of these, samples for the sensitivities; the layers that do most harm are measured on all.
+        stored: the form in which the weights are stored at the end, for a target of size.
 
     Raises:
         RecipeError: a value out of range.
@@ -72,6 +71,7 @@ class AllocationConfig:
     images: int = 96
     positions: int = 64
     judging_images: int = 16
+    stored: StoredSize = FLOAT32
 
     def __post_init__(self) -> None:
         for kind, share in self.targets.items():
@@ -203,16 +203,22 @@ class Allocation(Pass):
         for kind, share in self.config.targets.items():
             if kind == "latency":
                 continue
-            own_costs = [np.array([_cost_of(kind, c) for c in own]) for own in choices.values()]
+            own_costs = [np.array([self._cost_of(kind, c) for c in own]) for own in choices.values()]
             movable = sum(float(own[0]) for own in own_costs)
             costs[kind] = own_costs
-            limits[kind] = share * _total(kind, reference) - (_total(kind, cost) - movable)
+            present = self.config.stored.of_model(model, cost) if kind == "size" else _total(kind, cost)
+            limits[kind] = share * _total(kind, reference) - (present - movable)
         if "latency" in self.config.targets:
             share = self.config.targets["latency"]
             picked, times = allocate_within_latency(model, context, share, choices, damages, costs, limits)
         else:
             picked, times = allocate(damages, costs, limits), {}
         return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}, times
+
+    def _cost_of(self, kind: str, choice: Choice) -> float:
+        if kind == "macs":
+            return float(choice.macs)
+        return float(choice.params) if kind == "params" else self.config.stored.of_choice(choice)
 
     def _decisions(
         self, model: Model, chosen: Mapping[str, Choice], sensitivity: Mapping[str, float]
@@ -288,15 +294,6 @@ def _size(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
         places.append(tuple(int(size) for size in sizes if isinstance(size, int)))
     inputs, outputs = layer.original.shape[2:]
     return LayerSize(inputs, outputs, layer.kernel_shape, *places)
-
-
-def _cost_of(kind: str, choice: Choice) -> float:
-    if kind == "macs":
-        return float(choice.macs)
-    if kind == "params":
-        return float(choice.params)
-    added = (choice.rank_in is not None) + (choice.rank_out is not None)
-    return 4.0 * choice.params + _BYTES_OF_A_NODE * added
 
 
 def _total(kind: str, cost: ModelCost) -> float:
