@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -34,10 +35,10 @@ def check_loading(folder: Path, seeds: range) -> int:
     return loaded
 
 
-def check_program(folder: Path, seeds: range) -> set[int]:
+def check_program(folder: Path, seeds: Iterable[int], bases: Sequence[onnx.ModelProto] = BASES) -> set[int]:
     codes = set()
     for seed in seeds:
-        (folder / "m.onnx").write_bytes(damaged_model(Choices.seeded(seed), BASES))
+        (folder / "m.onnx").write_bytes(damaged_model(Choices.seeded(seed), bases))
         try:
             codes.add(run_program(folder, "m.onnx", "out.onnx", *COMPRESS))
         except BaseException as error:
@@ -84,10 +85,7 @@ def test_damaged_data_and_recipes_on_the_command_line(folder: Path) -> None:
 
 def test_models_that_failed_once(folder: Path) -> None:
     """Negative lengths of inputs; contradictions that only constant folding brings to light."""
-    bases = base_models(40)
-    for seed in (104041, 106938, 108860, 109621):
-        (folder / "m.onnx").write_bytes(damaged_model(Choices.seeded(seed), bases))
-        assert run_program(folder, "m.onnx", "out.onnx", *COMPRESS) == 4, seed
+    assert check_program(folder, (104041, 106938, 108860, 109621), base_models(40)) == {4}
 
 
 def test_nesting_of_ten_thousand_levels(folder: Path) -> None:
@@ -123,22 +121,16 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-# Thousands: `pytest -m fuzz tests/fuzz`.
+# 20,000: `pytest -m fuzz tests/fuzz`. Every one goes through the command line; the models come from more bases.
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("first", range(1000, 16_000, CHUNK))
-def test_thousands_of_damaged_models(folder: Path, first: int) -> None:
-    check_loading(folder, range(first, first + CHUNK))
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("first", range(1000, 4000, CHUNK))
+@pytest.mark.parametrize("first", range(200_000, 214_000, CHUNK))
 def test_thousands_of_damaged_models_on_the_command_line(folder: Path, first: int) -> None:
-    check_program(folder, range(first, first + CHUNK))
+    check_program(folder, range(first, first + CHUNK), base_models(40))
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("first", range(1000, 3000, CHUNK))
+@pytest.mark.parametrize("first", range(300_000, 306_000, CHUNK))
 def test_thousands_of_damaged_files_on_the_command_line(folder: Path, first: int) -> None:
     check_files(folder, range(first, first + CHUNK))

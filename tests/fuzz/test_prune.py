@@ -87,11 +87,21 @@ def check_not_shy(example: Example) -> None:
             assert lost & set(group.producers), f"{group.producers} lost nothing"
 
 
-@pytest.mark.parametrize("seed", [2568, 2699, 3890])
-def test_seeds_that_failed_once(seed: int) -> None:
-    """Heads that did not fit their value (the generator's fault); a shuffle that an If reads (the analysis')."""
+def check_compressed(seed: int, kind: str) -> None:
+    """Prune, split, or prune and split the graph of a seed, by a request of the same seed."""
     c = Choices.seeded(seed)
-    check_pruning(make_example(c), *drawn_request(c))
+    example = make_example(c)
+    if kind == "prune":
+        check_pruning(example, *drawn_request(c))
+    else:
+        check_split(example, c.pick(SPECS), PassContext(round_to=c.pick([1, 4])), kind == "both")
+
+
+@pytest.mark.parametrize("seed", [2568, 2699, 3890])
+@pytest.mark.parametrize("kind", ["prune", "both"])
+def test_seeds_that_failed_once(seed: int, kind: str) -> None:
+    """Heads that did not fit their value (the generator's fault); a shuffle that an If reads (the analysis')."""
+    check_compressed(seed, kind)
 
 
 # Thousands of them: `pytest -m fuzz tests/fuzz`. A failure names the seed; `make_example(Choices.seeded(seed))` is it.
@@ -100,28 +110,13 @@ CHUNK = 50
 
 
 @pytest.mark.fuzz
+@pytest.mark.parametrize("kind", ["prune", "split", "both"])
 @pytest.mark.parametrize("first", range(0, 5000, CHUNK))
-def test_thousands_of_pruned_networks(first: int) -> None:
+def test_thousands_of_compressed_networks(first: int, kind: str) -> None:
     failures = []
     for seed in range(first, first + CHUNK):
-        c = Choices.seeded(seed)
-        example = make_example(c)
         try:
-            check_pruning(example, *drawn_request(c))
-        except Exception as error:
-            failures.append((seed, repr(error)))
-    assert failures == []
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("first", range(0, 2000, CHUNK))
-def test_thousands_of_split_networks(first: int) -> None:
-    failures = []
-    for seed in range(first, first + CHUNK):
-        c = Choices.seeded(seed)
-        example = make_example(c)
-        try:
-            check_split(example, c.pick(SPECS), PassContext(round_to=c.pick([1, 4])), c.chance(50))
+            check_compressed(seed, kind)
         except Exception as error:
             failures.append((seed, repr(error)))
     assert failures == []
