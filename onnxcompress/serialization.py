@@ -92,6 +92,8 @@ def load_array(tensor: onnx.TensorProto, base_dir: Path | None) -> Array:
         dtype = tensor_dtype(tensor.data_type)
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(f"tensor '{name}': has the unknown element type {tensor.data_type}") from error
+    if tensor.data_type == onnx.TensorProto.BFLOAT16 and dtype.itemsize != 2:
+        raise ModelError(f"tensor '{name}': bfloat16 needs a later onnx package than {onnx.__version__}; upgrade it")
     count = math.prod(tensor.dims)
     if count == 0 and max(tensor.dims) > _LONGEST_OF_NOTHING:
         raise ModelError(f"tensor '{name}': declares shape {list(tensor.dims)} and holds nothing; the file is damaged")

@@ -20,6 +20,16 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onnxcompress-tests-")
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("suite")
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what the installed onnx and onnxruntime are too old for."""
+    from tests.versions import reason_to_skip
+
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if reason := reason_to_skip(item.name, parameters.get("opset")):
+        pytest.skip(reason)
+
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

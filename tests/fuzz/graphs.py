@@ -17,9 +17,10 @@ from tests.fuzz.blocks_pointwise import POINTWISE
 from tests.fuzz.blocks_unknown import UNKNOWN
 from tests.fuzz.builder import FLOAT, Builder, Unfit, Value
 from tests.fuzz.choices import Choices
+from tests.versions import newest_opset
 
 OLDEST_OPSET = 9
-NEWEST_OPSET = 24
+NEWEST_OPSET = newest_opset()
 MAX_NODES = 25
 MAX_OUTPUTS = 3
 

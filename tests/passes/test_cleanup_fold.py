@@ -139,7 +139,7 @@ def test_constant_graph_outputs_keep_their_node() -> None:
     assert_same_bits(model, cleaned)
 
 
-def test_what_onnxruntime_cannot_compute_stays_and_the_rest_folds() -> None:
+def test_bfloat16_that_onnxruntime_cannot_compute_stays_and_the_rest_folds() -> None:
     bfloat16 = onnx.helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
     nodes = [
         node("Sin", ["half"], "a"),

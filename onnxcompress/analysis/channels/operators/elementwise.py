@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Labels, same_layout
+from onnxcompress.analysis.channels.operators.layout import project
 from onnxcompress.analysis.channels.operators.registry import operator
 
 if TYPE_CHECKING:
@@ -163,7 +164,13 @@ def _is_broadcast(analysis: ChannelAnalysis, node: gs.Node, positions: range, la
 
 
 def _tie_finer(analysis: ChannelAnalysis, node: gs.Node, first: Labels, second: Labels) -> Labels | None:
-    """Tie labels of the same axes but different granularity, one atom for each position."""
+    """Tie labels of the same axes but different granularity, one atom for each position.
+
+    Where one operand's channels run along one of the other's two axes (a softmax over branches that weighs a stack of
+    their maps), every row of the other keeps the same positions.
+    """
+    if first.axes != second.axes:
+        first, second = _on_one_axis(analysis, node, first, second), _on_one_axis(analysis, node, second, first)
     fine_first, fine_second = first.expanded(), second.expanded()
     if fine_first is None or fine_second is None or not same_layout(fine_first, fine_second):
         for labels in (first, second):
@@ -171,6 +178,13 @@ def _tie_finer(analysis: ChannelAnalysis, node: gs.Node, first: Labels, second: 
         return None
     analysis.tie(fine_first.ids, fine_second.ids, f"combined by '{node.name}' with a channel that stays")
     return fine_first
+
+
+def _on_one_axis(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, other: Labels) -> Labels:
+    """Return `labels` along the one axis of `other`, if it is one of theirs."""
+    if len(other.axes) == 1 and len(labels.axes) > 1 and other.axes[0] in labels.axes:
+        return project(analysis, node, labels, other.axes[0])
+    return labels
 
 
 def _tie_unlabelled(
