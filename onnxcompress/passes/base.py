@@ -155,6 +155,8 @@ class Pass(ABC):
     """A transformation, configured by its constructor's frozen dataclass and holding nothing else."""
 
     name: ClassVar[str]
+    tidies: ClassVar[bool] = False
+    """Whether it cleans up behind others: where it finds nothing, it has no place in the report."""
     trains: ClassVar[bool] = False
     """Whether its work is a training, which a dry run leaves out."""
     transfers: ClassVar[bool] = True

@@ -229,6 +229,8 @@ def _run_passes(
         stage, context = run_pass(
             each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
         )
+        if each.tidies and not stage.result.modified:
+            continue
         if asked.verify and stage.result.modified:
             tell(f"verifying {each.name}", number, len(work))
             stage = replace(stage, self_check=verify_stage(model, stage.result, random_feeds, context))

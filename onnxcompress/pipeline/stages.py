@@ -11,7 +11,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
-from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig
+from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig, LinearMerging
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.quantization import Float16Conversion, Int8Config, Int8Quantization
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
@@ -68,7 +68,10 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
             passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))
         if recipe.svd != "off":
             passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
-    return (*passes, *recovery_passes(recipe, recovery), *_quantization_of(recipe))
+    splits = bool(recipe.target) or (recipe.tucker, recipe.svd) != ("off", "off")
+    merges = splits and recipe.cleanup != "off" and LinearMerging.name in CLEANUP.chosen(recipe.cleanup)
+    tidying = (LinearMerging(),) if merges else ()
+    return (*passes, *recovery_passes(recipe, recovery), *tidying, *_quantization_of(recipe))
 
 
 def _quantization_of(recipe: Recipe) -> tuple[Pass, ...]:

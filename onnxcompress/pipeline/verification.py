@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
-from onnxcompress.passes.cleanup import Cleanup
+from onnxcompress.passes.cleanup import Cleanup, LinearMerging
 from onnxcompress.passes.pruning import FilterPruning, verify_pruning
 from onnxcompress.passes.quantization import (
     Float16Conversion,
@@ -36,6 +36,7 @@ def _verify_equal(before: Model, result: PassResult, feeds: Feeds) -> Verificati
 _VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {
         Cleanup.name: _verify_equal,
+        LinearMerging.name: _verify_equal,
         FilterPruning.name: verify_pruning,
         Allocation.name: verify_splits,
         TuckerDecomposition.name: verify_splits,

@@ -178,8 +178,9 @@ def test_every_step_can_be_switched_off() -> None:
     ]
     constants = {name: np.full(4, 0.5, np.float32) for name in "sbmv"}
     constants |= {"first": np.array([0]), "rest": np.array([-1]), "w": weight.transpose(1, 0, 2, 3)}
-    nodes.append(node("LRN", ["x"], "l", size=3))
-    model = build(nodes, constants, outputs=["y", "z", "l"])
+    nodes += [node("LRN", ["x"], "l", size=3), node("Conv", ["x", "wide"], "p"), node("Conv", ["p", "narrow"], "q")]
+    constants |= {"wide": np.ones((40, 6, 1, 1), np.float32), "narrow": np.ones((4, 40, 1, 1), np.float32)}
+    model = build(nodes, constants, outputs=["y", "z", "l", "q"])
     done = {decision["step"] for decision in clean(model)[1].decisions}
     assert done == set(STEPS)
     for step in STEPS:

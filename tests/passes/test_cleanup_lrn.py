@@ -16,6 +16,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.cleanup import Cleanup, CleanupConfig
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig, verify_pruning
+from onnxcompress.passes.quantization import Float16Conversion
 from onnxcompress.passes.race import RaceResult
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.passes.recovery.trainable import weight_names
@@ -200,6 +201,9 @@ def test_nothing_fits_trains_or_quantizes_it() -> None:
     assert weight_names(model) == {"w", "v"}
     assert banded_nodes(model) == {each.name for each in model.nodes} - {"first", "second", "Relu_2"}
     assert banded_nodes(network()) == frozenset()
+    plan = Float16Conversion().plan(model, PassContext())
+    assert {skipped.node for skipped in plan.skipped} == banded_nodes(model)
+    assert [decision["node"] for decision in plan.decisions] == ["first", "Relu_2", "second"]
 
 
 def test_a_convolution_of_squares_is_no_window() -> None:

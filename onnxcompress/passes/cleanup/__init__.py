@@ -1,5 +1,6 @@
 """Exact graph clean-up before compression."""
 
 from onnxcompress.passes.cleanup.cleanup import RULES, STEPS, Cleanup, CleanupConfig
+from onnxcompress.passes.cleanup.merge import LinearMerging
 
-__all__ = ["RULES", "STEPS", "Cleanup", "CleanupConfig"]
+__all__ = ["RULES", "STEPS", "Cleanup", "CleanupConfig", "LinearMerging"]

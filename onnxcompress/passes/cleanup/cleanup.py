@@ -20,6 +20,7 @@ from onnxcompress.passes.cleanup.batchnorm import BatchNormFolding
 from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
 from onnxcompress.passes.cleanup.lrn import LrnRewriting
+from onnxcompress.passes.cleanup.merge import LinearMerging
 from onnxcompress.passes.cleanup.reshape import ReshapeSettling
 from onnxcompress.passes.cleanup.rule import Rule
 from onnxcompress.passes.cleanup.unused import UnusedRemoval
@@ -27,7 +28,7 @@ from onnxcompress.passes.race import is_faster, race_text, short_name
 
 RULES: Mapping[str, type[Rule]] = {
     rule.name: rule
-    for rule in (IdentityRemoval, ConstantFolding, ReshapeSettling, BatchNormFolding, LrnRewriting, UnusedRemoval)
+    for rule in (IdentityRemoval, ConstantFolding, ReshapeSettling, BatchNormFolding, LinearMerging, LrnRewriting, UnusedRemoval)
 }
 STEPS = tuple(RULES)
 """Names of all steps, in the order in which they run."""

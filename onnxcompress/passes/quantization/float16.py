@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.lrn import banded_nodes
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
@@ -47,7 +48,7 @@ class Float16Conversion(Pass):
         Raises:
             DataError: a tensor holds NaN or infinity on the calibration data; it is named.
         """
-        kept = _blocked_operators()
+        kept, banded = _blocked_operators(), banded_nodes(model)
         tensors = list(float_tensors(model, model.nodes))
         largest: dict[str, float] = {}
         if context.calibration is not None and tensors:
@@ -62,6 +63,8 @@ class Float16Conversion(Pass):
             weights = max((_largest_constant(t) for t in node.inputs), default=0.0)
             if context.is_excluded(node.name):
                 skipped.append(Skipped(node.name, "excluded (--exclude)"))
+            elif node.name in banded:
+                skipped.append(Skipped(node.name, "the squares of an LRN written as a convolution could overflow"))
             elif node.op in kept:
                 skipped.append(Skipped(node.name, f"{node.op} has no half-precision form"))
             elif max(values * self.config.headroom, weights) > _LARGEST:

@@ -248,8 +248,11 @@ def write_bias(model: Model, node: gs.Node, constant: Matrix) -> None:
         scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
         model.set_input(node, 2, (constant / scale).astype(dtype))
     elif node.op != "MatMul":
-        del node.inputs[2:]
-        node.inputs.append(model.new_constant(f"{node.name}_bias", constant.astype(dtype)))
+        bias = model.new_constant(f"{node.name}_bias", constant.astype(dtype))
+        if len(node.inputs) > 2:  # an input that is not given has no name
+            node.inputs[2] = bias
+        else:
+            node.inputs.append(bias)
 
 
 def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> Matrix:
