@@ -197,6 +197,7 @@ def measure_together(
     """
     settings = settings or LatencySettings()
     threads = settings.threads or physical_cores()
+    provider = provider.with_threads(threads)
     cores = _cores_to_bind(provider, threads)
     running = SessionSettings(threads=threads, spinning="within_run", worker_cpus=cores[1:], deterministic=False)
     keeps_copies = settings.copies or not provider.has_cuda_memory

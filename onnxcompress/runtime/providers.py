@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from onnxcompress.errors import ProviderUnavailableError, RecipeError
@@ -14,13 +17,14 @@ from onnxcompress.errors import ProviderUnavailableError, RecipeError
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 
 SHORT_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "cpu": CPU,
         "cuda": CUDA,
         "tensorrt": TENSORRT,
-        "openvino": "OpenVINOExecutionProvider",
+        "openvino": OPENVINO,
         "directml": "DmlExecutionProvider",
         "coreml": "CoreMLExecutionProvider",
     }
@@ -30,7 +34,7 @@ _PACKAGES: Mapping[str, str] = MappingProxyType(
     {
         CUDA: "onnxruntime-gpu",
         TENSORRT: "onnxruntime-gpu and TensorRT",
-        "OpenVINOExecutionProvider": "onnxruntime-openvino",
+        OPENVINO: "onnxruntime-openvino",
         "DmlExecutionProvider": "onnxruntime-directml (Windows)",
         "CoreMLExecutionProvider": "onnxruntime on macOS",
         "QNNExecutionProvider": "onnxruntime-qnn",
@@ -41,8 +45,16 @@ _PACKAGES: Mapping[str, str] = MappingProxyType(
 # The providers that take over the nodes the first one cannot run, in this order; CPU always comes last.
 _SECOND: Mapping[str, tuple[str, ...]] = MappingProxyType({TENSORRT: (CUDA,)})
 
-# Written out although it is onnxruntime's default: the search decides the kernels, so a report must show it.
-_PINNED: Mapping[str, Mapping[str, str]] = MappingProxyType({CUDA: {"cudnn_conv_algo_search": "EXHAUSTIVE"}})
+# Written out although they are onnxruntime's defaults: they decide what runs, so a report must show them.
+_PINNED: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {CUDA: {"cudnn_conv_algo_search": "EXHAUSTIVE"}, OPENVINO: {"device_type": "CPU"}}
+)
+
+# What says how many threads a provider with threads of its own uses; either of OpenVINO's two may.
+_THREADS: Mapping[str, tuple[str, ...]] = MappingProxyType({OPENVINO: ("num_of_threads", "load_config")})
+
+_SOURCE = re.compile(r"^/?\S+\.(?:cc|cpp|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? ")
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,13 @@ class Provider:
         if not text.isdigit():
             raise RecipeError(f"provider option {self.requested}.device_id: '{text}' is not a device number")
         return int(text)
+
+    def with_threads(self, threads: int) -> Provider:
+        """Return this provider told to use so many threads, where it has its own and no option says otherwise."""
+        names = _THREADS.get(self.name, ())
+        if not names or not threads or any(name in self.options for name in names):
+            return self
+        return replace(self, options={**self.options, names[0]: str(threads)})
 
     def as_onnxruntime(self) -> list[tuple[str, dict[str, str]]]:
         """Return the value of `InferenceSession(providers=...)`."""
@@ -121,6 +140,9 @@ def resolve_provider(name: str, options: Mapping[str, Mapping[str, str]] | None 
 
     full = provider_name(name)
     given = {provider_name(of): dict(settings) for of, settings in (options or {}).items()}
+    if given.get(CPU):
+        # onnxruntime takes any without a word.
+        raise RecipeError(f"provider 'cpu' has no options, but was given {', '.join(sorted(given[CPU]))}")
     available = onnxruntime.get_available_providers()
     if full not in available:
         advice = f"install {_PACKAGES[full]}" if full in _PACKAGES else "install a build of onnxruntime that has it"
@@ -141,32 +163,50 @@ def preload_libraries(provider: Provider) -> None:
     import onnxruntime
 
     if provider.has_cuda_memory and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
+        # What it cannot find it says on standard output; what that means is known only once the provider starts.
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
 
 
-def complaint_of(start: Callable[[], object]) -> str:
-    """Run `start` once more and return onnxruntime's own words of why it does not work, in one line.
+class Complaints:
+    """What onnxruntime wrote to standard error."""
+
+    text = ""
+
+    def in_one_line(self) -> str:
+        """Return its messages, each once and without where in its source they come from; empty if there are none."""
+        # "\x1b[1;31m2025-01-01 00:00:00.0 [E:onnxruntime:Default, file.cc:1 function] message\x1b[m"
+        lines = [line for line in self.text.splitlines() if ":onnxruntime:" in line]
+        messages = [plain_message(line.partition("] ")[2].replace("\x1b[m", "")) for line in lines]
+        return one_line(" | ".join(dict.fromkeys(message for message in messages if message)))
+
+
+@contextlib.contextmanager
+def complaints() -> Iterator[Complaints]:
+    """Catch what is written to standard error meanwhile.
 
     A provider that fails to load its libraries raises nothing: onnxruntime writes to the process's standard error and
-    carries on without it. So the file descriptor itself is redirected, for this call only.
+    carries on without it. So the file descriptor itself is redirected.
     """
-    text = ""
+    caught = Complaints()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as caught:
+    with tempfile.TemporaryFile() as file:
         saved = os.dup(2)
         try:
-            os.dup2(caught.fileno(), 2)
-            start()
-        except Exception as error:
-            text = str(error)
+            os.dup2(file.fileno(), 2)
+            yield caught
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-        caught.seek(0)
-        written = caught.read().decode(errors="replace")
-    # "\x1b[1;31m2025-01-01 00:00:00.0 [E:onnxruntime:Default, file.cc:1 function] message\x1b[m"
-    messages = [line.partition("] ")[2].replace("\x1b[m", "") for line in written.splitlines() if "onnxruntime" in line]
-    return one_line(" | ".join([m for m in messages if m] or [text])) or "it gave no reason"
+            file.seek(0)
+            caught.text = file.read().decode(errors="replace")
+
+
+def plain_message(message: object) -> str:
+    """Return a message of onnxruntime in one line, without file, function and error code before it."""
+    text = " ".join(str(message).split())
+    text = _SOURCE.sub("", text)
+    return one_line(_CODE.sub("", text).strip())
 
 
 def one_line(message: object, limit: int = 400) -> str:

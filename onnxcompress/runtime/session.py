@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxcompress.errors import DataError, ModelError, ProviderUnavailableError, RecipeError
-from onnxcompress.runtime.providers import CPU_PROVIDER, Provider, complaint_of, one_line, preload_libraries
+from onnxcompress.runtime.providers import (
+    CPU_PROVIDER,
+    Provider,
+    complaints,
+    one_line,
+    plain_message,
+    preload_libraries,
+)
 from onnxcompress.runtime.tensors import Array, TensorInfo, fixed_batch, tensor_info
 
 ModelSource = bytes | str | os.PathLike[str]
 """A serialised model, or the path of one (needed above 2 GB, and where weights lie in side files)."""
 
-_ERRORS, _WARNINGS = 3, 2  # severities of messages that onnxruntime writes to standard error
+_ERRORS = 3  # severity of messages that onnxruntime writes to standard error
+
+_REFUSED_OPTION = re.compile(r"(?i)\b(unknown|invalid|unsupported|unrecognized)\b[^.:]* option")
+"""What the providers say of an option they do not know, each in its words."""
 
 
 @dataclass(frozen=True)
@@ -124,32 +136,39 @@ def _start(model: ModelSource, provider: Provider, settings: SessionSettings) ->
 
     source = model if isinstance(model, bytes) else os.fspath(model)
 
-    def create(severity: int) -> Any:
+    def create() -> Any:
         # enable_fallback=0: otherwise a failing provider is replaced by CPU with a line on standard output.
         return onnxruntime.InferenceSession(
             source,
-            _onnxruntime_options(settings, severity),
+            _onnxruntime_options(settings, settings.log_severity),
             providers=provider.as_onnxruntime(),
             enable_fallback=0,
         )
 
-    try:
-        raw = create(settings.log_severity)
-    except Exception as error:
-        if provider.is_cpu or not _loads_on_cpu(source, settings):
-            name = "the model" if isinstance(model, bytes) else str(source)
+    name = "the model" if isinstance(model, bytes) else str(source)
+    if provider.is_cpu:
+        try:
+            return create()
+        except Exception as error:
             raise ModelError(f"{name}: onnxruntime cannot load it: {one_line(error)}") from error
-        if "provider option" in str(error):
-            raise RecipeError(f"provider '{provider.requested}' refuses its options: {one_line(error)}") from error
+    try:
+        with complaints() as caught:
+            raw = create()
+    except Exception as error:
+        if not _loads_on_cpu(source, settings):
+            raise ModelError(f"{name}: onnxruntime cannot load it: {one_line(error)}") from error
+        if _REFUSED_OPTION.search(str(error)):
+            raise RecipeError(f"provider '{provider.requested}' refuses its options: {plain_message(error)}") from error
         raise ProviderUnavailableError(
-            f"provider '{provider.requested}' ({provider.name}) does not start: {one_line(error)}"
+            f"provider '{provider.requested}' ({provider.name}) does not start: {plain_message(error)}"
         ) from error
     if raw.get_providers()[0] != provider.name:
-        del raw
-        reason = complaint_of(lambda: create(_WARNINGS))
+        reason = caught.in_one_line() or "it gave no reason"
         raise ProviderUnavailableError(
             f"provider '{provider.requested}' ({provider.name}) is installed but does not start: {reason}"
         )
+    if caught.text:
+        sys.stderr.write(caught.text)
     return raw
 
 

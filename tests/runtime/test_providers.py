@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -14,7 +15,8 @@ from onnxcompress.runtime.providers import (
     CPU_PROVIDER,
     SHORT_NAMES,
     Provider,
-    complaint_of,
+    complaints,
+    plain_message,
     provider_name,
     resolve_provider,
 )
@@ -22,6 +24,11 @@ from onnxcompress.runtime.session import Session, SessionSettings
 from tests.runtime.networks import classifier
 
 MODEL = classifier().SerializeToString()
+LIBRARY = (
+    b"\x1b[1;31m2025-01-01 00:00:00.0 [E:onnxruntime:Default, a.cc:1 operator()] /src/b.cc:2 X& a::B::Get() "
+    b"[ONNXRuntimeError] : 1 : FAIL : Failed to load library with error: libcublas.so.13: cannot open it\n\x1b[m\n"
+)
+"""As onnxruntime-gpu 1.31 writes it where there is no CUDA."""
 
 
 @pytest.fixture
@@ -109,6 +116,7 @@ def test_a_provider_that_does_not_start_is_no_cpu_session(monkeypatch: pytest.Mo
     ("message", "error"),
     [
         ('Unknown provider option: "foo"', RecipeError),
+        ("Invalid OpenVINO EP option: foo", RecipeError),
         ("CUDA failure 100: no CUDA-capable device is detected", ProviderUnavailableError),
     ],
 )
@@ -131,11 +139,60 @@ def test_a_broken_model_is_not_blamed_on_the_provider() -> None:
         Session(b"no model", Provider("cuda", "CUDAExecutionProvider"))
 
 
-def test_the_complaint_of_a_silent_failure_and_standard_error_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
-    assert complaint_of(lambda: None) == "it gave no reason"
-    assert complaint_of(lambda: [][1]) == "list index out of range"
+def test_the_complaints_of_a_silent_failure_and_standard_error_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
+    with complaints() as caught:
+        os.write(2, b"noise\n" + 2 * LIBRARY)
+    assert caught.in_one_line() == "Failed to load library with error: libcublas.so.13: cannot open it"
+    with complaints() as caught, contextlib.suppress(IndexError):
+        [][1]
+    assert caught.in_one_line() == ""
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
+
+
+@pytest.mark.parametrize(
+    ("message", "plain"),
+    [
+        ("/src/a/b.cc:729 void a::b::Register(Options&, const a::Options&) Please install it", "Please install it"),
+        ("/src/b.cc:20 std::string f(std::shared_ptr<X>) [ERROR] [OpenVINO] No GPU", "[ERROR] [OpenVINO] No GPU"),
+        ("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 100: no device", "CUDA failure 100: no device"),
+        ("two\nlines (of text)", "two lines (of text)"),
+    ],
+)
+def test_messages_without_where_they_come_from(message: str, plain: str) -> None:
+    assert plain_message(message) == plain
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_what_a_provider_that_starts_has_to_say_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Started(FakeSession):
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+        def get_inputs(self) -> list[Any]:
+            return []
+
+        get_outputs = get_inputs
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Started)
+    Session(MODEL, resolve_provider("cuda"))
+    assert "Require cuDNN 9.*" in capfd.readouterr().err
+
+
+def test_options_that_nobody_would_read() -> None:
+    with pytest.raises(RecipeError, match="'cpu' has no options, but was given foo"):
+        resolve_provider("cpu", {"cpu": {"foo": "1"}})
+
+
+def test_a_provider_with_threads_of_its_own_is_told_how_many() -> None:
+    openvino = Provider("openvino", "OpenVINOExecutionProvider", {"device_type": "CPU"})
+    assert openvino.with_threads(2).options == {"device_type": "CPU", "num_of_threads": "2"}
+    for options in ({"num_of_threads": "4"}, {"load_config": "{}"}):
+        given = Provider("openvino", "OpenVINOExecutionProvider", options)
+        assert given.with_threads(2) is given
+    assert CPU_PROVIDER.with_threads(2) is CPU_PROVIDER
 
 
 def test_a_device_number_that_is_none() -> None:
