@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 CODE   := onnxcompress models tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types package bench clean
+.PHONY: help demo test test-all test-openvino lint types package bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,18 @@ test: $(VENV)/.stamp-dev ## the test suite without its slow and long random part
 test-all: $(VENV)/.stamp-dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 -q -m ''
 
+# An environment of its own: onnxruntime-openvino brings the module that onnxruntime brings.
+OPENVINO := $(VENV)-openvino
+$(OPENVINO)/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OPENVINO)
+	$(OPENVINO)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e . pytest hypothesis
+	$(OPENVINO)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes onnxruntime
+	$(OPENVINO)/bin/python -m pip --disable-pip-version-check install --quiet --force-reinstall --no-deps 'onnxruntime-openvino>=1.20'
+	@touch $@
+
+test-openvino: $(OPENVINO)/.stamp ## the tests on OpenVINO, a second execution provider, in .venv-openvino
+	$(OPENVINO)/bin/python -m pytest -q tests/runtime/test_openvino.py
+
 lint: $(VENV)/.stamp-dev ## ruff: rules and formatting
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -55,4 +67,4 @@ bench: $(VENV)/.stamp-dev ## the benchmarks, one after another
 	@for benchmark in tests/benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
 
 clean: ## what the targets made, .venv included
-	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENVINO) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

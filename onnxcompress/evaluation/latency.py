@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from onnxcompress.errors import ProviderUnavailableError
 from onnxcompress.evaluation.intervals import Interval
-from onnxcompress.evaluation.profile import ElsewhereNode, nodes_elsewhere, profile_model
+from onnxcompress.evaluation.profile import ElsewhereNode, NodeTime, nodes_elsewhere, profile_model
 from onnxcompress.evaluation.timing import Milliseconds, Rounds, Run, alternate, is_useless, summarise
 from onnxcompress.runtime.device import bound_run, core_cpus, cpu_affinity, physical_cores, single_run
 from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
@@ -71,6 +73,8 @@ class Latency:
         noisy: whether there is no interval, or one so wide that nothing follows from it.
         original_interrupted, compressed_interrupted: share of the runs that waited for a CPU that something else had;
             `interrupted_left_out`: whether all other figures are made of the remaining runs.
+        original_nodes, compressed_nodes: how many nodes, fused as onnxruntime runs them, each provider ran by its
+            profile; empty on the CPU provider, which runs all.
         original_elsewhere, compressed_elsewhere: nodes that another provider had to run.
         credit: what clean-up earned, None where it changed nothing or was not timed apart.
     """
@@ -93,6 +97,8 @@ class Latency:
     original_interrupted: float = 0.0
     compressed_interrupted: float = 0.0
     interrupted_left_out: bool = False
+    original_nodes: Mapping[str, int] = field(default_factory=dict)
+    compressed_nodes: Mapping[str, int] = field(default_factory=dict)
     original_elsewhere: tuple[ElsewhereNode, ...] = ()
     compressed_elsewhere: tuple[ElsewhereNode, ...] = ()
     credit: Credit | None = None
@@ -108,7 +114,7 @@ class TimedTogether:
 
     Attributes:
         rounds: the milliseconds of every run.
-        elsewhere: for each model the nodes that another provider had to run.
+        profiles: for each model its nodes as they ran; empty on the CPU provider.
     """
 
     provider: Provider
@@ -119,7 +125,7 @@ class TimedTogether:
     bound: bool
     copies: bool
     rounds: Rounds
-    elsewhere: tuple[tuple[ElsewhereNode, ...], ...]
+    profiles: tuple[tuple[NodeTime, ...], ...]
     seed: int = 0
 
     def between(self, first: int, second: int) -> Latency:
@@ -128,7 +134,7 @@ class TimedTogether:
         return Latency(
             provider=self.ran_on,
             requested=self.provider.requested,
-            options=dict(self.provider.options),
+            options=self.provider.all_options(),
             batch=self.batch,
             threads=self.threads,
             affinity=self.affinity,
@@ -144,8 +150,10 @@ class TimedTogether:
             original_interrupted=compared.interrupted[0],
             compressed_interrupted=compared.interrupted[1],
             interrupted_left_out=compared.left_out,
-            original_elsewhere=self.elsewhere[first],
-            compressed_elsewhere=self.elsewhere[second],
+            original_nodes=dict(Counter(node.provider for node in self.profiles[first])),
+            compressed_nodes=dict(Counter(node.provider for node in self.profiles[second])),
+            original_elsewhere=nodes_elsewhere(self.profiles[first], self.provider),
+            compressed_elsewhere=nodes_elsewhere(self.profiles[second], self.provider),
         )
 
 
@@ -193,7 +201,8 @@ def measure_together(
 
     Raises:
         DataError: a size of an input is unknown, or the batch does not fit.
-        ModelError, ProviderUnavailableError: a model or the provider does not run.
+        ModelError, ProviderUnavailableError: a model or the provider does not run, or the provider runs no node of a
+            model.
     """
     settings = settings or LatencySettings()
     threads = settings.threads or physical_cores()
@@ -214,10 +223,11 @@ def measure_together(
                 )
     ran_on = sessions[0].providers[0]
     del runs, sessions
-    elsewhere: list[tuple[ElsewhereNode, ...]] = [()] * len(models)
+    profiles: list[tuple[NodeTime, ...]] = [()] * len(models)
     if not provider.is_cpu:
         for number, (model, feed) in enumerate(zip(models, feeds, strict=True)):
-            elsewhere[number] = nodes_elsewhere(profile_model(model, feed, provider, threads=threads, runs=1), provider)
+            profiles[number] = profile_model(model, feed, provider, threads=threads, runs=1)
+            _check_something_ran(profiles[number], provider)
     return TimedTogether(
         provider=provider,
         ran_on=ran_on,
@@ -227,9 +237,19 @@ def measure_together(
         bound=bool(cores),
         copies=keeps_copies,
         rounds=rounds,
-        elsewhere=tuple(elsewhere),
+        profiles=tuple(profiles),
         seed=settings.seed,
     )
+
+
+def _check_something_ran(nodes: Sequence[NodeTime], provider: Provider) -> None:
+    """Refuse a provider that started and left all of a model to others: OpenVINO does so with a device it lacks."""
+    if len(nodes_elsewhere(nodes, provider)) == len(nodes):
+        options = ", ".join(f"{name}={value}" for name, value in provider.all_options().items())
+        raise ProviderUnavailableError(
+            f"provider '{provider.requested}' ({provider.name}) runs none of the model's {len(nodes)} nodes; all ran "
+            f"on {', '.join(sorted({node.provider for node in nodes}))} (options: {options or 'none'})"
+        )
 
 
 def _cores_to_bind(provider: Provider, threads: int) -> tuple[int, ...]:

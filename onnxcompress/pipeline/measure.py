@@ -134,6 +134,7 @@ def latency_settings(recipe: Recipe) -> LatencySettings:
         warmup=recipe.warmup,
         repeat=recipe.repeat,
         shapes=recipe.input_shape,
+        copies=recipe.copies,
         seed=recipe.seed,
     )
 

@@ -190,7 +190,7 @@ class Recipe:
         ManyOf(Provider(), minimum=1),
         LATENCY,
         "NAME",
-        "cpu, cuda, tensorrt, openvino, or an onnxruntime name (repeatable)",
+        "cpu, cuda, tensorrt, openvino, directml, coreml, or an onnxruntime name (repeatable)",
     )
     provider_option: Mapping[str, Mapping[str, str]] = option(
         {}, ProviderOptions(), LATENCY, "P.KEY=VALUE", "an option of a provider, as onnxruntime calls it (repeatable)"
@@ -201,6 +201,9 @@ class Recipe:
         None, Whole(minimum=0), LATENCY, "N", "runs before the measured ones (default: chosen by time)"
     )
     repeat: int | None = option(None, Whole(minimum=1), LATENCY, "N", "measured runs (default: chosen by time)")
+    copies: bool = option(
+        False, Flag(), LATENCY, "", "time the copies to and from an accelerator's memory, too (cuda, tensorrt)"
+    )
     input_shape: Mapping[str, tuple[int, ...]] = option(
         {},
         InputShapes(),

@@ -98,6 +98,11 @@ class Provider:
             return self
         return replace(self, options={**self.options, names[0]: str(threads)})
 
+    def all_options(self) -> dict[str, str]:
+        """Return the options with those of the providers behind, whose names begin with their provider's."""
+        behind = {f"{name}.{option}": value for name, options in self.behind for option, value in options.items()}
+        return {**self.options, **behind}
+
     def as_onnxruntime(self) -> list[tuple[str, dict[str, str]]]:
         """Return the value of `InferenceSession(providers=...)`."""
         chain = [(self.name, self.options), *self.behind]

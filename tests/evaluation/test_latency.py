@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from onnxcompress.errors import DataError, ModelError
+from onnxcompress.errors import DataError, ModelError, ProviderUnavailableError
 from onnxcompress.evaluation import latency
 from onnxcompress.evaluation.latency import LatencySettings, measure_latency, measure_together, measure_with_credit
 from onnxcompress.evaluation.profile import (
@@ -130,6 +130,34 @@ def test_on_cuda_inputs_and_outputs_stay_on_the_device(monkeypatch: pytest.Monke
     assert [call[0] for call in recorder.calls[3:]] == ["run_with_iobinding", "synchronize_outputs"]
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "timed"), [("CUDA", False, False), ("CUDA", True, True), ("CPU", False, True)]
+)
+def test_copies_are_timed_where_asked_for_or_unavoidable(
+    name: str, asked: bool, timed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[str] = []
+
+    def binding(session: Session, feeds: Any, device: str, number: int) -> Any:
+        bound.append(f"{device}:{number}")
+        return single_run(session, feeds)
+
+    monkeypatch.setattr(latency, "bound_run", binding)
+    ran = (NodeTime("conv", "Conv", f"{name}ExecutionProvider", 1.0),)
+    monkeypatch.setattr(latency, "profile_model", lambda *args, **kwargs: ran)
+
+    def on_cpu(model: Any, provider: Provider, settings: Any) -> Session:
+        session = Session(model, settings=settings)
+        session.provider = provider
+        return session
+
+    monkeypatch.setattr(latency, "Session", on_cpu)
+    provider = Provider(name.lower(), f"{name}ExecutionProvider", {"device_id": "1"} if name == "CUDA" else {})
+    seen = measure_latency(MODEL, MODEL, provider, LatencySettings(threads=1, repeat=2, copies=asked))
+    assert seen.copies == timed
+    assert bound == ([] if timed else ["cuda:1", "cuda:1"])
+
+
 def test_a_profile_of_a_real_model_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     nodes = profile_model(MODEL, X, threads=1, runs=3)
@@ -183,8 +211,17 @@ def test_nodes_that_fell_back_are_reported_for_other_providers_than_cpu(monkeypa
     monkeypatch.setattr(latency, "Session", lambda model, provider, settings: Session(model, settings=settings))
     seen = measure_latency(MODEL, MODEL, Provider("x", "XProvider"), QUICK)
     assert seen.compressed_elsewhere == (ElsewhereNode("b", "LRN", "CPUExecutionProvider"),)
+    assert seen.original_nodes == seen.compressed_nodes == {"XProvider": 1, "CPUExecutionProvider": 1}
     assert seen.provider == "CPUExecutionProvider"
     assert seen.requested == "x"
+
+
+def test_a_provider_that_runs_nothing_is_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = (NodeTime("a", "Conv", "CPUExecutionProvider", 1.0), NodeTime("b", "LRN", "CPUExecutionProvider", 1.0))
+    monkeypatch.setattr(latency, "profile_model", lambda *args, **kwargs: nodes)
+    monkeypatch.setattr(latency, "Session", lambda model, provider, settings: Session(model, settings=settings))
+    with pytest.raises(ProviderUnavailableError, match=r"'x' .*runs none of the model's 2 nodes; all ran on CPUEx"):
+        measure_latency(MODEL, MODEL, Provider("x", "XProvider", {"device_type": "ABACUS"}), QUICK)
 
 
 def test_two_profiles_side_by_side() -> None:

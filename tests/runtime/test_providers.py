@@ -95,6 +95,9 @@ def test_options_are_pinned_given_and_passed_behind() -> None:
         ("CUDAExecutionProvider", given["cuda"]),
         ("CPUExecutionProvider", {}),
     ]
+    named = {f"CUDAExecutionProvider.{name}": value for name, value in given["cuda"].items()}
+    assert resolve_provider("tensorrt", given).all_options() == named
+    assert resolve_provider("cuda", given).all_options() == given["cuda"]
     with pytest.raises(RecipeError, match="'cdua' is not known"):
         resolve_provider("cpu", {"cdua": {}})
 
