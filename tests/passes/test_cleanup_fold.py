@@ -76,7 +76,7 @@ def test_large_weights_are_turned_but_not_unpacked() -> None:
     model = build(nodes, constants, shape=("n", 128))
     cleaned, plan = clean(model)
     assert ops(cleaned) == ["MatMul", "Cast", "MatMul", "Expand", "MatMul"]
-    assert reasons(plan) == {
+    assert {node: reason for node, reason in reasons(plan).items() if reason.startswith("fold: ")} == {
         "Cast_2": "fold: its output of 65536 bytes is larger than may be stored for 32768 bytes of input",
         "Expand_4": "fold: its output of 32768 bytes is larger than may be stored for 20 bytes of input",
     }
