@@ -5,21 +5,22 @@
     >>> result.report.compression.params  # doctest: +SKIP
     3.7
 
-`compare` and `inspect` are the other two commands. Everything is imported where it is first used: `import onnxcompress`
-itself costs nothing.
+`compare`, `inspect` and `sweep` are the other commands. Everything is imported where it is first used:
+`import onnxcompress` itself costs nothing.
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["CompressionResult", "Model", "Recipe", "__version__", "compare", "compress", "inspect"]
+__all__ = ["CompressionResult", "Model", "Recipe", "__version__", "compare", "compress", "inspect", "sweep"]
 
 if TYPE_CHECKING:
     from onnxcompress.graph import Model
     from onnxcompress.pipeline.compare import compare
     from onnxcompress.pipeline.compress import CompressionResult, compress
     from onnxcompress.pipeline.inspect import inspect
+    from onnxcompress.pipeline.sweep import sweep
     from onnxcompress.recipe import Recipe
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "compare": "onnxcompress.pipeline.compare",
     "compress": "onnxcompress.pipeline.compress",
     "inspect": "onnxcompress.pipeline.inspect",
+    "sweep": "onnxcompress.pipeline.sweep",
 }
 
 

@@ -46,6 +46,7 @@ def _run(arguments: list[str]) -> int:
         "compress": cli_commands.run_compress,
         "inspect": cli_commands.run_inspect,
         "compare": cli_commands.run_compare,
+        "sweep": cli_commands.run_sweep,
     }
     return commands[namespace.command](namespace)
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-from onnxcompress.cli_options import measurement_of, recipe_of
-from onnxcompress.errors import EXIT_GATE, EXIT_OK, RecipeError
+from onnxcompress.cli_options import measurement_of, recipe_of, sweep_options_of
+from onnxcompress.errors import EXIT_BUG, EXIT_GATE, EXIT_OK, RecipeError
 from onnxcompress.evaluation.profile import compare_profiles
 from onnxcompress.pipeline.compare import compare
 from onnxcompress.pipeline.compress import compress
@@ -19,6 +19,7 @@ from onnxcompress.pipeline.layer_times import Profiled, profile
 from onnxcompress.pipeline.measure import resolve_providers
 from onnxcompress.pipeline.outputs import check_outputs, write_together
 from onnxcompress.pipeline.source import read_source
+from onnxcompress.pipeline.sweep import sweep
 from onnxcompress.pipeline.time_table_file import make_time_table
 from onnxcompress.remote import Location
 from onnxcompress.report.figures import Report
@@ -26,6 +27,7 @@ from onnxcompress.report.gate_text import gate_sentence
 from onnxcompress.report.inspection_tables import print_inspection
 from onnxcompress.report.json_file import json_text
 from onnxcompress.report.progress import progress_bar
+from onnxcompress.report.sweep_terminal import print_sweep
 from onnxcompress.report.terminal import console_for, print_report
 from onnxcompress.report.text import printable
 
@@ -77,6 +79,21 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         with _reader_may_leave():
             print_inspection(inspection, console_for(sys.stdout), verbose=arguments.verbose)
     return EXIT_OK
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """`onnxcompress sweep IN`; see `onnxcompress.pipeline.sweep`."""
+    recipe, options = recipe_of(arguments), sweep_options_of(arguments)
+    with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
+        report = sweep(arguments.input, recipe, out=arguments.out, progress=progress, **options)
+    if not arguments.quiet:
+        with _reader_may_leave():
+            print_sweep(report, console_for(sys.stdout))
+    for point in report.failed:
+        sys.stderr.write(f"onnxcompress: warning: {printable(f'{point.name}: {point.reason}')}\n")
+    if any(point.exit_code == EXIT_BUG for point in report.failed):
+        return EXIT_BUG
+    return EXIT_OK if len(report.failed) < len(report.points) else report.failed[0].exit_code
 
 
 def _verdict(report: Report, output: Location | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from onnxcompress import __version__
@@ -12,15 +13,16 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.kinds import Flag
 from onnxcompress.recipe.options import DATA, GATES, GROUPS, LATENCY, Option, options_of
+from onnxcompress.recipe.sweep_options import SweepOptions, recipe_names
 from onnxcompress.remote import location
 
-COMMANDS = ("inspect", "compare")
+COMMANDS = ("inspect", "compare", "sweep")
 
 _COMPRESS_ABOUT = """\
 Compress a convolutional network in ONNX: remove filters, split convolutions (Tucker), or both,
 and report what that cost in accuracy and gained in size and measured latency.
 
-other commands: onnxcompress inspect IN, onnxcompress compare A B (each has its own --help)
+other commands: onnxcompress inspect IN, onnxcompress compare A B, onnxcompress sweep IN (each has its own --help)
 """
 _COMPRESS_EXAMPLES = """\
 examples:
@@ -48,10 +50,21 @@ examples:
   onnxcompress compare model.onnx small.onnx --data val/ --preprocess imagenet --max-drop 1.0
   onnxcompress compare model.onnx small.onnx --provider cuda --batch 8 --min-speedup 1.2
 """
+_SWEEP_ABOUT = """\
+Prune only, split by Tucker only, and both, over a range: every point is compressed, evaluated and kept in DIR, with a
+table of what both gain over the better one alone and Pareto plots (sweep.html, sweep.csv, sweep.json).
+The same command again goes on where it was interrupted.
+"""
+_SWEEP_EXAMPLES = """\
+examples:
+  onnxcompress sweep model.onnx --data val/ --calib photos/ --preprocess imagenet --recover refit --out sweep/
+  onnxcompress sweep model.onnx --data test.npz --train train.npz --epochs 10 --out sweep/ \\
+      --prune-range 0.2:0.6:3 --tucker-range energy=0.8,0.9 --jobs 2
+"""
 _COMPARE_LEFT_OUT = ("calib", "keep_failed", "time_table", "force_time_table")
 _INSPECT_OPTIONS = ("profile", "provider", "provider_option", "batch", "threads", "input_shape", "seed")
 _COMPARE_WRITES = ("report", "markdown", "junit", "html")
-_NOT_RECIPE = ("command", "input", "output", "recipe", "json", "quiet", "verbose", "progress")
+_NOT_RECIPE = ("command", "input", "output", "recipe", "json", "out", "quiet", "verbose", "progress")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,7 +91,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parsers() -> dict[str, Callable[[], argparse.ArgumentParser]]:
-    return {"compress": _compress_parser, "inspect": _inspect_parser, "compare": _compare_parser}
+    return {
+        "compress": _compress_parser,
+        "inspect": _inspect_parser,
+        "compare": _compare_parser,
+        "sweep": _sweep_parser,
+    }
 
 
 class _PrintCompletion(argparse.Action):
@@ -108,8 +126,24 @@ def recipe_of(namespace: argparse.Namespace) -> Recipe:
         RecipeError: a value cannot be used; the message names the option, or the file and the key.
     """
     base = Recipe.from_toml(namespace.recipe) if namespace.recipe else Recipe()
-    words: Mapping[str, Sequence[str] | bool] = {k: v for k, v in vars(namespace).items() if k not in _NOT_RECIPE}
+    left_out = {*_NOT_RECIPE, *options_of(SweepOptions)}
+    words: Mapping[str, Sequence[str] | bool] = {k: v for k, v in vars(namespace).items() if k not in left_out}
     return base.updated_from_words(words)
+
+
+def sweep_options_of(namespace: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a sweep beside the recipe's: those that were given.
+
+    Raises:
+        RecipeError: a value cannot be used; the message names the option.
+    """
+    found: dict[str, Any] = {}
+    for name, known in options_of(SweepOptions).items():
+        if name in vars(namespace):
+            words, where = vars(namespace)[name], f"--{name.replace('_', '-')}"
+            value = words if isinstance(words, bool) else known.kind.from_texts(words, where)
+            found[name] = known.kind.checked(value, where)
+    return found
 
 
 def _compress_parser() -> argparse.ArgumentParser:
@@ -165,6 +199,21 @@ def _compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _sweep_parser() -> argparse.ArgumentParser:
+    parser = _new_parser(
+        "onnxcompress sweep", "%(prog)s IN --data D --out DIR [options]", _SWEEP_ABOUT, _SWEEP_EXAMPLES
+    )
+    parser.add_argument("input", metavar="IN", type=location, help="the model to compress")
+    section = parser.add_argument_group("the sweep")
+    section.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder of the points and the report")
+    for name, known in options_of(SweepOptions).items():
+        _add_option(section, name, known, SweepOptions())
+    recipe = options_of(Recipe)
+    _add_recipe_options(parser, {name: recipe[name] for name in recipe_names()})
+    _add_common(parser, progress=True)
+    return parser
+
+
 def _new_parser(program: str, usage: str, about: str, examples: str) -> argparse.ArgumentParser:
     return _Parser(
         prog=program,
@@ -185,8 +234,10 @@ def _add_recipe_options(parser: argparse.ArgumentParser, chosen: Mapping[str, Op
                 _add_option(section, name, known)
 
 
-def _add_option(section: argparse._ArgumentGroup, name: str, known: Option) -> None:
-    flag, text, default = f"--{name.replace('_', '-')}", known.help, getattr(Recipe(), name)
+def _add_option(
+    section: argparse._ArgumentGroup, name: str, known: Option, defaults: Recipe | SweepOptions | None = None
+) -> None:
+    flag, text, default = f"--{name.replace('_', '-')}", known.help, getattr(defaults or Recipe(), name)
     if isinstance(known.kind, Flag):
         yes, no = (text, argparse.SUPPRESS) if not default else (argparse.SUPPRESS, text)
         yes, no = yes.replace("%", "%%"), no.replace("%", "%%")

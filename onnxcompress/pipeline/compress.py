@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.cost import ModelCost, model_cost
+from onnxcompress.errors import DataError
 from onnxcompress.evaluation.compare import Evaluation
 from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
@@ -18,13 +19,14 @@ from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.pipeline.gates import gate_results
 from onnxcompress.pipeline.latency_context import predicted_share, with_latency
 from onnxcompress.pipeline.layer_times import Profiled, with_times
-from onnxcompress.pipeline.measure import latency_settings, measure, open_data, resolve_providers
+from onnxcompress.pipeline.measure import DataSets, latency_settings, measure, open_data, resolve_providers
 from onnxcompress.pipeline.outputs import CompressedModel, write_together
 from onnxcompress.pipeline.plan_file import DECIDING_OPTIONS, SavedPlan
 from onnxcompress.pipeline.race import race_on
 from onnxcompress.pipeline.recovery import checkpoint_path
 from onnxcompress.pipeline.report_files import report_files
 from onnxcompress.pipeline.request import RecipeLike, Request, make_request
+from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.source import ModelLike, Source, read_source
 from onnxcompress.pipeline.stages import (
     Stage,
@@ -43,6 +45,7 @@ from onnxcompress.report.advice import compression_warnings
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
 from onnxcompress.report.layers import layer_changes
 from onnxcompress.report.progress import Progress, no_progress, told_stream
+from onnxcompress.report.search_figures import Found
 
 _TIMED_APART_BYTES = 512 * 1024 * 1024
 """Up to this size a cleaned model is timed beside the original and the compressed one."""
@@ -102,7 +105,7 @@ def compress(
     request = make_request(recipe, options, model=model, output=output, data=data, calib=calib, train=train)
     asked = request.recipe
     providers = resolve_providers(asked)
-    passes = passes_of(asked, recovery=request.recovery)
+    passes_of(asked, recovery=request.recovery)  # what is not installed shows here
     tell("loading the model", 0, None)
     source = read_source(model)
     name = str(source.path or "model")
@@ -112,7 +115,6 @@ def compress(
     if saved is not None:
         saved.check_is_for(source, asked)
     of_other_weights = saved is not None and not saved.is_of(source)
-    work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
     data_sets = open_data(
         source.content,
         asked,
@@ -139,6 +141,12 @@ def compress(
     )
     if saved is None:
         context = with_latency(context, source, asked, providers[0])
+    found = None
+    if asked.is_searched:
+        found = _search(request, source, context, data_sets, tell)
+        request = replace(request, settled=asked.updated(found.chosen))
+    passes = passes_of(request.settled_recipe, recovery=request.recovery)
+    work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
     checkpoints = _checkpoints(work, request.output)
     stages = _run_passes(
         work,
@@ -166,9 +174,8 @@ def compress(
                 layers, profile = with_times(layers, *profiled, providers[0], asked)
     predicted = predicted_share(context, stages)
     report = _report(request, source, original_cost, stages, compressed, measured, predicted)
-    report = replace(
-        report, layers=layers, profile=profile if asked.profile else None, seconds=time.perf_counter() - started
-    )
+    profile = profile if asked.profile else None
+    report = replace(report, layers=layers, profile=profile, search=found, seconds=time.perf_counter() - started)
     report = replace(report, peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(request, source, stages)
     if not asked.dry_run:
@@ -193,6 +200,23 @@ def _remove(checkpoints: Sequence[Path | None]) -> None:
     for path in checkpoints:
         if path is not None:
             path.unlink(missing_ok=True)
+
+
+def _search(request: Request, source: Source, context: PassContext, data_sets: DataSets, tell: Progress) -> Found:
+    if data_sets.calibration is None:
+        raise DataError("a search needs calibration data: give --calib PATH or --data PATH")
+    return Search(
+        request.recipe,
+        request.recovery,
+        source.model,
+        source.content,
+        context.original_cost or model_cost(source.model, request.recipe.input_shape),
+        # What is evaluated on must be fitted to nowhere: labels of all calibration samples are left out as well.
+        replace(context, checkpoint=None, resume=False, labelled=None),
+        data_sets.calibration,
+        labels=data_sets.evaluation is None or data_sets.evaluation.has_labels,
+        tell=tell,
+    ).run()
 
 
 def _run_passes(
@@ -256,7 +280,7 @@ def _told(doing: str, calibration: Samples, samples: int | None, tell: Progress)
 
 
 def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPlan:
-    options = request.recipe.to_json()
+    options = request.settled_recipe.to_json()
     return SavedPlan(
         sha256=source.sha256,
         side_files=source.side_files,
@@ -302,7 +326,7 @@ def _report(
         versions=environment.versions(),
         platform=environment.machine(),
     )
-    return replace(report, warnings=compression_warnings(report, request.recipe))
+    return replace(report, warnings=compression_warnings(report, request.settled_recipe))
 
 
 def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, report: Report) -> Report:

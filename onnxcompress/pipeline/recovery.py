@@ -24,7 +24,7 @@ def chosen_mode(recipe: Recipe, *, data: Any, calib: Any, train: Any) -> str:
 
     Left to us, reconstruction is never chosen: it takes minutes where a refit takes seconds.
     """
-    asked = recipe.recover or ("auto" if recipe.target or train is not None else "none")
+    asked = recipe.recover or ("auto" if recipe.target or recipe.is_searched or train is not None else "none")
     if asked != "auto":
         return asked
     if train is not None:

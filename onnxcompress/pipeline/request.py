@@ -31,6 +31,7 @@ class Request:
         data, calib, train: a path, `module:callable`, or an object as `onnxcompress.runtime.data` takes it.
         round_up: whether the block was left to us: a part of one is then as good as a whole.
         output: OUT, None where no model is to be written.
+        settled: the recipe with what a search has chosen, None where there was none.
     """
 
     recipe: Recipe
@@ -40,6 +41,12 @@ class Request:
     train: Any
     saved_plan: SavedPlan | None
     round_up: bool = False
+    settled: Recipe | None = None
+
+    @property
+    def settled_recipe(self) -> Recipe:
+        """The recipe as the passes carry it out."""
+        return self.settled or self.recipe
 
     @property
     def recovery(self) -> str:
@@ -49,8 +56,8 @@ class Request:
     @property
     def needs_calibration(self) -> bool:
         """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
-        ranks = self.recipe.prune > 0 and self.recipe.importance in ("activation", "taylor")
-        decides = self.saved_plan is None and (ranks or bool(self.recipe.target))
+        ranks = self.recipe.prune_share > 0 and self.recipe.importance in ("activation", "taylor")
+        decides = self.saved_plan is None and (ranks or bool(self.recipe.target) or self.recipe.is_searched)
         # Ranges are those of the weights at hand.
         decides_ranges = self.saved_plan is None or self.recipe.plan_structure_only or self.recipe.force_plan
         return self.recovery != "none" or decides or (self.recipe.quantize == "int8" and decides_ranges)
@@ -60,6 +67,8 @@ class Request:
         """The option that calibration data are needed for."""
         if self.recipe.target:
             return "--target"
+        if self.recipe.is_searched:
+            return "the search of --max-drop"
         if self.recovery != "none":
             return f"--recover {self.recovery}"
         return "--quantize int8" if self.recipe.quantize == "int8" else f"--importance {self.recipe.importance}"
@@ -94,6 +103,8 @@ def make_request(
         round_up=not isinstance(settled.round_to, int),
     )
     _check_training(request)
+    if request.recipe.prune == "auto" and not request.recipe.target and request.recipe.max_drop is None:
+        raise RecipeError("--prune auto chooses under a limit: give --max-drop P or --target KIND=F")
     if request.needs_calibration and request.data is None and request.calib is None and request.train is None:
         raise RecipeError(f"{request.calibration_reason} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:

@@ -56,11 +56,11 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
         RecipeError: a file that an option names cannot be used.
     """
     passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup(CleanupConfig(CLEANUP.chosen(recipe.cleanup)))]
-    if recipe.prune > 0:
+    if recipe.prune_share > 0:
         for step in range(1, recipe.steps):
-            passes.append(_pruning(recipe, recipe.prune * step / recipe.steps))
+            passes.append(_pruning(recipe, recipe.prune_share * step / recipe.steps))
             passes += recovery_passes(recipe, recovery, share=STEP_SHARE)
-        passes.append(_pruning(recipe, recipe.prune))
+        passes.append(_pruning(recipe, recipe.prune_share))
     if recipe.target:
         passes.append(Allocation(_allocation_of(recipe)))
     else:

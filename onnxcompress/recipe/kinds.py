@@ -59,7 +59,7 @@ class Flag(Kind):
 
 
 class Number(Kind):
-    """A finite number within bounds; `below` excludes its bound, `above` likewise."""
+    """A finite number within bounds, or one of the words in `words`; `below` excludes its bound, `above` likewise."""
 
     def __init__(
         self,
@@ -69,8 +69,9 @@ class Number(Kind):
         maximum: float = math.inf,
         below: float = math.inf,
         above: float = -math.inf,
+        words: tuple[str, ...] = (),
     ) -> None:
-        self.expected = expected
+        self.expected, self.words = expected, words
         self.minimum, self.maximum, self.below, self.above = minimum, maximum, below, above
 
     def from_text(self, text: str) -> float | str:
@@ -79,7 +80,9 @@ class Number(Kind):
         except ValueError:
             return text
 
-    def checked(self, value: Any, where: str) -> float:
+    def checked(self, value: Any, where: str) -> Any:
+        if isinstance(value, str) and value in self.words:
+            return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(f"{where}: {shown(value)} is not a number; give {self.expected}")
         number = float(value)
@@ -305,7 +308,7 @@ class Targets(Kind):
         for kind in value:
             if kind not in self.names:
                 raise RecipeError(f"{where}: {shown(kind)} is not known; give one of {', '.join(self.names)}")
-        return {str(kind): share.checked(own, f"{where}.{kind}") for kind, own in value.items()}
+        return {str(kind): float(share.checked(own, f"{where}.{kind}")) for kind, own in value.items()}
 
     def plain(self, value: Any) -> dict[str, float]:
         return dict(value)

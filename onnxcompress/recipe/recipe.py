@@ -30,7 +30,7 @@ from onnxcompress.recipe.options import COMPRESSION, DATA, GATES, LATENCY, OUTPU
 from onnxcompress.recipe.toml import emit_toml, parse_toml
 from onnxcompress.remote import Location, RemoteFile, fetch_file, location
 
-_FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4", minimum=0.0, below=1.0)
+_FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4, or auto", minimum=0.0, below=1.0, words=("auto",))
 _RATIO = Number("a number above 0, such as 1.5", above=0.0)
 _POINTS = Number("percentage points from 0 to 100, such as 1.0", minimum=0.0, maximum=100.0)
 
@@ -49,8 +49,12 @@ class Recipe:
         RecipeError: a value cannot be used; the message starts with the field's name.
     """
 
-    prune: float = option(
-        0.0, _FRACTION, COMPRESSION, "R", "fraction of filters to remove from every group, 0 <= R < 1"
+    prune: float | str = option(
+        0.0,
+        _FRACTION,
+        COMPRESSION,
+        "R|auto",
+        "fraction of filters to remove from every group, 0 <= R < 1; auto: chosen under --target or --max-drop",
     )
     prune_scope: str = option(
         "uniform",
@@ -311,6 +315,20 @@ class Recipe:
             value = texts if isinstance(texts, bool) else kind.from_texts(texts, where)
             changed[name] = kind.checked(value, where)
         return replace(self, **changed)
+
+    @property
+    def prune_share(self) -> float:
+        """The fraction of filters to remove; 0 where it is yet to be chosen."""
+        return 0.0 if isinstance(self.prune, str) else self.prune
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether how much is compressed is found by a search with evaluations: see `pipeline.search`."""
+        if self.plan is not None:
+            return False
+        chosen = self.prune == "auto"
+        splits = self.prune == 0 and "auto" in (self.tucker, self.svd)
+        return chosen or (splits and self.max_drop is not None and not self.target)
 
     def to_json(self) -> dict[str, Any]:
         """Return every field as JSON holds it, null where it is not set."""

@@ -69,7 +69,8 @@ def schema_of(kind: Kind) -> Schema:
     if isinstance(kind, Flag):
         return {"type": "boolean"}
     if isinstance(kind, Number):
-        return {"type": "number", **_bounds(kind)}
+        share: Schema = {"type": "number", **_bounds(kind)}
+        return {"anyOf": [share, {"enum": list(kind.words)}]} if kind.words else share
     if isinstance(kind, Whole):
         number: Schema = {"type": "integer", "minimum": kind.minimum}
         return {"anyOf": [number, {"enum": list(kind.words)}]} if kind.words else number
@@ -89,8 +90,8 @@ def schema_of(kind: Kind) -> Schema:
         sizes = {"type": "array", "items": {"type": "integer", "minimum": 1}}
         return {"type": "object", "additionalProperties": sizes}
     if isinstance(kind, Targets):
-        share = {"type": "number", "exclusiveMinimum": 0.0, "maximum": 1.0}
-        return {"type": "object", "properties": dict.fromkeys(kind.names, share), "additionalProperties": False}
+        part = {"type": "number", "exclusiveMinimum": 0.0, "maximum": 1.0}
+        return {"type": "object", "properties": dict.fromkeys(kind.names, part), "additionalProperties": False}
     if isinstance(kind, ProviderOptions):
         setting = {"type": ["string", "number", "boolean"]}
         return {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": setting}}

@@ -113,8 +113,8 @@ def _noise_line(figures: Latency) -> str:
 def how_to_keep_more(recipe: Recipe) -> str:
     """Name what of this recipe can be made gentler, or won back."""
     ways = []
-    if recipe.prune > 0:
-        ways.append(f"lower --prune (now {recipe.prune:g}; start from 0.02)")
+    if recipe.prune_share > 0:
+        ways.append(f"lower --prune (now {recipe.prune_share:g}; start from 0.02)")
     if recipe.tucker not in ("off", _GENTLE) and not recipe.target:
         ways.append(f"keep more of each Conv (--tucker {_GENTLE}, or off)")
     if recipe.svd not in ("off", _GENTLE) and not recipe.target:
@@ -151,14 +151,14 @@ def _recoveries(recipe: Recipe) -> list[str]:
 
 def _loses_structure(recipe: Recipe) -> bool:
     """Whether filters or ranks go: what a refit or a training can make up for."""
-    return recipe.prune > 0 or (recipe.tucker, recipe.svd) != ("off", "off") or bool(recipe.target)
+    return recipe.prune_share > 0 or (recipe.tucker, recipe.svd) != ("off", "off") or bool(recipe.target)
 
 
 def _unused(report: Report, recipe: Recipe) -> list[str]:
     """Name what was given and had no effect."""
     done = {stage.pass_name for stage in report.stages}
     lines = []
-    ranked_by = recipe.importance if recipe.prune > 0 else ""
+    ranked_by = recipe.importance if recipe.prune_share > 0 else ""
     if recipe.calib is not None and not done & _CALIBRATED and ranked_by not in ("activation", "taylor"):
         lines.append(
             "The calibration data were not used: --recover refit, --target, --quantize int8, or "

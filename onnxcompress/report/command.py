@@ -10,6 +10,7 @@ from typing import Any
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.kinds import Flag
 from onnxcompress.recipe.options import COMPRESSION, options_of
+from onnxcompress.recipe.sweep_options import SweepOptions
 from onnxcompress.report.figures import Report
 
 
@@ -19,7 +20,7 @@ def command_of(report: Report) -> str:
     if report.command == "compare":
         words.append("compare")
     words += [report.input.path or "IN", (report.output.path if report.output else None) or "OUT"]
-    return " ".join(map(shlex.quote, [*words, *_options(report.recipe)]))
+    return " ".join(map(shlex.quote, [*words, *option_words(report.recipe)]))
 
 
 def recipe_of(report: Report) -> Recipe:
@@ -31,11 +32,18 @@ def recipe_of(report: Report) -> Recipe:
     return replace(recipe, **{name: getattr(default, name) for name in options_of(Recipe) if _is_deciding(name)})
 
 
-def _options(recipe: Mapping[str, Any]) -> Iterator[str]:
-    default = Recipe().to_json()
-    for name, known in options_of(Recipe).items():
-        value = recipe.get(name)
-        settled = recipe.get("plan") is not None and _is_deciding(name)
+def option_words(given: Mapping[str, Any], of: Recipe | SweepOptions | None = None) -> Iterator[str]:
+    """Yield the words of the options that do not stand at their default.
+
+    Args:
+        given: their values as JSON holds them.
+        of: the defaults; a recipe's where it is left out.
+    """
+    defaults = of or Recipe()
+    default = defaults.to_json()
+    for name, known in options_of(type(defaults)).items():
+        value = given.get(name)
+        settled = given.get("plan") is not None and _is_deciding(name)
         if value is None or value == default[name] or settled:
             continue
         option = name.replace("_", "-")

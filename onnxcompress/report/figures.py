@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxcompress.evaluation.latency import Latency
     from onnxcompress.evaluation.profile import ProfileComparison
     from onnxcompress.report.layers import LayerChange
+    from onnxcompress.report.search_figures import Found
 
 SCHEMA = 1
 
@@ -134,6 +135,7 @@ class Report:
         command: `compress` or `compare`.
         self_checks: of the passes that changed something; empty with `--no-verify` and in a comparison.
         output: the compressed model; its `path` is None where no file was written.
+        search: how much to compress was found by trials: what was measured, and each of them; None without a search.
         layers: what each layer of the original costs before and after; empty where no model was made.
         profile: both models' nodes as the runtime ran them; None where it was not asked for, or could not be made.
         warnings: what the user must hear, one sentence or two each.
@@ -149,6 +151,7 @@ class Report:
     compression: CompressionFigures | None = None
     gates: tuple[GateResult, ...] = ()
     self_checks: tuple[SelfCheck, ...] = ()
+    search: Found | None = None
     layers: tuple[LayerChange, ...] = ()
     profile: ProfileComparison | None = None
     warnings: tuple[str, ...] = ()

@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from importlib import resources
 
 from onnxcompress.report import html_sections as sections
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Markup, element, join, text, void
 from onnxcompress.report.html_layers import layers_section, profile_section
+from onnxcompress.report.html_search import search_section
 
 
 def html_report(report: Report) -> str:
     """Return the report as a page."""
-    style, script = _template("report.css"), _template("report.js")
     title = _title(report)
-    head = [
-        void("meta", charset="utf-8"),
-        void("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
-        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"onnxcompress: {title}"),
-        element("style", Markup(style)),
-    ]
     header = element(
         "header",
         element("p", f"onnxcompress {report.command}", class_="soft small"),
@@ -41,26 +35,41 @@ def html_report(report: Report) -> str:
         sections.gates_section(report),
         sections.figures_section(report),
         layers_section(report),
+        search_section(report),
         profile_section(report),
         sections.passes_section(report),
         sections.skipped_section(report),
         sections.run_section(report),
-        element("footer", _made_by(report)),
+        element("footer", made_by(report.versions)),
     )
+    return html_page(title, main)
+
+
+def html_page(title: str, main: Markup) -> str:
+    """Return a whole page of one `main` element, with the style sheet and the script of all pages."""
+    style, script = _template("report.css"), _template("report.js")
+    head = [
+        void("meta", charset="utf-8"),
+        void("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
+        void("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"onnxcompress: {title}"),
+        element("style", Markup(style)),
+    ]
     body = element("body", main, element("script", Markup(script)))
     page = element("html", element("head", *head), body, lang="en")
     return f"<!DOCTYPE html>\n{page}\n"
+
+
+def made_by(versions: Mapping[str, str]) -> Markup:
+    """Return the line at a page's foot."""
+    version = versions.get("onnxcompress", "")
+    return join([text(f"Made by onnxcompress {version}. A figure that was not measured is not shown.")])
 
 
 def _title(report: Report) -> str:
     before = report.input.path or "model"
     after = report.output.path if report.output else None
     return f"{before} → {after}" if after else f"{before} (no compressed model was written)"
-
-
-def _made_by(report: Report) -> Markup:
-    version = report.versions.get("onnxcompress", "")
-    return join([text(f"Made by onnxcompress {version}. A figure that was not measured is not shown.")])
 
 
 def _template(name: str) -> str:

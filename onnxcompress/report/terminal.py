@@ -15,6 +15,7 @@ from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.profile_rows import NODE_HEADER, NOTE, OP_HEADER, node_rows, op_rows, providers_line
 from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
+from onnxcompress.report.search_figures import Found, chosen_text, drop_title, search_title, trial_row
 from onnxcompress.report.text import count, printable, size
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def print_report(report: Report, console: Console, *, verbose: bool = False, dec
     """
     if report.stages:
         console.print(_stages_table(report), "")
+    if report.search is not None:
+        _print_search(report.search, console)
     for stage in report.stages:
         if stage.outcome is not None:
             console.print(cell(outcome_line(stage.pass_name, stage.outcome)), "")
@@ -116,6 +119,16 @@ def _stages_table(report: Report) -> Table:
         for what, changes, left, seconds in step_rows(stage):
             table.add_row(cell(f"  {what}"), changes, left, "", "", "", seconds)
     return table
+
+
+def _print_search(found: Found, console: Console) -> None:
+    if found.trials:
+        columns = ("filters removed", "MACs", "parameters", drop_title(found), "seconds")
+        table = new_table(search_title(found), *((title, "right") for title in columns))
+        for trial in found.trials:
+            table.add_row(*trial_row(trial))
+        console.print(table)
+    console.print(cell(f"Chosen: {chosen_text(found)}"), "", sep="\n")
 
 
 def _before_and_after(report: Report) -> Table:

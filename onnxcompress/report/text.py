@@ -50,3 +50,13 @@ def times(ratio: float | None, better: str, worse: str) -> str:
     if abs(ratio - 1) < 0.005:
         return "same"
     return f"{ratio:.2f} x {better}" if ratio > 1 else f"{1 / ratio:.2f} x {worse}" if ratio > 0 else "-"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the unit that suits it: `12 s`, `3 min`, `2 h 5 min`."""
+    if seconds is None:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

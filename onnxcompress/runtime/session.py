@@ -185,11 +185,20 @@ def _loads_on_cpu(source: bytes | str, settings: SessionSettings) -> bool:
     return True
 
 
+def _threads_where_confined() -> int:
+    """Return one thread for each CPU where this process may use a part of them only: onnxruntime counts all of them.
+    0 leaves the choice to onnxruntime."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
+
+
 def _onnxruntime_options(settings: SessionSettings, severity: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
+    options.intra_op_num_threads = settings.threads or _threads_where_confined()
     options.inter_op_num_threads = 1
     options.log_severity_level = severity
     options.use_deterministic_compute = settings.deterministic

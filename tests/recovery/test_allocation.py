@@ -111,3 +111,9 @@ def test_a_target_of_size_is_of_the_file_as_it_is_stored(quantize: str, share: f
     assert (gate.name, gate.passed) == ("target_size", True)
     assert gate.value is not None
     assert gate.value > 0.8 * share  # what may be kept is kept
+
+
+def test_a_model_without_choices_keeps_its_limit_or_tells_so() -> None:
+    assert allocate([], {"macs": []}, {"macs": 1.0}) == []
+    with pytest.raises(BudgetInfeasibleError, match="macs: the limit is -1"):
+        allocate([], {"macs": []}, {"macs": -1.0})

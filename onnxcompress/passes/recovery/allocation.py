@@ -81,6 +81,16 @@ class AllocationConfig:
                 raise RecipeError(f"target: {kind}={share}, expected a share above 0 of the original")
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Layers that were considered, the choices of those that have any, their sensitivities, and what was left alone."""
+
+    considered: tuple[str, ...]
+    worth: Mapping[str, Sequence[Choice]]
+    sensitivity: Mapping[str, float]
+    skipped: tuple[Skipped, ...]
+
+
 class Allocation(Pass):
     """Splits layers so that the whole model keeps within a budget at the least damage."""
 
@@ -100,12 +110,30 @@ class Allocation(Pass):
         """
         if context.calibration is None:
             raise DataError("--target needs calibration data; give --calib PATH or --data PATH")
+        memory = {} if context.memory is None else context.memory
+        if self.name not in memory:
+            memory[self.name] = self._measured(model, context, context.calibration)
+        measured: _Measured = memory[self.name]
+        skipped, worth, sensitivity = list(measured.skipped), measured.worth, measured.sensitivity
+        chosen, times = self._allocate(model, context, worth, sensitivity)
+        decisions = [{**each, **times.get(str(each["node"]), {})} for each in self._decisions(model, chosen, sensitivity)]
+        split = {str(decision["node"]) for decision in decisions}
+        for name in measured.considered:
+            if name not in split:
+                reason = (
+                    "whole it serves the budget best" if name in worth else "no split lowers both MACs and parameters"
+                )
+                skipped.append(Skipped(name, reason))
+        return Plan(self.name, tuple(decisions), tuple(skipped))
+
+    def _measured(self, model: Model, context: PassContext, calibration: Samples) -> _Measured:
+        """Return what does not depend on the budget."""
         layers, skipped = find_refit_layers(model, model, context)
         fast = with_banded_lrn(model)
         shapes = sample_shapes(model)[0]
         first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
         batch, filled = (first, True) if isinstance(first, int) else (_BATCH, False)
-        samples = _spread(context.calibration, self.config.images)
+        samples = _spread(calibration, self.config.images)
         covariances = _covariances(
             fast, layers, _batched(samples, batch, filled=filled), self.config.positions, context.seed
         )
@@ -133,16 +161,7 @@ class Allocation(Pass):
         again = measured(more, {name: disturbed[name] for name in weighty}) if weighty else {}
         share = len(more) / len(samples)
         sensitivity |= {name: (1.0 - share) * sensitivity[name] + share * other for name, other in again.items()}
-        chosen, times = self._allocate(model, context, worth, sensitivity)
-        decisions = [{**each, **times.get(str(each["node"]), {})} for each in self._decisions(model, chosen, sensitivity)]
-        split = {str(decision["node"]) for decision in decisions}
-        for name in choices:
-            if name not in split:
-                reason = (
-                    "whole it serves the budget best" if name in worth else "no split lowers both MACs and parameters"
-                )
-                skipped.append(Skipped(name, reason))
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+        return _Measured(tuple(choices), worth, sensitivity, tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Split the planned layers of `model`.

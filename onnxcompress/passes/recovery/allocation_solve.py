@@ -30,6 +30,8 @@ def allocate(
         least = sum(float(cost.min()) for cost in costs[kind])
         if least > limit:
             raise BudgetInfeasibleError(f"{kind}: the limit is {limit:.6g}, the least that can be reached {least:.6g}")
+    if not damages:
+        return []
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_matrix, vstack
 

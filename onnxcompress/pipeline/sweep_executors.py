@@ -1,0 +1,141 @@
+"""Where the points of a sweep run: one after another, in several processes, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from types import FrameType
+
+from onnxcompress.errors import EXIT_BUG, ProviderUnavailableError
+from onnxcompress.pipeline.sweep_work import Outcome, Task, limit_worker, run_task
+from onnxcompress.report.progress import Progress
+from onnxcompress.report.text import duration
+
+_CONNECT_SECONDS = 10
+
+
+class Clock:
+    """How long a sweep will go on: by the points that it has finished."""
+
+    def __init__(self, total: int) -> None:
+        self._started, self._total, self._done = time.monotonic(), total, 0
+
+    def finished(self) -> None:
+        """Count one more point."""
+        self._done += 1
+
+    def text(self) -> str:
+        """Return `point 3 of 24, about 12 min left`."""
+        text = f"point {min(self._done + 1, self._total)} of {self._total}"
+        if self._done == 0:
+            return text
+        each = (time.monotonic() - self._started) / self._done
+        return f"{text}, about {duration(each * (self._total - self._done))} left"
+
+
+class _Stop(BaseException):
+    """Ctrl-C: a training ends early on KeyboardInterrupt and keeps its best, which would pass for a finished point."""
+
+
+def run_here(tasks: Sequence[Task], tell: Progress) -> Generator[Outcome, None, None]:
+    """Run tasks one after another."""
+    clock = Clock(len(tasks))
+    for task in tasks:
+        where = f"{clock.text()} ({task.name})"
+
+        def step(doing: str, done: int, total: int | None, where: str = where) -> None:
+            tell(f"{where}: {doing}", done, total)
+
+        yield run_task(task, step)
+        clock.finished()
+
+
+def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Generator[Outcome, None, None]:
+    """Run tasks in `jobs` processes, each with its part of the cores; outcomes come as they finish."""
+    context, clock = multiprocessing.get_context("spawn"), Clock(len(tasks))
+    workers = min(jobs, len(tasks))
+    arguments = (context.Value("i", 0), workers)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=limit_worker, initargs=arguments)
+    futures = {executor.submit(run_task, task): task for task in tasks}
+    try:
+        tell(clock.text(), 0, len(tasks))
+        for number, future in enumerate(as_completed(futures), 1):
+            try:
+                outcome = future.result()
+            except BrokenProcessPool:
+                task = futures[future]
+                reason = "its process ended without a word, as on lack of memory; try fewer --jobs"
+                outcome = Outcome(task.name, task.key, {"reason": reason, "exit_code": EXIT_BUG, "seconds": None})
+            yield outcome
+            clock.finished()
+            tell(clock.text(), number, len(tasks))
+    except BaseException:
+        for process in list((getattr(executor, "_processes", None) or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Generator[Outcome, None, None]:
+    """Run tasks on a Dask cluster; outcomes come as they finish.
+
+    Raises:
+        ProviderUnavailableError: `distributed` is not installed, or nobody answers at the address.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise ProviderUnavailableError(
+            "--scheduler needs dask.distributed, which is not installed: pip install 'onnxcompress[sweep]', "
+            "or --jobs N on this machine"
+        ) from error
+    try:
+        client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ProviderUnavailableError(f"--scheduler {address}: no Dask scheduler answers there ({reason})") from error
+    clock = Clock(len(tasks))
+    with client, client.as_current():
+        futures = {client.submit(run_task, task, pure=False, retries=1): task for task in tasks}
+        try:
+            tell(clock.text(), 0, len(tasks))
+            for number, future in enumerate(distributed.as_completed(futures), 1):
+                failure = future.exception()
+                if failure is None:
+                    yield future.result()
+                else:
+                    task, lost = futures[future], f"the cluster lost it ({type(failure).__name__}: {failure})"
+                    reason = " ".join(lost.split())
+                    yield Outcome(task.name, task.key, {"reason": reason, "exit_code": EXIT_BUG, "seconds": None})
+                clock.finished()
+                tell(clock.text(), number, len(tasks))
+        finally:
+            client.cancel(list(futures))
+
+
+@contextlib.contextmanager
+def interrupts_stop() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block by a KeyboardInterrupt that nothing inside it catches; what a training has
+    saved stays for the next time."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stop
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _Stop:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,31 @@
+"""The search for how much to compress, in the HTML report."""
+
+from __future__ import annotations
+
+from onnxcompress.report.figures import Report
+from onnxcompress.report.html_elements import Column, Markup, element, table
+from onnxcompress.report.search_figures import chosen_text, drop_title, search_title, trial_row
+
+
+def search_section(report: Report) -> Markup:
+    """Return the trials and what was chosen; nothing where there was no search."""
+    found = report.search
+    if found is None:
+        return Markup("")
+    columns = [
+        Column(title, "number") for title in ("filters removed", "MACs", "parameters", drop_title(found), "seconds")
+    ]
+    rows = [trial_row(trial) for trial in found.trials]
+    trials = element("div", table(columns, rows), class_="scroll") if rows else Markup("")
+    limit = (
+        "" if found.limit is None else f" It looked for the smallest model that loses at most {found.limit:g} points."
+    )
+    note = f"{search_title(found)}.{limit} The gate judges on other data."
+    return element(
+        "section",
+        element("h2", "Search"),
+        element("p", "Chosen: ", element("code", chosen_text(found))),
+        trials,
+        element("p", note, class_="soft small"),
+        id="search",
+    )

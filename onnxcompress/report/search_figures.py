@@ -1,0 +1,73 @@
+"""What a search for how much to compress has to tell: its trials, and what it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One compression that was tried.
+
+    Attributes:
+        prune: fraction of filters removed; share: of MACs asked for, None where ranks were not chosen.
+        macs, params: left, as shares of the original; None where the budget could not be kept.
+        drop: what is held against `max_drop`, in points; `disagreement`: percent of samples.
+    """
+
+    prune: float
+    share: float | None
+    macs: float | None = None
+    params: float | None = None
+    drop: float | None = None
+    disagreement: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search chose, and how.
+
+    Attributes:
+        measure: of a trial's drop: `expected_top1` (`evaluation.expectation`) or `disagreement`, as the evaluation data
+            have labels or not; `cost` where nothing had to be evaluated.
+        limit: the drop that a trial may have; None where a target is given.
+        samples: on which trials were evaluated.
+        chosen: the options that settle the recipe.
+    """
+
+    measure: str
+    limit: float | None
+    samples: int
+    chosen: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+
+
+def search_title(found: Found) -> str:
+    """Return how many trials there were, and on what."""
+    if not found.trials:
+        return "Search by cost alone"
+    return f"Search: {len(found.trials)} trials, each on {found.samples} calibration samples set aside"
+
+
+def drop_title(found: Found) -> str:
+    """Return what a trial's drop is."""
+    return "top-1 lost, expected" if found.measure == "expected_top1" else "other classes, percent"
+
+
+def trial_row(trial: Trial) -> list[str]:
+    """Return a trial's cells: filters removed, MACs, parameters, drop, seconds."""
+    left = ["-" if share is None else f"{share:.3f} x" for share in (trial.macs, trial.params)]
+    lost = "not reached" if trial.drop is None else f"{trial.drop:.2f}"
+    return [f"{100 * trial.prune:g} %", *left, lost, f"{trial.seconds:.1f}"]
+
+
+def chosen_text(found: Found) -> str:
+    """Return what was chosen, as options."""
+    words = []
+    for name, value in found.chosen.items():
+        pairs = [f"{kind}={share:g}" for kind, share in value.items()] if isinstance(value, Mapping) else [f"{value:g}"]
+        words += [f"--{name} {pair}" for pair in pairs]
+    return " ".join(words)

@@ -1,0 +1,155 @@
+"""What a sweep has to tell: its points, which of them no other beats, and what both methods gain over the better alone.
+
+Units as in `onnxcompress.report.figures`. The names are the keys of `sweep.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxcompress.evaluation.intervals import Interval
+from onnxcompress.report.figures import ModelFigures
+
+LOSSES = (0.5, 1.0, 2.0)
+"""Percentage points of accuracy that may be lost: the rows of the table of gains."""
+
+MEASURES = ("bytes", "params", "macs", "latency")
+"""What is compressed: `compression` has original / compressed of each."""
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One point: what was asked for, and what came of it.
+
+    Attributes:
+        method: prune, tucker or both.
+        options: those that make the point, as recipe keys.
+        reason: why it failed; None where it did not, and then every figure below that was measured is set.
+        exit_code: what `compress` would have ended with.
+        accuracy: percent of top-1, or of agreement with the original where there are no labels.
+        drop: points of it that are lost, with its 95 % interval.
+        latency_ms, original_latency_ms: p50 on the first provider.
+        compression: original / compressed, by `MEASURES`; what was not measured is missing.
+        model: the file's name in the sweep's folder.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any]
+    reason: str | None = None
+    exit_code: int = 0
+    accuracy: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    drop: float | None = None
+    drop_interval: Interval | None = None
+    bytes: int | None = None
+    params: int | None = None
+    macs: int | None = None
+    latency_ms: float | None = None
+    original_latency_ms: float | None = None
+    speedup_interval: Interval | None = None
+    compression: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    model: str | None = None
+    resumed: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The best compression of each method within a loss, and what both gain over the better one alone.
+
+    Attributes:
+        best: {method: (compression, name of the point)}; a method without a point within the loss is missing. Only
+            measured points count: nothing is interpolated.
+        gain: of both over the better of prune and tucker, as a share (0.57: 57 % more); None where both or the two
+            alone have no point.
+    """
+
+    measure: str
+    loss: float
+    best: Mapping[str, tuple[float, str]]
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """Everything a sweep has to tell.
+
+    Attributes:
+        original_accuracy: percent of top-1, 100 where there are no labels; `labels` tells which.
+        fronts: {measure: names of the points that no other beats in both accuracy and that measure}.
+    """
+
+    input: ModelFigures
+    labels: bool
+    samples: int
+    original_accuracy: float
+    points: tuple[SweepPoint, ...]
+    gains: tuple[Gain, ...]
+    fronts: Mapping[str, tuple[str, ...]]
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    folder: str = ""
+    command: str = "sweep"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    platform: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures that a point has."""
+        return tuple(m for m in MEASURES if any(m in point.compression for point in self.points))
+
+    @property
+    def failed(self) -> tuple[SweepPoint, ...]:
+        """The points without a result."""
+        return tuple(point for point in self.points if not point.done)
+
+
+def gains_of(points: Sequence[SweepPoint], losses: Iterable[float] = LOSSES) -> tuple[Gain, ...]:
+    """Return the table of Goyal et al. (IPDPSW 2019): for each measure and loss the best measured point of each method.
+
+    A point holds a loss if the fall of accuracy that was measured is at most that.
+    """
+    measured = [measure for measure in MEASURES if any(measure in point.compression for point in points)]
+    return tuple(_gain(points, measure, loss) for measure in measured for loss in losses)
+
+
+def _gain(points: Sequence[SweepPoint], measure: str, loss: float) -> Gain:
+    best: dict[str, tuple[float, str]] = {}
+    for point in points:
+        ratio = point.compression.get(measure)
+        if ratio is None or point.drop is None or point.drop > loss + _ROUNDING:
+            continue
+        if point.method not in best or ratio > best[point.method][0]:
+            best[point.method] = ratio, point.name
+    alone = [best[method][0] for method in ("prune", "tucker") if method in best]
+    gain = best["both"][0] / max(alone) - 1.0 if alone and "both" in best else None
+    return Gain(measure, loss, best, gain)
+
+
+def fronts_of(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:
+    """Return {measure: names of the points that no other beats}, from the most accurate on.
+
+    A point is beaten by one that is at least as accurate and at least as small, and better in one of the two.
+    """
+    fronts: dict[str, tuple[str, ...]] = {}
+    for measure in MEASURES:
+        known = [p for p in points if p.accuracy is not None and measure in p.compression]
+        front: list[SweepPoint] = []
+        for point in sorted(known, key=lambda p: (-(p.accuracy or 0.0), -p.compression[measure])):
+            if not front or point.compression[measure] > front[-1].compression[measure]:
+                front.append(point)
+        if front:
+            fronts[measure] = tuple(point.name for point in front)
+    return fronts

@@ -1,0 +1,215 @@
+"""The Pareto plot of a sweep: accuracy against size, MACs, parameters or latency, as SVG in a page or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from onnxcompress.recipe.sweep_options import METHODS
+from onnxcompress.report.html_elements import Markup, element, join
+from onnxcompress.report.html_plots import ticks
+from onnxcompress.report.sweep_figures import SweepPoint, SweepReport, fronts_of
+from onnxcompress.report.text import percent
+
+METHOD_TITLES = {"prune": "pruning alone", "tucker": "Tucker alone", "both": "both"}
+
+_HEIGHT, _TOP, _BOTTOM = 340, 18, 296
+_LEFT_PERCENT, _RIGHT_PERCENT = 3.0, 97.0
+_FILE_WIDTH = 760
+_SHOWN_POINTS = 20.0
+"""So many points of accuracy below the original are shown; what lies deeper stands at the lower edge, hollow."""
+
+_LOSS = 1.0
+_SHAPES = {
+    "prune": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
+    "tucker": "M-5.5 -5.5h11v11h-11z",
+    "both": "M0 -7.5L7 5.5H-7z",
+    "original": "M0 -8L2.4 -2.6L8 -2.2L3.6 1.6L5 7.4L0 4.2L-5 7.4L-3.6 1.6L-8 -2.2L-2.4 -2.6z",
+}
+_STYLE = """\
+svg { font: 13px system-ui, sans-serif; background: #fff; }
+text { fill: #1b2430; } .faint { fill: #5a6675; } .grid { stroke: #dde2e8; } .loss { stroke: #b3261e; }
+.loss, .zero { stroke-width: 1.5; stroke-dasharray: 5 4; } .zero { stroke: #5a6675; } .loss-text { fill: #b3261e; }
+.prune { fill: #c04e00; stroke: #c04e00; } .tucker { fill: #1f6fd6; stroke: #1f6fd6; }
+.both { fill: #0a7d54; stroke: #0a7d54; } .original { fill: #1b2430; stroke: #1b2430; }
+.mark { stroke-width: 1.5; fill-opacity: .85; } .below { fill: none; } .front { stroke-width: 1.5; opacity: .6; }
+"""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A measure's values in the unit of its axis."""
+
+    title: str
+    of: Callable[[SweepPoint], float | None]
+    original: float | None
+    divisor: float
+
+
+def pareto_plots(report: SweepReport) -> list[Markup]:
+    """Return a figure for each measure that there is, for the page."""
+    return [
+        element(
+            "figure",
+            element("figcaption", _title(report, measure), class_="small"),
+            element(
+                "svg",
+                *_drawn(report, measure),
+                width="100%",
+                height=_HEIGHT,
+                role="img",
+                aria_label=_title(report, measure),
+                class_="pareto",
+            ),
+            data_measure=measure,
+        )
+        for measure in report.measures
+    ]
+
+
+def pareto_file(report: SweepReport, measure: str) -> str:
+    """Return the plot of one measure as an SVG file with a legend."""
+    legend: list[Markup] = []
+    across = 16
+    for kind in ("original", *_methods(report)):
+        legend += [_mark(kind, str(across), "18", f"mark {kind}"), element("text", _legend(kind), x=across + 14, y=22)]
+        across += 40 + 8 * len(_legend(kind))
+    title = element("text", _title(report, measure), x=10, y=_HEIGHT + 36, class_="faint")
+    plot = element("svg", *_drawn(report, measure), y=30, width=_FILE_WIDTH, height=_HEIGHT)
+    content = element(
+        "svg",
+        element("style", Markup(_STYLE)),
+        *legend,
+        plot,
+        title,
+        xmlns="http://www.w3.org/2000/svg",
+        width=_FILE_WIDTH,
+        height=_HEIGHT + 46,
+    )
+    return f"{content}\n"
+
+
+def legend(report: SweepReport) -> Markup:
+    """Return what the marks mean, for the page."""
+    entries = [
+        element(
+            "span",
+            element("svg", _mark(kind, "9", "9", f"mark {kind}"), width=18, height=18, aria_hidden="true"),
+            _legend(kind),
+        )
+        for kind in ("original", *_methods(report))
+    ]
+    return element("div", *entries, class_="marks small")
+
+
+def _methods(report: SweepReport) -> list[str]:
+    return [method for method in METHODS if any(p.method == method and p.done for p in report.points)]
+
+
+def _legend(kind: str) -> str:
+    return METHOD_TITLES.get(kind, kind)
+
+
+def _title(report: SweepReport, measure: str) -> str:
+    what = "Top-1 accuracy" if report.labels else "Agreement with the original"
+    return f"{what} in percent against {_scale(report, measure).title}"
+
+
+def _scale(report: SweepReport, measure: str) -> _Scale:
+    before = report.input
+    if measure == "latency":
+        times = [p.original_latency_ms for p in report.points if p.original_latency_ms is not None]
+        middle = sorted(times)[len(times) // 2] if times else None
+        return _Scale("latency (ms, p50)", lambda p: p.latency_ms, middle, 1.0)
+    name, original, of = {
+        "bytes": ("file size", before.bytes, lambda p: p.bytes),
+        "params": ("parameters", before.params, lambda p: p.params),
+        "macs": ("MACs of a sample", before.macs, lambda p: p.macs),
+    }[measure]
+    divisor, unit = next(
+        (d, u) for d, u in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")) if (original or 0) >= 2 * d or d == 1.0
+    )
+    unit += "B" if measure == "bytes" else ""
+    return _Scale(f"{name} ({unit})" if unit else name, of, original, divisor)
+
+
+def _drawn(report: SweepReport, measure: str) -> Iterator[Markup]:
+    scale = _scale(report, measure)
+    points = [p for p in report.points if p.accuracy is not None and scale.of(p) is not None]
+    values = [(scale.of(p) or 0.0) / scale.divisor for p in points]
+    original = None if scale.original is None else scale.original / scale.divisor
+    shown = [*values, *([] if original is None else [original])]
+    low, high = min(shown), max(shown)
+    room = 0.05 * (high - low) or 0.05 * high or 1.0
+    low, high = max(0.0, low - room), high + room
+    best = max([report.original_accuracy, *(p.accuracy or 0.0 for p in points)])
+    least = min([report.original_accuracy - 2 * _LOSS, *(p.accuracy or 0.0 for p in points)])
+    floor = max(0.0, least, report.original_accuracy - _SHOWN_POINTS)
+    head = 0.06 * (best - floor) or 1.0
+    bottom, top = floor - head, best + head
+
+    def x(value: float) -> str:
+        return f"{_LEFT_PERCENT + (_RIGHT_PERCENT - _LEFT_PERCENT) * (value - low) / (high - low):.2f}%"
+
+    def y(value: float) -> str:
+        return f"{_TOP + (_BOTTOM - _TOP) * (top - max(value, floor)) / (top - bottom):.1f}"
+
+    yield element("title", _title(report, measure))
+    for tick in ticks(bottom, top):
+        if floor <= tick <= 100.0:
+            yield element("line", class_="grid", x1="0", x2="100%", y1=y(tick), y2=y(tick))
+            yield element("text", f"{tick:g} %", class_="faint", x="0", y=f"{float(y(tick)) - 4:.1f}")
+    for tick in ticks(low, high):
+        yield element("line", class_="grid", x1=x(tick), x2=x(tick), y1=_BOTTOM, y2=_BOTTOM + 5)
+        yield element("text", f"{tick:g}", class_="faint", x=x(tick), y=_BOTTOM + 22, text_anchor="middle")
+    yield element("line", class_="grid", x1="0", x2="100%", y1=_BOTTOM, y2=_BOTTOM)
+    yield element("text", scale.title, class_="faint", x="100%", y=_HEIGHT - 4, text_anchor="end")
+    yield from _levels(report.original_accuracy, y)
+    for method in _methods(report):
+        yield from _front(method, points, measure, lambda p: x((scale.of(p) or 0.0) / scale.divisor), y)
+    if original is not None:
+        name = f"original: {percent(report.original_accuracy)}, {original:.4g}"
+        yield _mark("original", x(original), y(report.original_accuracy), "mark original", name)
+    for point, value in zip(points, values, strict=True):
+        accuracy = point.accuracy or 0.0
+        hollow = " below" if accuracy < floor else ""
+        told = f"{point.name}: {percent(accuracy)}, {value:.4g} ({point.compression[measure]:.2f} x)"
+        yield _mark(point.method, x(value), y(accuracy), f"mark {point.method}{hollow}", told)
+
+
+def _levels(original: float, y: Callable[[float], str]) -> Iterator[Markup]:
+    for level, kind, text in ((original, "zero", ""), (original - _LOSS, "loss", f"{_LOSS:g} point lost")):
+        yield element("line", class_=kind, x1="0", x2="100%", y1=y(level), y2=y(level))
+        if text:
+            height = f"{float(y(level)) + 15:.1f}"
+            yield element("text", text, class_="loss-text", x="100%", y=height, text_anchor="end")
+
+
+def _front(
+    method: str,
+    points: Sequence[SweepPoint],
+    measure: str,
+    x: Callable[[SweepPoint], str],
+    y: Callable[[float], str],
+) -> Iterator[Markup]:
+    """A line through the points of a method that none of its others beats."""
+    own = {point.name: point for point in points if point.method == method}
+    names = fronts_of(list(own.values())).get(measure, ())
+    line = [own[name] for name in names]
+    for first, second in pairwise(line):
+        ends = {"x1": x(first), "x2": x(second), "y1": y(first.accuracy or 0.0), "y2": y(second.accuracy or 0.0)}
+        yield element("line", class_=f"front {method}", **ends)
+
+
+def _mark(kind: str, x: str, y: str, classes: str, told: str = "") -> Markup:
+    """A shape at a place whose x may be a percentage: a path alone could not stand there."""
+    title = [element("title", told)] if told else []
+    return element(
+        "svg", element("path", *title, d=_SHAPES[kind], class_=classes), x=x, y=y, overflow="visible", width=1, height=1
+    )
+
+
+def join_plots(report: SweepReport) -> Markup:
+    """Return the legend and all plots."""
+    return join([legend(report), element("div", *pareto_plots(report), class_="plots")])

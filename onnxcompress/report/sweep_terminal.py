@@ -1,0 +1,46 @@
+"""A sweep as tables for people."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from onnxcompress.report.sweep_figures import SweepReport
+from onnxcompress.report.sweep_plots import METHOD_TITLES
+from onnxcompress.report.sweep_text import MEASURE_TITLES, gain_row, gain_sentence, point_row
+from onnxcompress.report.terminal import cell, new_table
+from onnxcompress.report.text import count, percent, size
+
+
+def print_sweep(report: SweepReport, console: Console) -> None:
+    """Show every point and the gains."""
+    before = report.input
+    what = "top-1" if report.labels else "agreement"
+    table = new_table(
+        f"{len(report.points)} points on {report.samples} samples",
+        ("point", "left"),
+        (what, "right"),
+        ("lost", "right"),
+        *((MEASURE_TITLES[measure], "right") for measure in report.measures),
+    )
+    original = {"bytes": size(before.bytes), "params": count(before.params), "macs": count(before.macs)}
+    table.add_row("(original)", percent(report.original_accuracy), "", *(original.get(m, "") for m in report.measures))
+    for point in report.points:
+        if point.done:
+            name, *figures = point_row(point, report)
+            table.add_row(cell(name), *figures)
+    console.print(table, "")
+    if report.failed:
+        console.print(cell("Points without a result", "bold"))
+        for point in report.failed:
+            console.print(cell(f"  {point.name}: {point.reason}"))
+        console.print("")
+    gains = new_table(
+        "Best compression within a loss of accuracy (measured points; nothing is interpolated)",
+        ("of", "left"),
+        ("points lost", "right"),
+        *((title, "right") for title in METHOD_TITLES.values()),
+        ("both against the better one", "right"),
+    )
+    for gain in report.gains:
+        gains.add_row(*gain_row(gain))
+    console.print(gains, "", cell(gain_sentence(report)), sep="\n")

@@ -1,0 +1,172 @@
+"""The search for how much to compress: what it tries, what it picks, what it tells, what it leaves to the gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcompress
+from onnxcompress.cli import main
+from onnxcompress.errors import BudgetInfeasibleError, RecipeError
+from onnxcompress.evaluation.expectation import ExpectedDrop, expected_drop
+from onnxcompress.evaluation.reference import Reference
+from onnxcompress.pipeline import search
+from onnxcompress.pipeline.search import Search, bisected
+from onnxcompress.recipe import Recipe
+from onnxcompress.runtime.data import dataset_for
+from onnxcompress.runtime.session import Session
+from tests.tiny_models import conv_net, samples, save_data
+
+QUICK: dict[str, Any] = {"latency": False, "round_to": 1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(conv_net(), "in.onnx")
+    save_data(Path("data.npz"), conv_net(), count=60)
+    np.savez("calib.npz", x=samples(400, seed=5))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("edge", "expected"), [(0.4, 0.4), (0.95, 0.95), (0.1, 0.1)])
+def test_bisection_finds_the_edge_to_within_its_step(edge: float, expected: float) -> None:
+    tried: list[float] = []
+
+    def holds(value: float) -> bool:
+        tried.append(value)
+        return value >= edge
+
+    found = bisected(holds, 0.1, 1.0, 0.02)
+    assert found is not None
+    assert expected <= found <= expected + 0.02
+    assert len(tried) <= 6
+    assert bisected(lambda value: False, 0.1, 1.0, 0.02) is None
+    assert bisected(lambda value: False, 0.1, 0.6, 0.02, holds_high=True) == 0.6
+
+
+def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(folder: Path) -> None:
+    first, second = conv_net(), conv_net(seed=3)
+    session = Session(first.SerializeToString())
+    data = dataset_for(session, "calib.npz")
+    with Reference(session, data) as reference:
+        seen = expected_drop(Session(second.SerializeToString()), reference)
+        same = expected_drop(Session(first.SerializeToString()), reference)
+    logits = [Session(m.SerializeToString()).run({"x": samples(400, seed=5)})["y"] for m in (first, second)]
+    own = np.exp(logits[0].astype(np.float64))
+    own /= own.sum(axis=1, keepdims=True)
+    classes = [scores.argmax(axis=1) for scores in logits]
+    rows = np.arange(400)
+    assert seen.samples == 400
+    assert seen.disagreement == pytest.approx(100 * (classes[0] != classes[1]).mean())
+    assert seen.drop == pytest.approx(100 * (own[rows, classes[0]] - own[rows, classes[1]]).mean())
+    assert (same.drop, same.disagreement) == (0.0, 0.0)
+
+
+def test_the_smallest_share_that_keeps_the_drop_is_taken(folder: Path) -> None:
+    options = {"tucker": "auto", "svd": "auto", "data": "data.npz", "calib": "calib.npz", **QUICK}
+    result = onnxcompress.compress("in.onnx", max_drop=0.05, **options)
+    found = result.report.search
+    assert found.measure == "expected_top1"
+    assert found.samples == 100
+    keeping = [trial for trial in found.trials if trial.drop is not None and trial.drop <= 0.05]
+    share = min(trial.share for trial in keeping)
+    assert found.chosen == {"prune": 0.0, "target": {"macs": share}}
+    failing = [trial.share for trial in found.trials if trial not in keeping]
+    assert max(failing, default=0.0) < share
+    direct = onnxcompress.compress("in.onnx", target={"macs": share}, **options)
+    assert direct.model.to_bytes() == result.model.to_bytes()
+    assert [gate.name for gate in result.report.gates] == ["max_drop"]
+    harsher = onnxcompress.compress("in.onnx", max_drop=20.0, **options).report
+    assert harsher.search.chosen["target"]["macs"] < share
+
+
+def test_unlabelled_evaluation_data_are_searched_for_agreement(folder: Path) -> None:
+    options = {"data": "calib.npz", "tucker": "auto", "max_drop": 30.0, **QUICK}
+    found = onnxcompress.compress("in.onnx", **options).report.search
+    assert found.measure == "disagreement"
+    assert found.samples == 25  # a quarter of the quarter that is set aside for calibration
+    assert all(trial.drop == trial.disagreement for trial in found.trials)
+
+
+def test_pruning_alone_is_searched_by_its_rate(folder: Path) -> None:
+    options = {"data": "data.npz", "calib": "calib.npz", "prune": "auto", **QUICK}
+    result = onnxcompress.compress("in.onnx", max_drop=20.0, **options)
+    rate = result.report.search.chosen["prune"]
+    assert 0.0 < rate < 1.0
+    assert result.report.recipe["prune"] == "auto"
+    assert result.plan.recipe["prune"] == rate
+    direct = onnxcompress.compress("in.onnx", **{**options, "prune": rate}, recover="refit")
+    assert direct.model.to_bytes() == result.model.to_bytes()
+
+
+def test_pruning_alone_reaches_a_target_with_the_fewest_filters(folder: Path) -> None:
+    options = {"data": "data.npz", "calib": "calib.npz", "prune": "auto", **QUICK}
+    report = onnxcompress.compress("in.onnx", target={"macs": 0.5}, **options).report
+    assert report.compression is not None
+    assert report.compression.macs is not None
+    assert 2.0 <= report.compression.macs < 2.6
+    assert report.passed
+    assert report.search.trials == ()
+
+
+def test_both_under_a_target_take_the_rate_that_loses_least(folder: Path) -> None:
+    options = {"data": "data.npz", "calib": "calib.npz", "prune": "auto", "tucker": "auto", "svd": "auto", **QUICK}
+    found = onnxcompress.compress("in.onnx", target={"macs": 0.5}, **options).report.search
+    best = min((trial for trial in found.trials if trial.drop is not None), key=lambda trial: trial.drop)
+    assert found.chosen == {"prune": best.prune}
+    assert found.trials[0].prune == 0.0
+
+
+def test_a_plan_of_a_search_replays_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["in.onnx", "a.onnx", "--tucker", "auto", "--svd", "auto", "--max-drop", "3", "--data", "data.npz"]
+    words += ["--calib", "calib.npz", "--no-latency", "--save-plan", "p.json", "--report", "r.json", "--keep-failed"]
+    assert main(words) in (0, 3)
+    assert "Search: " in capsys.readouterr().out
+    assert json.loads(Path("r.json").read_text())["search"]["trials"]
+    assert main(["in.onnx", "b.onnx", "--plan", "p.json", "--calib", "calib.npz", "--no-latency", "-q"]) == 0
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+
+
+def _unreachable(*arguments: Any) -> Any:
+    raise BudgetInfeasibleError("macs: no")
+
+
+def test_what_cannot_be_kept_is_told_with_what_was_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"data": "calib.npz", "tucker": "auto", "max_drop": 1.0, "recover": "none", **QUICK}
+    monkeypatch.setattr(search, "expected_drop", lambda *models: ExpectedDrop(7.0, 7.0, 25))
+    with pytest.raises(BudgetInfeasibleError, match=r"keeps max_drop 1 .*tried leaves \d+% .* loses 7.00 points"):
+        onnxcompress.compress("in.onnx", **options)
+    monkeypatch.setattr(Search, "_compressed", _unreachable)
+    with pytest.raises(BudgetInfeasibleError, match="no budget that was tried can be reached"):
+        onnxcompress.compress("in.onnx", **options)
+
+
+def test_auto_needs_a_limit_and_data() -> None:
+    with pytest.raises(RecipeError, match="--prune auto chooses under a limit"):
+        onnxcompress.compress(conv_net(), prune="auto", **QUICK)
+    with pytest.raises(RecipeError, match="needs data"):
+        onnxcompress.compress(conv_net(), prune="auto", target={"macs": 0.5}, **QUICK)
+    with pytest.raises(RecipeError, match="is not a number; give a fraction"):
+        Recipe(prune="most")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"prune": "auto", "max_drop": 1.0}, True),
+        ({"tucker": "auto", "max_drop": 1.0}, True),
+        ({"svd": "auto", "max_drop": 1.0}, True),
+        ({"tucker": "auto", "max_drop": 1.0, "target": {"macs": 0.5}}, False),
+        ({"prune": 0.1, "tucker": "auto", "max_drop": 1.0}, False),
+        ({"tucker": "energy=0.9", "max_drop": 1.0}, False),
+        ({"tucker": "auto"}, False),
+    ],
+)
+def test_when_a_search_is_made(options: dict[str, Any], expected: bool) -> None:
+    assert Recipe(**options).is_searched is expected

@@ -1,0 +1,124 @@
+"""Gains, fronts, and the forms that a sweep is told in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from onnxcompress.pipeline.sweep_files import sweep_files
+from onnxcompress.report.sweep_figures import SweepPoint, fronts_of, gains_of
+from onnxcompress.report.sweep_html import sweep_html
+from onnxcompress.report.sweep_plots import pareto_file
+from onnxcompress.report.sweep_terminal import print_sweep
+from onnxcompress.report.sweep_text import gain_sentence, sweep_command, sweep_csv
+from onnxcompress.report.terminal import console_for
+from onnxcompress.report.text import printable
+from tests.sweep.made_up import example, point, report_of
+
+
+def test_gain_is_that_of_both_over_the_better_one_within_the_loss() -> None:
+    points = [
+        point("prune", 0.9, 1.2),
+        point("prune", 1.1, 9.0),  # beyond one point
+        point("tucker", 1.0, 2.0),  # exactly one point counts
+        point("both", 1.0, 3.14),
+        point("both", 0.2, 1.5),
+    ]
+    gains = {(gain.measure, gain.loss): gain for gain in gains_of(points)}
+    one = gains["params", 1.0]
+    assert one.best == {"prune": (1.2, "prune-1.2"), "tucker": (2.0, "tucker-2"), "both": (3.14, "both-3.14")}
+    assert one.gain == pytest.approx(0.57)
+    assert gains["params", 2.0].gain == pytest.approx(3.14 / 9.0 - 1.0)
+    half = gains["params", 0.5]
+    assert half.best == {"both": (1.5, "both-1.5")}
+    assert half.gain is None
+    assert {measure for measure, _ in gains} == {"bytes", "params", "macs", "latency"}
+
+
+def test_points_without_a_result_and_figures_not_measured_count_nowhere() -> None:
+    failed = SweepPoint("x", "both", {}, reason="no")
+    slow = point("prune", 0.1, 1.5, latency=False)
+    assert {gain.measure for gain in gains_of([failed, slow])} == {"bytes", "params", "macs"}
+    assert fronts_of([failed]) == {}
+    assert "No point has a result." in gain_sentence(report_of(failed))
+
+
+def test_the_front_has_what_no_other_beats() -> None:
+    points = [point("prune", 0.0, 1.0), point("tucker", 1.0, 1.0), point("both", 1.0, 2.0), point("prune", 3.0, 1.9)]
+    assert fronts_of(points)["macs"] == ("prune-1", "both-2")
+
+
+def test_sentence_of_what_it_shows() -> None:
+    assert "2.10 x fewer parameters; +50 % against the better alone" in gain_sentence(example())
+    assert "no point that does both" in gain_sentence(report_of(point("prune", 0.1, 2.0)))
+    assert gain_sentence(report_of(point("both", 5.0, 2.0))) == "No point keeps within 1 point lost."
+
+
+def test_csv_has_a_line_for_each_point() -> None:
+    report = example()
+    rows = list(csv.DictReader(io.StringIO(sweep_csv(report))))
+    assert [row["name"] for row in rows] == [printable(p.name) for p in report.points]
+    assert [row["status"] for row in rows] == ["done"] * 7 + ["failed"]
+    assert float(rows[3]["compression_params"]) == 1.4
+    assert float(rows[0]["drop_high"]) == 1.4
+    assert rows[-1]["accuracy"] == ""
+    assert rows[-1]["reason"].startswith("no result because of </script>")
+
+
+def test_every_file_is_whole(tmp_path: Path) -> None:
+    files = sweep_files(example(), tmp_path)
+    assert {path.name for path in files} == {
+        "sweep.json",
+        "sweep.csv",
+        "sweep.html",
+        "pareto-size.svg",
+        "pareto-params.svg",
+        "pareto-macs.svg",
+        "pareto-latency.svg",
+    }
+    value = json.loads(files[tmp_path / "sweep.json"])
+    assert value["schema"] == 1
+    assert value["command"] == "sweep"
+    assert value["points"][0]["compression"]["macs"] == 1.1
+    assert value["gains"][0]["best"]["tucker"] == [1.4, "tucker-1.4"]
+
+
+@pytest.mark.parametrize("measure", ["bytes", "params", "macs", "latency"])
+def test_the_plot_has_a_mark_for_each_point_and_one_for_the_original(measure: str) -> None:
+    root = ElementTree.fromstring(pareto_file(example(), measure))
+    marks = [e for e in root.iter() if e.tag.endswith("path") and len(e) == 1]
+    assert len(marks) == 8
+    below = [e for e in marks if "below" in e.get("class", "")]
+    assert [e[0].text for e in below if e[0].text and e[0].text.startswith("prune-4: 8.5 %")] != []
+    assert len(below) == 1
+    fronts = [e for e in root.iter() if "front" in e.get("class", "")]
+    assert len(fronts) == 2 + 1 + 1
+
+
+def test_the_page_escapes_every_name() -> None:
+    page = sweep_html(example())
+    assert "<script>alert" not in page
+    assert page.count("<script>") == 1
+    assert page.count('class="pareto"') == 4
+    assert "+50 %" in page
+    assert "without a result, and why (1)" in page
+
+
+def test_the_command_repeats_what_was_asked() -> None:
+    command = sweep_command(example())
+    assert command == "onnxcompress sweep a.onnx --out out --points 3 --recover refit --data 'val data/'"
+
+
+def test_the_terminal_shows_points_and_gains(capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    print_sweep(example(), console_for(sys.stdout))
+    shown = capsys.readouterr().out
+    assert "tucker-1.4" in shown
+    assert "+50 %" in shown
+    assert "Points without a result" in shown
