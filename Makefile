@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 CODE   := onnxcompress models tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-openvino lint types package bench clean
+.PHONY: help demo test test-all test-olive test-openvino lint types package bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,15 @@ $(OPENVINO)/.stamp: pyproject.toml constraints.txt
 
 test-openvino: $(OPENVINO)/.stamp ## the tests on OpenVINO, a second execution provider, in .venv-openvino
 	$(OPENVINO)/bin/python -m pytest -q tests/runtime/test_openvino.py
+
+$(VENV)/.stamp-olive: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/olive
+	$(VENV)/olive/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt \
+	    -e '.[olive]' hypothesis pytest
+	@touch $@
+
+test-olive: $(VENV)/.stamp-olive ## the pass for Microsoft Olive with the real one, in an environment of its own
+	$(VENV)/olive/bin/python -m pytest -q tests/olive
 
 lint: $(VENV)/.stamp-dev ## ruff: rules and formatting
 	$(BIN)/ruff check $(CODE)

@@ -32,7 +32,7 @@ TIERS = (
     {"analysis", "linalg", "runtime"},
     {"evaluation", "passes", "report"},
     {"pipeline"},
-    {"cli", "cli_commands", "cli_completion", "cli_options", "__main__"},
+    {"cli", "cli_commands", "cli_completion", "cli_options", "__main__", "olive"},
 )
 # Neighbours of one tier that may know each other: a report is made of measurements, the command line is several files.
 NEIGHBOURS = {("report", "evaluation"), ("cli", "cli_commands"), ("cli", "cli_options"), ("__main__", "cli")}
@@ -125,14 +125,14 @@ def test_version_has_a_single_source() -> None:
 
 
 # By the name of the import: the package that brings it, where the names differ or another one brings it along.
-BROUGHT_BY = {"PIL": "pillow", "google": "onnx", "onnx_graphsurgeon": "onnx-graphsurgeon"}
+BROUGHT_BY = {"olive": "olive-ai", "PIL": "pillow", "google": "onnx", "onnx_graphsurgeon": "onnx-graphsurgeon"}
 
 
 def test_what_is_imported_is_declared() -> None:
     """Something that only the development tools happen to bring would be missing at a user's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [line for name in ("completion", "train", "remote", "sweep") for line in extras[name]]
+    optional = [line for name in ("completion", "train", "remote", "sweep", "olive") for line in extras[name]]
     declared = {re.split(r"[^\w-]", line)[0] for line in (*project["dependencies"], *optional)}
     tops = {name.partition(".")[0] for path in MODULES for name in imported_modules(path.read_text("utf-8"))}
     third_party = tops - set(sys.stdlib_module_names) - {"onnxcompress", "tomllib"}
