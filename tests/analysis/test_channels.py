@@ -11,6 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcompress.analysis.channels import ChannelAnalysis, ChannelGroups, Group, find_groups, group_members
+from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.channels.operators.layout import reshaped
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.graph import Model
 from tests.small_models import build, node
@@ -394,3 +396,9 @@ def test_absurd_lengths_are_not_allocated(op: str) -> None:
     model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
     groups = by_producer(analysed(model))
     assert not groups["one" if op == "Expand" else "a"].prunable.any()
+
+
+def test_an_axis_without_length_divides_nothing() -> None:
+    moved = reshaped(Labels.along(1, np.arange(4)), (0, 4), (2, 2, 0))
+    assert moved is not None
+    np.testing.assert_array_equal(moved.ids, [[0, 1], [2, 3]])

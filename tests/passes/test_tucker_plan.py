@@ -159,6 +159,7 @@ def test_a_decision_tells_what_a_grouped_split_costs(op):
         (lambda: conv_model(weight_of(8, 1, 3, 3), (1, 8, 5, 5), op="ConvTranspose", group=8), "depthwise"),
         (lambda: conv_model(np.full((8, 6, 3, 3), np.nan, np.float32), (1, 6, 5, 5)), "NaN or infinite"),
         (lambda: conv_model(np.full((8, 6, 3, 3), np.inf, np.float32), (1, 6, 5, 5)), "NaN or infinite"),
+        (lambda: conv_model(np.full((8, 6, 3, 3), 3e38, np.float32), (1, 6, 5, 5)), "too large for float32"),
     ],
 )
 def test_what_cannot_be_split_says_why(model, reason):

@@ -23,7 +23,7 @@ import numpy as np
 from onnxcompress.linalg import KernelSpectra, Tucker2, kernel_spectra, tucker2
 from onnxcompress.linalg.spectrum import Matrix, energy
 from onnxcompress.linalg.tucker import INPUT_MODE, OUTPUT_MODE, mode_products
-from onnxcompress.passes.tucker.sites import Array, ConvSite
+from onnxcompress.passes.tucker.sites import Array, ConvSite, as_stored
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def split_weights(site: ConvSite, split: SplitShape, groups: Sequence[Tucker2]) 
     last = np.concatenate([group.output_factor for group in groups])
 
     def stored(weight: Matrix) -> Array:
-        return np.ascontiguousarray(weight.astype(site.weight.dtype))
+        return as_stored(weight, site.weight.dtype)
 
     return SplitWeights(
         first=stored(first.reshape(len(first), -1, *spanned, *ones[split.spans :])) if split.with_in else None,

@@ -94,6 +94,19 @@ class ConvSite:
         return weight.reshape(self.groups, self.out_channels // self.groups, *weight.shape[1:])
 
 
+def as_stored(factor: Matrix, dtype: np.dtype[Any]) -> Array:
+    """Return a factor in the element type of the weight that it stands for.
+
+    Raises:
+        ValueError: it holds values that the type cannot.
+    """
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(factor.astype(dtype))
+    if not np.isfinite(stored).all():
+        raise ValueError(f"a factor of it holds values too large for {dtype}")
+    return stored
+
+
 def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite], list[Skipped]]:
     """Return the convolutions a pass may work on, in graph order, and the others with the reason."""
     sites: list[ConvSite] = []

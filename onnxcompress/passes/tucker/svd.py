@@ -28,7 +28,7 @@ from onnxcompress.passes.tucker.faster import fastest_split
 from onnxcompress.passes.tucker.matrices import MatrixSite, find_matrix_sites
 from onnxcompress.passes.tucker.ranks import rounded_up
 from onnxcompress.passes.tucker.rewrite import Link, replace_by_chain, require_distinct
-from onnxcompress.passes.tucker.sites import Array, has_input
+from onnxcompress.passes.tucker.sites import Array, as_stored, has_input
 from onnxcompress.passes.tucker.spec import RankSpec, parse_svd_spec
 
 _FLAT = 1e-3
@@ -208,8 +208,8 @@ def matrix_factors(site: MatrixSite, rank: int, spectrum: Spectrum | None = None
 
 
 def _stored(site: MatrixSite, matrix: Matrix) -> Array:
-    laid_out = (matrix if site.transposed else matrix.T).astype(site.weight.dtype)
-    return np.ascontiguousarray(laid_out.reshape(*laid_out.shape, *site.weight.shape[2:]))
+    laid_out = matrix if site.transposed else matrix.T
+    return as_stored(laid_out.reshape(*laid_out.shape, *site.weight.shape[2:]), site.weight.dtype)
 
 
 def factor_links(model: Model, node: gs.Node, first: gs.Constant, second: gs.Constant) -> list[Link]:

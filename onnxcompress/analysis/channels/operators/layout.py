@@ -245,6 +245,8 @@ def _take(digits: list[_Digit], size: Dim, *, from_left: bool) -> list[_Digit] |
             return None
         digit = pending.pop(end)
         length = int(digit.size)  # type: ignore[arg-type]
+        if length == 0:
+            return None
         if rest % length == 0:
             part.append(digit)
             rest //= length
