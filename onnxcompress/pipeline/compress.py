@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,9 @@ from onnxcompress.report.search_figures import Found
 
 _TIMED_APART_BYTES = 512 * 1024 * 1024
 """Up to this size a cleaned model is timed beside the original and the compressed one."""
+
+_COLLECTED_BYTES = 64 * 1024 * 1024
+"""From this size on the models that a pass leaves behind are freed at once."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def compress(
     passes = passes_of(request.settled_recipe, recovery=request.recovery)
     work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
     checkpoints = _checkpoints(work, request.output)
-    stages = _run_passes(
+    stages, result, cleaned_model = _run_passes(
         work,
         source,
         context,
@@ -158,15 +162,13 @@ def compress(
         of_other_weights=of_other_weights,
         samples=None if data_sets.calibration is None else data_sets.calibration.length,
     )
-    result = stages[-1].result.model if stages else source.model
-
     compressed = CompressedModel(result, external=asked.external_data)
     measured = Evaluation(None, ())
     profile: ProfileComparison | None = None
     layers = layer_changes(original_cost, stages[-1].cost if stages else original_cost)
     if not asked.dry_run:
         with compressed.loadable() as content:
-            cleaned = _cleaned(stages) if asked.latency else None
+            cleaned = None if cleaned_model is None else cleaned_model.to_bytes()
             measured = measure(source.content, content, data_sets.evaluation, providers, asked, tell, cleaned)
             if asked.latency and (asked.html is not None or asked.profile):
                 tell("profile", 0, None)
@@ -229,8 +231,10 @@ def _run_passes(
     *,
     of_other_weights: bool,
     samples: int | None,
-) -> list[Stage]:
+) -> tuple[list[Stage], Model, Model | None]:
     """Run the passes one after another, each proved before the next one starts.
+
+    Returns what each did, the last model, and the cleaned one where it is to be timed too. No other model is kept.
 
     Args:
         samples: of the calibration data, where their number is known.
@@ -238,6 +242,7 @@ def _run_passes(
     With `of_other_weights` the plans were made for other weights: their figures are measured anew.
     """
     stages: list[Stage] = []
+    cleaned: Model | None = None
     calibration = context.calibration
     random_feeds = cache(lambda: sample_feeds(source.model, asked.input_shape, asked.seed))
     model = source.model
@@ -250,29 +255,43 @@ def _run_passes(
         if plan is not None and of_other_weights:
             plan = each.remeasured(model, plan) if each.transfers else None
         context = replace(context, checkpoint=checkpoints[number])
-        stage, context = run_pass(
+        result, stage, context = run_pass(
             each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
         )
-        if each.tidies and not stage.result.modified:
+        if each.tidies and not result.modified:
             continue
-        if asked.verify and stage.result.modified:
+        if asked.verify and result.modified:
             tell(f"verifying {each.name}", number, len(work))
-            stage = replace(stage, self_check=verify_stage(model, stage.result, random_feeds, context))
+            _collect(model.weight_bytes)
+            stage = replace(stage, self_check=verify_stage(model, result, random_feeds, context))
         stages.append(stage)
-        if model is not stage.result.model:
+        if model is not result.model:
             model.release_mapped()
-        model = stage.result.model
-    return stages
+        before, model = model.weight_bytes, result.model
+        _collect(before)
+        if asked.latency and _is_timed_apart(stages, model):
+            cleaned = model
+    modified = sum(stage.modified for stage in stages)
+    return stages, model, cleaned if modified > 1 else None
 
 
-def _cleaned(stages: Sequence[Stage]) -> bytes | None:
-    """Return the cleaned model where clean-up changed something and another pass did too."""
-    modified = [stage for stage in stages if stage.result.modified]
-    if len(modified) < 2 or modified[0].figures.pass_name != Cleanup.name:
-        return None
-    model = modified[0].result.model
-    # Three sessions of a very large model at once would cost more than the answer is worth.
-    return model.to_bytes() if model.weight_bytes <= _TIMED_APART_BYTES else None
+def _collect(weight_bytes: int) -> None:
+    """Free models that are no longer used: their nodes and tensors refer to each other, and arrays hurry no collector.
+
+    Args:
+        weight_bytes: of such a model; a small one can wait.
+    """
+    if weight_bytes >= _COLLECTED_BYTES:
+        gc.collect()
+
+
+def _is_timed_apart(stages: Sequence[Stage], model: Model) -> bool:
+    """Whether `model` is what clean-up made, which changed something, and small enough.
+
+    Three sessions of a very large model at once would cost more than the answer is worth.
+    """
+    modified = [stage.figures.pass_name for stage in stages if stage.modified]
+    return modified == [Cleanup.name] and stages[-1].modified and model.weight_bytes <= _TIMED_APART_BYTES
 
 
 def _told(doing: str, calibration: Samples, samples: int | None, tell: Progress) -> Samples:
@@ -285,7 +304,7 @@ def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPla
         sha256=source.sha256,
         side_files=source.side_files,
         recipe={name: options[name] for name in DECIDING_OPTIONS},
-        plans=tuple(stage.result.plan for stage in stages),
+        plans=tuple(stage.plan for stage in stages),
         model_path=str(source.path) if source.path else None,
         made_by=environment.versions(),
         structure=structure_sha256(source.model),

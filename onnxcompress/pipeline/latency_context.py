@@ -43,7 +43,7 @@ def predicted_share(context: PassContext, stages: Sequence[Stage]) -> float | No
     known = context.known_time
     if known is None:
         return None
-    decisions = [decision for stage in stages for decision in stage.result.plan.decisions]
+    decisions = [decision for stage in stages for decision in stage.plan.decisions]
     gained = sum(float(d["ms"][0]) - float(d["ms"][1]) for d in decisions if "ms" in d)
     return known.share - gained / known.given_ms
 

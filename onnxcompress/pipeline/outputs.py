@@ -136,12 +136,12 @@ class CompressedModel:
         A model that cannot be sent to where it belongs is kept on this machine, and the error tells where.
         """
         if not isinstance(path, RemoteFile):
-            self.model.save(path, overwrite=overwrite, external=self.is_external)
+            self._write(path, overwrite=overwrite)
             return
         folder = Path(tempfile.mkdtemp(prefix="onnxcompress-"))
         kept = folder / path.name
         try:
-            self.model.save(kept, external=self.is_external)
+            self._write(kept, overwrite=False)
             side_files = sorted(file for file in folder.iterdir() if file != kept)
             check_writable(path, overwrite=overwrite)
             for file in side_files:
@@ -154,3 +154,12 @@ class CompressedModel:
         own = {path.beside(file.name) for file in side_files}
         remove([file for file in siblings(path) if is_side_file(file.name, path.name) and file not in own])
         shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, path: Path, *, overwrite: bool) -> None:
+        if self._content is None or self.is_external:
+            self.model.save(path, overwrite=overwrite, external=self.is_external)
+            return
+        # The bytes that `Model.save` would make again, at twice the model's size.
+        check_output_path(path, overwrite=overwrite)
+        with atomic_file(path) as stream:
+            stream.write(self._content)

@@ -40,9 +40,13 @@ Work = tuple[tuple[Pass, Plan | None], ...]
 
 @dataclass(frozen=True)
 class Stage:
-    """One pass after it ran: its result, what the model costs after it, its line in the report, and its proof."""
+    """One pass after it ran: its plan, what the model costs after it, its line in the report, and its proof.
 
-    result: PassResult
+    Not the model: the weights of a model that the next pass has replaced would stay in memory to the end of the run.
+    """
+
+    plan: Plan
+    modified: bool
     cost: ModelCost
     figures: StageFigures
     self_check: Verification | None = None
@@ -124,8 +128,8 @@ def run_pass(
     input_shapes: InputShapes,
     *,
     planned_only: bool = False,
-) -> tuple[Stage, PassContext]:
-    """Plan (unless a plan is given) and apply one pass; return what it did, and the context for the next one.
+) -> tuple[PassResult, Stage, PassContext]:
+    """Plan (unless a plan is given) and apply one pass; return its result, what it did, and the next one's context.
 
     With `planned_only` the model stays as it is.
     """
@@ -154,7 +158,8 @@ def run_pass(
         bytes=result.model.size_bytes,
         steps=steps,
     )
-    return Stage(result, cost, figures), replace(context, provenance=result.provenance)
+    stage = Stage(result.plan, result.modified, cost, figures)
+    return result, stage, replace(context, provenance=result.provenance)
 
 
 def _steps(each: Pass, plan: Plan, seconds: Sequence[Mapping[str, float]]) -> tuple[StepFigures, ...]:
