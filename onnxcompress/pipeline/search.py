@@ -175,8 +175,8 @@ class Search:
     def _compressed(self, rate: float, target: Mapping[str, float]) -> Model:
         model, context = self._before_ranks(rate)
         for each in self._passes(rate, target)[1]:
-            stage, context = run_pass(each, model, context, None, self.recipe.input_shape)
-            model = stage.result.model
+            result, _, context = run_pass(each, model, context, None, self.recipe.input_shape)
+            model = result.model
         return model
 
     def _before_ranks(self, rate: float) -> tuple[Model, PassContext]:
@@ -185,8 +185,8 @@ class Search:
             for each in self._passes(rate, {})[0]:
                 if context.original is None and each.name != Cleanup.name:
                     context = replace(context, original=model)
-                stage, context = run_pass(each, model, context, None, self.recipe.input_shape)
-                model = stage.result.model
+                result, _, context = run_pass(each, model, context, None, self.recipe.input_shape)
+                model = result.model
             self.prefixes[rate] = model, replace(context, original=context.original or model)
         return self.prefixes[rate]
 
