@@ -8,6 +8,7 @@ is really used.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import tempfile
@@ -109,6 +110,25 @@ def fetch_file(source: RemoteFile, failure: type[OnnxCompressError]) -> Copy:
     except BaseException:
         copy.close()
         raise
+
+
+def read_json(path: Location, wanted: str) -> Any:
+    """Return what a JSON file holds, here or at an address.
+
+    Args:
+        wanted: what the user should give instead of a file that is no JSON.
+
+    Raises:
+        RecipeError: the file cannot be read or is not JSON.
+    """
+    copy = fetch_file(path, RecipeError) if isinstance(path, RemoteFile) else None
+    file = path if copy is None else copy.path
+    try:
+        return json.loads(Path(str(file)).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: is not JSON ({' '.join(str(error).split())}); give {wanted}") from error
 
 
 def fetch_beside(copy: Copy, name: str, failure: type[OnnxCompressError]) -> None:

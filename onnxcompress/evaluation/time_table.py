@@ -6,17 +6,15 @@ other model that has the same layer in the same place, on the same machine, prov
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.split import WHOLE, Split
 from onnxcompress.errors import RecipeError
-from onnxcompress.remote import Location, RemoteFile, fetch_file
+from onnxcompress.remote import Location, read_json
 
 SCHEMA = 1
 KIND = "onnxcompress time table"
@@ -147,15 +145,7 @@ def read_time_table(path: Location) -> TimeTable:
     Raises:
         RecipeError: the file cannot be read or holds none.
     """
-    copy = fetch_file(path, RecipeError) if isinstance(path, RemoteFile) else None
-    file = path if copy is None else copy.path
-    try:
-        value = json.loads(Path(str(file)).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: is not JSON ({' '.join(str(error).split())}); give a time table") from error
-    return TimeTable.from_json(value, str(path))
+    return TimeTable.from_json(read_json(path, "a time table"), str(path))
 
 
 def check_conditions(table: TimeTable, asked: Conditions, where: str) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.passes.base import Plan
 from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.recipe import Recipe
-from onnxcompress.remote import Location, RemoteFile, fetch_file
+from onnxcompress.remote import Location, read_json
 from onnxcompress.report.json_file import plain_json
 
 if TYPE_CHECKING:
@@ -141,16 +140,7 @@ def read_plan(path: Location) -> SavedPlan:
     Raises:
         RecipeError: the file cannot be read or is no plan of this version.
     """
-    copy = fetch_file(path, RecipeError) if isinstance(path, RemoteFile) else None
-    file = path if copy is None else copy.path
-    try:
-        value = json.loads(Path(str(file)).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(
-            f"{path}: is not JSON ({' '.join(str(error).split())}); give a file of --save-plan"
-        ) from error
+    value = read_json(path, "a file of --save-plan")
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or "passes" not in value:
         raise RecipeError(f"{path}: is not a plan of schema {SCHEMA}; give a file of --save-plan")
     try:
