@@ -200,7 +200,7 @@ class Pass(ABC):
         except Exception as error:
             fault = refusal(model)
             if fault is not None:
-                raise ModelError(f"the model contradicts itself, and onnxruntime does not open it: {fault}") from error
+                raise ModelError(f"the model contradicts itself, and onnxruntime does not run it: {fault}") from error
             raise PassError(f"pass '{self.name}' produced an invalid model: {error}") from error
         before, after = model.signature(), rewritten.signature()
         if not _same_signature(before, after):

@@ -84,8 +84,13 @@ def test_damaged_data_and_recipes_on_the_command_line(folder: Path) -> None:
 
 
 def test_models_that_failed_once(folder: Path) -> None:
-    """Negative lengths of inputs; contradictions that only constant folding brings to light."""
-    assert check_program(folder, (104041, 106938, 108860, 109621), base_models(40)) == {4}
+    """Negative lengths of inputs; contradictions that only constant folding or computed lengths bring to light."""
+    assert check_program(folder, (104041, 106938, 108860, 109621, 211945), base_models(40)) == {4}
+
+
+def test_files_that_failed_once(folder: Path) -> None:
+    """Weights near the end of float32: the layer stays whole."""
+    assert check_files(folder, range(301004, 301005)) == {0}
 
 
 def test_nesting_of_ten_thousand_levels(folder: Path) -> None:

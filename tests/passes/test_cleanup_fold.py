@@ -41,6 +41,21 @@ def test_a_contradiction_that_folding_brings_to_light_is_the_models(axis: int) -
         clean(model)
 
 
+def test_a_contradiction_of_computed_lengths_is_the_models() -> None:
+    """A matrix with 120 rows for vectors of 100 that become so wide at run time only."""
+    nodes = [
+        node("Shape", ["x"], "lengths"),
+        node("Slice", ["lengths", "zero", "one"], "batch"),
+        node("Concat", ["batch", "rest"], "target", axis=0),
+        node("Reshape", ["x", "target"], "flat"),
+        node("Gemm", ["flat", "w"], "y"),
+    ]
+    constants = {"zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1]), "w": random(120, 5)}
+    model = build(nodes, constants, opset=13, shape=("n", 4, 5, 5))
+    with pytest.raises(ModelError, match="contradicts itself, and onnxruntime does not run it"):
+        clean(model)
+
+
 @pytest.mark.parametrize("opset", [9, 13, 18, 23])
 def test_weight_arithmetic_folds_to_the_very_bits(opset: int) -> None:
     axes: dict[str, Any] = {"axes": [1, 2, 3]} if opset < 18 else {}

@@ -160,6 +160,7 @@ def test_a_decision_tells_what_a_grouped_split_costs(op):
         (lambda: conv_model(np.full((8, 6, 3, 3), np.nan, np.float32), (1, 6, 5, 5)), "NaN or infinite"),
         (lambda: conv_model(np.full((8, 6, 3, 3), np.inf, np.float32), (1, 6, 5, 5)), "NaN or infinite"),
         (lambda: conv_model(np.full((8, 6, 3, 3), 3e38, np.float32), (1, 6, 5, 5)), "too large for float32"),
+        (lambda: conv_model(weight_of(8, 6, 3, 3) * np.float32(1e30), (1, 6, 5, 5)), "too large for float32"),
     ],
 )
 def test_what_cannot_be_split_says_why(model, reason):
@@ -306,6 +307,14 @@ def test_plans_of_another_model_are_refused(decision, message):
     with pytest.raises(RecipeError, match="plan") as error:
         TuckerDecomposition(TuckerConfig.from_spec("auto")).apply(two_convs(), plan, PassContext())
     assert message in str(error.value)
+
+
+def test_a_plan_for_weights_that_cannot_be_decomposed_is_refused():
+    weights = conv_model(np.full((8, 6, 3, 3), 3e38, np.float32), (1, 6, 5, 5))
+    each = TuckerDecomposition(TuckerConfig.from_spec("ratio=0.5"))
+    plan = each.plan(conv_model(weight_of(8, 6, 3, 3), (1, 6, 5, 5)), PassContext())
+    with pytest.raises(RecipeError, match="plan: node 'conv': its weight cannot be decomposed"):
+        each.remeasured(weights, plan)
 
 
 def test_a_plan_that_splits_a_node_twice_is_refused():

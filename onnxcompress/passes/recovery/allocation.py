@@ -33,7 +33,7 @@ from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig
 from onnxcompress.passes.tucker.decomposition import split_cost
 from onnxcompress.passes.tucker.factors import SplitShape, decompose, split_weights
 from onnxcompress.passes.tucker.matrices import find_matrix_sites
-from onnxcompress.passes.tucker.sites import find_conv_sites
+from onnxcompress.passes.tucker.sites import LARGEST_FACTOR, find_conv_sites
 from onnxcompress.passes.tucker.svd import matrix_factors
 from onnxcompress.runtime.capture import capture_activations
 
@@ -205,6 +205,8 @@ class Allocation(Pass):
         size = _size(layer, shapes)
         if size is None:
             return "its sizes are not known"
+        if not np.linalg.norm(layer.original[0]) <= LARGEST_FACTOR:
+            return "its weight holds values too large to be split"
         return layer_choices(own, layer.original[0].reshape(len(own.xx), -1), size, context.round_to)
 
     def _allocate(

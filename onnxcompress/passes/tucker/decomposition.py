@@ -153,7 +153,10 @@ class TuckerDecomposition(Pass):
 
     def _weights(self, site: ConvSite, split: SplitShape) -> SplitWeights:
         known = self._cache.take(site.weight, _how(site, split))
-        return known or split_weights(site, split, decompose(site, split))
+        try:
+            return known or split_weights(site, split, decompose(site, split))
+        except (ValueError, np.linalg.LinAlgError) as error:
+            raise RecipeError(f"plan: node '{site.node}': its weight cannot be decomposed: {error}") from error
 
     def _options(self, site: ConvSite, splittable: set[str], context: PassContext) -> _Options:
         reason = why_not_split(site) or self._why_not_asked(site)

@@ -22,6 +22,9 @@ DEFAULT_DOMAIN = (None, "", "ai.onnx")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
+LARGEST_FACTOR = 2.0**64
+"""Two such factors, one behind the other, reach the end of float32."""
+
 
 @dataclass(frozen=True)
 class ConvSite:
@@ -98,11 +101,13 @@ def as_stored(factor: Matrix, dtype: np.dtype[Any]) -> Array:
     """Return a factor in the element type of the weight that it stands for.
 
     Raises:
-        ValueError: it holds values that the type cannot.
+        ValueError: it holds values that the type cannot, or so large that sums overflow between the factors which do
+            not in the whole.
     """
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(factor.astype(dtype))
-    if not np.isfinite(stored).all():
+    within = -LARGEST_FACTOR <= factor.min(initial=0.0) and factor.max(initial=0.0) <= LARGEST_FACTOR
+    if not (within and np.isfinite(stored).all()):
         raise ValueError(f"a factor of it holds values too large for {dtype}")
     return stored
 

@@ -156,7 +156,10 @@ class SvdDecomposition(Pass):
         return replace(plan, decisions=tuple(decisions))
 
     def _factors(self, site: MatrixSite, rank: int) -> MatrixFactors:
-        return self._cache.take(site.weight, _how(site, rank)) or matrix_factors(site, rank)
+        try:
+            return self._cache.take(site.weight, _how(site, rank)) or matrix_factors(site, rank)
+        except (ValueError, np.linalg.LinAlgError) as error:
+            raise RecipeError(f"plan: node '{site.node}': its weight cannot be decomposed: {error}") from error
 
     def _times(
         self, model: Model, sites: Sequence[MatrixSite], choices: Sequence[_Choice], context: PassContext
