@@ -227,8 +227,15 @@ class Model:
         nodes = []
         for node in self.nodes:
             attributes = {k: copying.copy(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
-            inputs, outputs = [clone(t) for t in node.inputs], [clone(t) for t in node.outputs]
-            nodes.append(gs.Node(node.op, node.name, attributes, inputs, outputs, node.domain))
+            own = gs.Node(node.op, node.name, attributes, domain=node.domain)
+            # What graphsurgeon's lists would do link by link, at a fraction of the time.
+            list.extend(own.inputs, map(clone, node.inputs))
+            list.extend(own.outputs, map(clone, node.outputs))
+            for tensor in own.inputs:
+                list.append(tensor.outputs, own)
+            for tensor in own.outputs:
+                list.append(tensor.inputs, own)
+            nodes.append(own)
         inputs, outputs = [clone(t) for t in self.graph.inputs], [clone(t) for t in self.graph.outputs]
         graph = gs.Graph(nodes, inputs, outputs, opset=self.opset)
         model = Model(graph, self._envelope, {name: clone(t) for name, t in self._captured.items()})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -194,18 +195,30 @@ class Pass(ABC):
             return PassResult(model, False, plan, context.provenance)
         rewritten = model.copy()
         added = self.rewrite(rewritten, plan, context)
-        try:
+        with judged(self.name, model):
             rewritten.refresh_shapes()
             rewritten.check()
-        except Exception as error:
-            fault = refusal(model)
-            if fault is not None:
-                raise ModelError(f"the model contradicts itself, and onnxruntime does not run it: {fault}") from error
-            raise PassError(f"pass '{self.name}' produced an invalid model: {error}") from error
         before, after = model.signature(), rewritten.signature()
         if not _same_signature(before, after):
             raise PassError(f"pass '{self.name}' changed the graph's inputs or outputs: {before} became {after}")
         return PassResult(rewritten, True, plan, {**context.provenance, **added})
+
+
+@contextmanager
+def judged(name: str, model: Model) -> Iterator[None]:
+    """Say whose fault it is that a rewrite of `model` by the pass of this name is invalid.
+
+    Raises:
+        PassError: the pass's.
+        ModelError: the model's, in which shape inference did not see it.
+    """
+    try:
+        yield
+    except Exception as error:
+        fault = refusal(model)
+        if fault is not None:
+            raise ModelError(f"the model contradicts itself, and onnxruntime does not run it: {fault}") from error
+        raise PassError(f"pass '{name}' produced an invalid model: {error}") from error
 
 
 def _same_signature(before: Signature, after: Signature) -> bool:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped, judged
 from onnxcompress.passes.cleanup.batchnorm import BatchNormFolding
 from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
@@ -69,25 +69,34 @@ class Cleanup(Pass):
         skipped: dict[str, tuple[Skipped, ...]] = {}
         lost: set[str] = set()
         seconds = dict.fromkeys(self.config.steps, 0.0)
+        working = model.copy()
+        changes = 0
+        looked_at: dict[str, int] = {}
         for number in range(1, _MAX_ROUNDS + 1):
-            changed = False
+            before = changes
             for step in self.config.steps:
-                if step in lost:
+                if step in lost or looked_at.get(step) == changes:
                     continue
                 started = time.perf_counter()
+                looked_at[step] = changes
                 rule = RULES[step]()
-                plan = rule.plan(model, context)
-                cleaned = rule.apply(model, plan, context).model if plan.decisions else model
+                plan = rule.plan(working, context)
                 if plan.decisions and rule.races:
-                    plan = _raced(rule, model, cleaned, plan, context)
-                    if not plan.decisions:
+                    other = rule.apply(working, plan, context).model
+                    plan = _raced(rule, working, other, plan, context)
+                    if plan.decisions:
+                        working = other
+                    else:
                         lost.add(step)
+                elif plan.decisions:
+                    rule.rewrite(working, plan, context)
+                    with judged(step, model):
+                        working.refresh_shapes()
                 skipped[step] = tuple(Skipped(s.node, f"{step}: {s.reason}") for s in plan.skipped)
                 decisions += [{"step": step, "round": number, **decision} for decision in plan.decisions]
-                if plan.decisions:
-                    model, changed = cleaned, True
+                changes += bool(plan.decisions)
                 seconds[step] += time.perf_counter() - started
-            if not changed:
+            if changes == before:
                 break
         context.note({"step_seconds": seconds})
         return Plan(self.name, tuple(decisions), tuple(s for found in skipped.values() for s in found))
