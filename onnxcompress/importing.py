@@ -208,6 +208,11 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
         plain.domain = node.domain
     opaque: list[onnx.AttributeProto] = []
     for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            raise ModelError(
+                f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) takes the value of a function's "
+                f"attribute '{attribute.ref_attr_name}', but stands in no function; the file is damaged"
+            )
         (plain.attribute if _is_plain(attribute) else opaque).append(_copied(attribute))
     captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
     metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
@@ -216,7 +221,7 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
 
 
 def _is_plain(attribute: onnx.AttributeProto) -> bool:
-    if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name:
+    if attribute.type not in _PLAIN_ATTRIBUTES:
         return False
     try:
         for content in (attribute.s, *attribute.strings):

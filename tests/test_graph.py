@@ -98,6 +98,15 @@ def test_local_functions_are_inlined() -> None:
     assert not model.to_proto().functions
 
 
+def test_a_functions_attributes_are_those_of_its_call() -> None:
+    leaky = helper.make_node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope")
+    body = helper.make_function("local", "Leaky", ["a"], ["b"], [leaky], [helper.make_opsetid("", 17)], ["slope"])
+    call = helper.make_node("Leaky", ["x"], ["y"], "call", domain="local", slope=0.25)
+    proto = proto_of([call], {}, opsets=[helper.make_opsetid("local", 1)], functions=[body])
+    assert [n.attrs for n in Model.from_proto(proto).nodes] == [{"alpha": 0.25}]
+
+
 # Names and constants.
 
 
@@ -330,7 +339,10 @@ def test_what_is_no_sound_graph_is_refused() -> None:
     negative = proto_of([relu], {})
     negative.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -2
     gap = proto_of([helper.make_node("Sum", ["x", "", "x"], ["y"])], {})
+    stray = proto_of([helper.make_node("Relu", ["x"], ["y"])], {})
+    stray.graph.node[0].attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, f=1.0, ref_attr_name="slope")
     for proto, expected in [
+        (stray, "attribute 'alpha' of node '' .Relu. takes the value of a function's attribute 'slope'"),
         (two_outputs, "two graph outputs are named 'y'"),
         (two_weights, "two initializers are named 'c'"),
         (cycle, "before it is produced: the nodes are not in order, or form a cycle"),
