@@ -113,6 +113,7 @@ class PassContext:
         split_times: where latency counts: how long splits take.
         measure_model: where latency counts: how long a whole model takes.
         round_up: filters are kept up to the next multiple of `round_to`, not to the nearest.
+        align_to: what a convolution reads and makes stays a multiple of it, where it was one.
         known_time: of the model before any split, where the target is another machine, on which nothing is measured.
         memory: what passes measured on this very model and these data, for the next plan of the same pass: a search
             for a budget asks for many. None where nothing is to be kept.
@@ -138,6 +139,7 @@ class PassContext:
     measure_model: MeasureModel | None = None
     known_time: ModelTime | None = None
     round_up: bool = False
+    align_to: int = 1
     memory: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def is_excluded(self, node_name: str) -> bool:

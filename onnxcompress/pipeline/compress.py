@@ -134,6 +134,7 @@ def compress(
         asked.exclude,
         data_sets.calibration_samples,
         round_up=request.round_up,
+        align_to=request.align_to,
         original_cost=original_cost,
         held_out=data_sets.held_out_samples,
         labelled=data_sets.labelled_samples,

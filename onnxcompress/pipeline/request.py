@@ -16,7 +16,7 @@ from onnxcompress.pipeline.recovery import chosen_mode
 from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location, RemoteFile, location
-from onnxcompress.runtime.block import preferred_block
+from onnxcompress.runtime.block import fast_multiple, preferred_block
 
 RecipeLike = Recipe | Mapping[str, Any] | str | Location | None
 """A recipe, a mapping of its fields, the path of a TOML file, or None for the defaults."""
@@ -42,6 +42,13 @@ class Request:
     saved_plan: SavedPlan | None
     round_up: bool = False
     settled: Recipe | None = None
+
+    @property
+    def align_to(self) -> int:
+        """What a convolution's channels stay a multiple of; the kernels say it where they decide the widths."""
+        if not self.round_up or int(self.recipe.round_to or 1) == 1:
+            return 1
+        return max(fast_multiple(provider) for provider in self.recipe.provider)
 
     @property
     def settled_recipe(self) -> Recipe:

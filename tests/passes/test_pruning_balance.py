@@ -27,13 +27,13 @@ def brute_force(
         removed = {c for c, gone in zip(classes, chosen, strict=True) if gone}
         if not removed <= prunable or any(set(own.tolist()) <= removed for own in nonempty):
             continue
-        if all(b.holds(removed) and _lost(b, removed) < b.length for b in balances):
+        if all(b.holds(removed) and lost(b, removed) < b.length for b in balances):
             cost = sum(weight[c] for c in removed) + missed * abs(len(removed) - demand.wished)
             best = min(best, float(cost))
     return best
 
 
-def _lost(balance: Balance, removed: set[int]) -> int:
+def lost(balance: Balance, removed: set[int]) -> int:
     gone = np.isin(balance.classes, sorted(removed))
     return int(balance.counts[0, gone].sum())
 

@@ -8,7 +8,7 @@ import pytest
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.runtime import block
-from onnxcompress.runtime.block import cpu_features, preferred_block
+from onnxcompress.runtime.block import cpu_features, fast_multiple, preferred_block
 
 
 @pytest.mark.parametrize(("avx512", "expected"), [(True, 16), (False, 8)])
@@ -23,6 +23,10 @@ def test_the_block_of_a_processor_is_one_vector_of_float32(
 def test_the_block_of_a_gpu_does_not_depend_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block, "cpu_features", lambda: {"AVX512F": True})
     assert [preferred_block(p) for p in ("cuda", "tensorrt", "openvino")] == [8, 8, 8]
+
+
+def test_what_is_no_block_is_still_a_multiple_that_the_kernels_take() -> None:
+    assert [fast_multiple(p) for p in ("cpu", "cuda", "tensorrt")] == [4, 8, 8]
 
 
 def test_a_processor_that_says_nothing_gets_the_small_block(monkeypatch: pytest.MonkeyPatch) -> None:

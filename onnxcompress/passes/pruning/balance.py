@@ -1,5 +1,7 @@
 """Choosing channels under equal rows: grouped convolutions and group normalisations lose the same number in every row.
 
+What a convolution reads or makes may be such a row, too, alone: it loses a multiple of what the kernels take at once.
+
 A single division into rows has the plain answer: the lowest of each row, as many as come nearest to the wish. Divisions
 that cross (a shuffle between two grouped convolutions) make an integer program: minimise the score removed, with the
 wished number of each group as near as possible. It is solved here by branch and bound over linear programs, because
@@ -34,21 +36,23 @@ class Balance:
         classes: the classes that stand in some row, ascending, shape (K,).
         counts: shape (R, K).
         length: of a row.
+        unit: every row loses a multiple of it.
     """
 
     classes: Classes
     counts: Classes
     length: int
+    unit: int = 1
 
     @classmethod
-    def of(cls, rows: Classes) -> Balance:
+    def of(cls, rows: Classes, unit: int = 1) -> Balance:
         """Count the classes in `rows` (R, C); fixed positions count for none."""
         classes, inverse = np.unique(rows, return_inverse=True)
         counts = np.zeros((rows.shape[0], len(classes)), np.int64)
         np.add.at(counts, (np.repeat(np.arange(rows.shape[0]), rows.shape[1]), inverse.reshape(-1)), 1)
         free = classes != FIXED
         counts = counts[:, free]
-        return cls(classes[free], counts[np.lexsort(counts.T[::-1])] if counts.size else counts, rows.shape[1])
+        return cls(classes[free], counts[np.lexsort(counts.T[::-1])] if counts.size else counts, rows.shape[1], unit)
 
     @property
     def key(self) -> tuple[bytes, bytes]:
@@ -58,7 +62,7 @@ class Balance:
     @property
     def always_holds(self) -> bool:
         """Whether every row loses the same whatever leaves."""
-        return bool((self.counts == self.counts[:1]).all())
+        return self.unit == 1 and bool((self.counts == self.counts[:1]).all())
 
     @property
     def is_partition(self) -> bool:
@@ -66,10 +70,10 @@ class Balance:
         return bool((self.counts.sum(axis=0) == 1).all())
 
     def holds(self, removed: set[int]) -> bool:
-        """Whether every row loses the same number."""
+        """Whether every row loses the same number of units."""
         gone = np.array([int(c) in removed for c in self.classes], bool)
         lost = self.counts[:, gone].sum(axis=1)
-        return bool((lost == lost[:1]).all())
+        return bool((lost == lost[:1]).all() and (lost % self.unit == 0).all())
 
 
 def equal_rows(balance: Balance, prunable: set[int], scores: Values, wished: int) -> set[int]:
@@ -111,7 +115,7 @@ def solve(
     matrix, right = lil_matrix((rows, spare + len(sets))), np.zeros(rows)
     upper = np.array([float(c in prunable) for c in classes])
     bounds = [upper, np.full(2 * len(demands), float(len(classes)))]
-    bounds += [np.array([float(b.length - 1) for b in balances]), np.array([float(len(own)) for own in sets])]
+    bounds += [np.array([float((b.length - 1) // b.unit) for b in balances]), np.array([float(len(own)) for own in sets])]
     row = 0
     for at, demand in enumerate(demands):
         matrix[row, [column[int(c)] for c in demand.classes]] = 1.0
@@ -122,7 +126,7 @@ def solve(
         for counts in balance.counts:
             own = np.flatnonzero(counts)
             matrix[row, [column[int(c)] for c in balance.classes[own]]] = counts[own].astype(float)
-            matrix[row, level + at] = -1.0
+            matrix[row, level + at] = -float(balance.unit)
             row += 1
     for at, own in enumerate(sets):
         matrix[row, [column[int(c)] for c in own]] = 1.0

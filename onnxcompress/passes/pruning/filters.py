@@ -87,7 +87,7 @@ class FilterPruning(Pass):
             _former_sizes(groups, prepared, context.original),
             round_up=context.round_up,
         )
-        removed = select(groups, scores, widths)
+        removed = select(groups, scores, widths, context.align_to)
         decisions: list[Decision] = []
         skipped: list[Skipped] = []
         stays = groups.keep_atoms(removed)

@@ -16,6 +16,8 @@ from onnxcompress.analysis.channels import FIXED, ChannelGroups, Group
 from onnxcompress.passes.pruning.balance import Balance, Classes, Demand, equal_rows, solve
 from onnxcompress.passes.pruning.importance import Scores
 
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
 
 @dataclass(frozen=True)
 class Width:
@@ -90,21 +92,49 @@ def _global_keeps(groups: ChannelGroups, scores: Scores, ratio: float, sizes: Se
     return keeps
 
 
-def select(groups: ChannelGroups, scores: Scores, widths: list[Width]) -> set[int]:
-    """Return the classes to remove."""
+def select(groups: ChannelGroups, scores: Scores, widths: list[Width], unit: int = 1) -> set[int]:
+    """Return the classes to remove.
+
+    Args:
+        unit: what a convolution reads and makes loses a multiple of it. Widths of groups on a block see to that, but
+            for convolutions that read a part of several groups (after a channel shuffle, or a Slice).
+    """
     every = {balance.key: balance for balance in (Balance.of(rows) for _, rows in groups.balanced)}
     balances = [balance for balance in every.values() if not balance.always_holds]
     nonempty = _nonempty_sets(groups)
     member_of = {int(c): number for number, group in enumerate(groups.groups) for c in group.classes}
+
+    def linked(constraints: Sequence[Balance]) -> list[tuple[set[int], list[Balance]]]:
+        parts = _linked_groups(len(groups.groups), member_of, [each.classes for each in constraints])
+        return [(p, [b for b in constraints if any(member_of.get(int(c)) in p for c in b.classes)]) for p in parts]
+
     removed: set[int] = set()
-    for part in _linked_groups(len(groups.groups), member_of, [balance.classes for balance in balances]):
-        own = [b for b in balances if any(member_of.get(int(c)) in part for c in b.classes)]
+    for part, own in linked(balances):
         if own:
             removed |= _balanced(groups, scores, widths, sorted(part), own, nonempty)
         else:
             for number in part:
                 removed |= lowest(groups.groups[number], scores, widths[number].size - widths[number].keep)
-    return _keep_each_nonempty(nonempty, list(every.values()), scores, removed)
+    aligned = _alignments(groups, unit)
+    if not all(each.holds(removed) for each in aligned):
+        for part, own in linked([*balances, *aligned]):
+            if not all(each.holds(removed) for each in own):
+                removed -= {int(c) for number in part for c in groups.groups[number].classes}
+                removed |= _balanced(groups, scores, widths, sorted(part), own, nonempty)
+    return _keep_each_nonempty(nonempty, [*every.values(), *aligned], scores, removed)
+
+
+def _alignments(groups: ChannelGroups, unit: int) -> list[Balance]:
+    """Return what each convolution reads and makes, of those whose channels are a multiple of `unit` now."""
+    analysis = groups.analysis
+    rows: dict[bytes, Classes] = {}
+    for node in analysis.model.nodes if unit > 1 else ():
+        for tensor in (node.inputs[0], node.outputs[0]) if node.op in _CONVOLUTIONS else ():
+            labels = analysis.of(tensor)
+            if labels is not None and labels.axes == (1,) and labels.inner == (1,) and labels.ids.size % unit == 0:
+                classes = groups.classes_of(labels.ids)
+                rows[np.sort(classes).tobytes()] = classes
+    return [balance for own in rows.values() if (balance := Balance.of(own[None], unit)).classes.size]
 
 
 def _balanced(
