@@ -168,7 +168,7 @@ def _round_to(recipe: Recipe) -> int:
         return read_time_table(recipe.time_table).conditions.block
     if recipe.round_to is None and not recipe.latency:
         return 1
-    return max(preferred_block(provider) for provider in recipe.provider)
+    return max(preferred_block(provider, int8=recipe.quantize == "int8") for provider in recipe.provider)
 
 
 def _replayed(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,12 @@ def test_the_block_of_a_gpu_does_not_depend_on_the_processor(monkeypatch: pytest
     assert [preferred_block(p) for p in ("cuda", "tensorrt", "openvino")] == [8, 8, 8]
 
 
+def test_eight_bits_take_a_block_of_32_everywhere() -> None:
+    assert [preferred_block(p, int8=True) for p in ("cpu", "cuda", "tensorrt")] == [32, 32, 32]
+    with pytest.raises(RecipeError, match="abacus"):
+        preferred_block("abacus", int8=True)
+
+
 def test_what_is_no_block_is_still_a_multiple_that_the_kernels_take() -> None:
     assert [fast_multiple(p) for p in ("cpu", "cuda", "tensorrt")] == [4, 8, 8]
 
