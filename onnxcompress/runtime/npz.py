@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from onnxcompress.runtime.streams import LABELS, checked_labels
 from onnxcompress.runtime.tensors import Array, TensorInfo
 
 IMAGES = "images"
+
+DAMAGES = (OSError, EOFError, KeyError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
+"""What Python's `zipfile` raises on a damaged archive (RuntimeError: one that claims to be encrypted or of the future)."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,12 @@ class Npz:
             )
 
     def _read_labels(self, classes: int | None) -> Labels:
-        with np.load(self._path, allow_pickle=False) as file:
-            labels = checked_labels(file[LABELS], str(self._path))
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                stored = file[LABELS]
+        except DAMAGES as error:
+            raise DataError(f"{self._path}: array '{LABELS}' is damaged: {error}") from error
+        labels = checked_labels(stored, str(self._path))
         if classes is not None and labels.size and labels.max() >= classes:
             row = int(np.argmax(labels >= classes))
             raise DataError(
@@ -140,7 +149,7 @@ def opened_archive(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGES as error:
         raise DataError(f"{path}: not a .npz file: {error}") from error
 
 
@@ -178,7 +187,7 @@ def _rows(archive: zipfile.ZipFile, member: Member, path: Path) -> Iterator[Call
         def checked(positions: Positions) -> Array:
             try:
                 return read(positions)
-            except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+            except DAMAGES as error:
                 raise DataError(f"{path}: array '{member.name}' is damaged: {error}") from error
 
         yield checked

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import numpy as np
 from onnxcompress.errors import DataError
 from onnxcompress.runtime.dataset import Labels, Positions
 from onnxcompress.runtime.images import ImageTransform, stack
-from onnxcompress.runtime.npz import opened_archive, read_header, read_members
+from onnxcompress.runtime.npz import DAMAGES, opened_archive, read_header, read_members
 from onnxcompress.runtime.streams import checked_labels
 from onnxcompress.runtime.tensors import Array
 
@@ -100,7 +99,7 @@ class PackedImages:
                 try:
                     stream.seek(start + first)
                     data = stream.read(last - first)
-                except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+                except DAMAGES as error:
                     raise DataError(f"{self._path}: array '{self._name}' is damaged: {error}") from error
                 return data
 

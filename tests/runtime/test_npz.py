@@ -103,6 +103,22 @@ def test_files_that_do_not_fit(arrays: dict[str, Any], message: str, tmp_path: P
         list(open_dataset(tmp_path / "d.npz", [image_input()], preprocess="unit", classes=4).batches())
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("version to extract", "not a .npz file: zip file version 12.6"), ("contents of labels", "'labels' is damaged")],
+)
+def test_damaged_archives_are_told_so(field: str, message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, labels=LABELS)
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    if field == "version to extract":
+        content[content.index(b"PK\x01\x02") + 6] = 126
+    else:
+        content[content.index(LABELS.tobytes())] ^= 1
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path / "d.npz", [image_input()])
+
+
 def test_shapes_that_do_not_fit_are_seen_when_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X[:, :, :7])
     with pytest.raises(
