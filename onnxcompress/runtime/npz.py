@@ -103,12 +103,7 @@ class Npz:
             )
 
     def _read_labels(self, classes: int | None) -> Labels:
-        try:
-            with np.load(self._path, allow_pickle=False) as file:
-                stored = file[LABELS]
-        except DAMAGES as error:
-            raise DataError(f"{self._path}: array '{LABELS}' is damaged: {error}") from error
-        labels = checked_labels(stored, str(self._path))
+        labels = checked_labels(whole_array(self._path, LABELS), str(self._path))
         if classes is not None and labels.size and labels.max() >= classes:
             row = int(np.argmax(labels >= classes))
             raise DataError(
@@ -137,6 +132,20 @@ def read_members(path: Path) -> dict[str, Member]:
                 raise DataError(f"{path}: array '{name}' holds pickled objects, which are never loaded")
             members[name] = member
     return members
+
+
+def whole_array(path: Path, name: str) -> Array:
+    """Read one (small) array.
+
+    Raises:
+        DataError: it is not there, or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            array: Array = file[name]
+    except DAMAGES as error:
+        raise DataError(f"{path}: array '{name}' is damaged: {error}") from error
+    return array
 
 
 def opened_archive(path: Path) -> zipfile.ZipFile:

@@ -19,7 +19,7 @@ import numpy as np
 from onnxcompress.errors import DataError
 from onnxcompress.runtime.dataset import Labels, Positions
 from onnxcompress.runtime.images import ImageTransform, stack
-from onnxcompress.runtime.npz import DAMAGES, opened_archive, read_header, read_members
+from onnxcompress.runtime.npz import DAMAGES, opened_archive, read_header, read_members, whole_array
 from onnxcompress.runtime.streams import checked_labels
 from onnxcompress.runtime.tensors import Array
 
@@ -64,10 +64,10 @@ class PackedImages:
         if files.dtype != np.uint8 or len(files.shape) != 1:
             raise DataError(f"{path}: '{chosen}{_FILES}' is {files.dtype} {list(files.shape)}; uint8 [bytes] is needed")
         self._entry, self._name = files.entry, files.name
-        with np.load(path, allow_pickle=False) as arrays:
-            self._offsets = _checked_offsets(arrays[f"{chosen}{_OFFSETS}"], files.shape[0], f"{path}: '{chosen}'")
-            labels = f"{chosen}{_LABELS}"
-            self.labels: Labels | None = checked_labels(arrays[labels], str(path)) if labels in members else None
+        offsets = whole_array(path, f"{chosen}{_OFFSETS}")
+        self._offsets = _checked_offsets(offsets, files.shape[0], f"{path}: '{chosen}'")
+        labels = f"{chosen}{_LABELS}"
+        self.labels: Labels | None = checked_labels(whole_array(path, labels), str(path)) if labels in members else None
         if self.labels is not None and len(self.labels) != self.length:
             raise DataError(f"{path}: '{chosen}' has {self.length} images and {len(self.labels)} labels")
         if self.labels is not None and classes is not None and self.labels.max(initial=0) >= classes:
