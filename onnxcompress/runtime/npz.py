@@ -23,7 +23,7 @@ from onnxcompress.runtime.tensors import Array, TensorInfo
 IMAGES = "images"
 
 DAMAGES = (OSError, EOFError, KeyError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
-"""What Python's `zipfile` raises on a damaged archive (RuntimeError: one that claims to be encrypted or of the future)."""
+"""What Python's `zipfile` raises on a damaged archive; RuntimeError: it claims to be encrypted or of a later format."""
 
 
 @dataclass(frozen=True)
