@@ -95,7 +95,7 @@ def model_cost(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = 
         if params or counts_macs:
             macs = node_macs(node, shapes) if counts_macs else 0
             macs = None if macs is None else _per_sample(macs, batch)
-            counts = (0, macs) if is_window(node) else (macs, 0)
+            counts = (0, macs) if is_window(node, stored=True) else (macs, 0)
             layers.append(LayerCost(node.name, node.op, params, *counts))
     return ModelCost(
         params=_params(model),

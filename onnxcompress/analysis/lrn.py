@@ -34,13 +34,21 @@ def band_matrix(channels: int, size: int, scale: float) -> npt.NDArray[np.float6
     return np.where(inside, scale, 0.0)
 
 
-def is_window(node: gs.Node) -> bool:
+def is_window(node: gs.Node, *, stored: bool = False) -> bool:
     """Whether `node` is the window sum of an LRN in its banded form, pruned or not.
 
     Told by what it is, not by its name: a square 1x1 Conv of squares, one weight or zero everywhere and never zero on
     the diagonal, whose output is rooted, raised to a power or divided by.
+
+    Args:
+        stored: also where the weights stand in the file as integers behind a DequantizeLinear.
     """
-    if node.op != "Conv" or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
+    if node.op != "Conv" or len(node.inputs) < 2:
+        return False
+    constant = node.inputs[1]
+    if stored and constant.inputs and constant.inputs[0].op == "DequantizeLinear":
+        constant = constant.inputs[0].inputs[0]
+    if not isinstance(constant, gs.Constant):
         return False
     square = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
     if square is None or square.op != "Mul" or square.inputs[0] is not square.inputs[1]:
@@ -48,10 +56,10 @@ def is_window(node: gs.Node) -> bool:
     readers = node.outputs[0].outputs
     if not readers or any(reader.op not in _POWERS for reader in readers):
         return False
-    shape = node.inputs[1].shape
+    shape = constant.shape
     if len(shape) < 3 or shape[0] != shape[1] or any(size != 1 for size in shape[2:]):
         return False
-    weight = np.asarray(node.inputs[1].values).reshape(shape[0], shape[1])
+    weight = np.asarray(constant.values).reshape(shape[0], shape[1])
     scale = weight.max(initial=0)
     return bool(weight.size and scale > 0 and np.diag(weight).all() and np.isin(weight, (0, scale)).all())
 

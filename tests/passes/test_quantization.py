@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from onnxcompress.analysis.cost import model_cost
+from onnxcompress.analysis.lrn import is_window, with_banded_lrn
 from onnxcompress.errors import DataError, ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
@@ -81,6 +82,47 @@ def test_a_plan_replays_to_the_same_bytes_without_data() -> None:
         result = quantized(model, each)
         again = each.apply(model, Plan.from_json(result.plan.to_json()), PassContext())
         assert again.model.to_bytes() == result.model.to_bytes()
+
+
+def test_a_quantised_file_spends_little_on_names_and_nothing_on_repeated_constants() -> None:
+    model = Model.from_proto(conv_net(channels=16))
+    result = quantized(model, Int8Quantization())
+    constants = result.model.constants()
+    values = [(t.values.dtype, t.values.shape, t.values.tobytes()) for t in constants.values()]
+    assert len(set(values)) == len(values)
+    before = {t.name for n in model.nodes for t in (*n.inputs, *n.outputs)}
+    made = {t.name for n in result.model.nodes for t in (*n.inputs, *n.outputs)} - before
+    assert {name for name in made if len(name) > 4} == {"w1_quantized", "w2_quantized", "w3_quantized"}
+    assert {"first", "second", "classifier"} <= {n.name for n in result.model.nodes}
+
+
+def test_names_that_are_taken_stay_unique() -> None:
+    proto = conv_net()
+    proto.graph.node[0].name = "q0"
+    for each in proto.graph.node:
+        each.input[:] = [name.replace("w1", "q1") for name in each.input]
+    for tensor in proto.graph.initializer:
+        tensor.name = tensor.name.replace("w1", "q1")
+    model = Model.from_proto(proto)
+    result = quantized(model, Int8Quantization())
+    names = [n.name for n in result.model.nodes]
+    assert len(set(names)) == len(names)
+    assert spread(model, result.model) < 0.2
+
+
+def test_the_window_of_an_lrn_is_stored_in_eight_bits_to_the_same_bit() -> None:
+    weight = RNG.standard_normal((6, 6, 1, 1)).astype(np.float32)
+    nodes = [node("Conv", ["x", "w"], "a", name="a"), node("LRN", ["a"], "y", name="n", size=3, alpha=0.3)]
+    model = with_banded_lrn(build(nodes, {"w": weight}, shape=("n", 6, 8, 8)))
+    data = RNG.standard_normal((4, 6, 8, 8)).astype(np.float32)
+    result = quantized(model, Int8Quantization(), PassContext(calibration=lambda: iter([{"x": data}])))
+    (window,) = [n for n in result.model.nodes if is_window(n, stored=True)]
+    stored = window.inputs[1].inputs[0]
+    assert stored.inputs[0].values.dtype == np.int8
+    band = next(n for n in model.nodes if is_window(n)).inputs[1].values
+    assert np.array_equal(stored.inputs[0].values.astype(np.float32) * stored.inputs[1].values, band)
+    before, after = model_cost(model), model_cost(result.model)
+    assert (after.macs, after.lrn_macs, after.params) == (before.macs, before.lrn_macs, before.params)
 
 
 def test_probabilities_excluded_nodes_and_squares_stay_in_float() -> None:

@@ -2,7 +2,7 @@
 
 The result is a QDQ model: every quantised tensor passes a QuantizeLinear and a DequantizeLinear, weights (8 bits, one
 scale for each output channel) and biases (32 bits) are stored as integers behind a DequantizeLinear. Runtimes fuse
-these into 8-bit kernels. onnxruntime's own calibration keeps every activation of every sample in memory unless it only
+these into 8-bit kernels. What the quantizer spends on names and repeated constants is saved afterwards (`compact`). onnxruntime's own calibration keeps every activation of every sample in memory unless it only
 looks at extremes, which a single outlier stretches; here histograms are streamed (`linalg.histogram`).
 """
 
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
+from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import DataError, ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.histogram import Range
@@ -27,6 +28,7 @@ from onnxcompress.passes.quantization.candidates import (
     float_tensors,
     range_sources,
 )
+from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.runtime.quiet import quiet_logging
 
 _FIRST_OPSET = 13
@@ -112,9 +114,10 @@ class Int8Quantization(Pass):
             raise RecipeError(f"plan: the model has no node '{unknown[0]}' to quantise")
         ranges = {name: pair for decision in plan.decisions for name, pair in decision["ranges"].items()}
         symmetric = any(decision["activations"] == "int8" for decision in plan.decisions)
-        quantized = _quantized(
-            _with_opset(model.to_proto()), [str(d["node"]) for d in plan.decisions], ranges, symmetric=symmetric
-        )
+        proto = _with_opset(model.to_proto())
+        windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
+        quantized = _quantized(proto, [str(d["node"]) for d in plan.decisions], ranges, symmetric=symmetric)
+        compact(quantized, windows, kept=tensor_names(proto))
         model.become(quantized)
         return {}
 
