@@ -7,7 +7,7 @@ with the number of rows, and float32 products take half the time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,21 @@ class Covariances:
         explained = np.einsum("do,do->o", slope, 2.0 * self.xy - self.xx @ slope)
         errors: Matrix = np.maximum(self.yy - explained, 0.0)
         return errors
+
+    def shrunk(self) -> Covariances:
+        """Return these with `xx` drawn towards a multiple of the identity, the more the fewer the samples.
+
+        Fewer samples than inputs leave directions in which nothing seems to vary; here these keep their part. The
+        weight is that of the oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, Shrinkage Algorithms for
+        MMSE Covariance Estimation, IEEE TSP 2010).
+        """
+        size = len(self.xx)
+        trace, squares = float(np.trace(self.xx)), float(np.square(self.xx).sum())
+        spread = squares - trace**2 / size
+        weight = 1.0
+        if spread > 0.0:
+            weight = min(1.0, ((1.0 - 2.0 / size) * squares + trace**2) / ((self.count + 1.0 - 2.0 / size) * spread))
+        return replace(self, xx=(1.0 - weight) * self.xx + weight * trace / size * np.eye(size))
 
     def constant(self, slope: Matrix) -> Matrix:
         """Return the constant that goes with a slope (D, O), shape (O,)."""

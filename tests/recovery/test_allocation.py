@@ -77,6 +77,35 @@ def test_the_budget_is_kept(target: dict[str, float]) -> None:
     assert seen == {"first", "second", "classifier"}
 
 
+def test_fewer_samples_than_inputs_are_enough_to_choose_a_rank() -> None:
+    model = Model.from_proto(conv_net(channels=32))
+    context = PassContext(calibration=_calibration(32), original_cost=model_cost(model))
+    allocation = Allocation(AllocationConfig({"params": 0.93}, split_kernels=False))
+    plan = allocation.plan(model, context)
+    (decision,) = plan.decisions
+    assert (decision["node"], decision["kind"], decision["channels"]) == ("classifier", "svd", [512, 4])
+    assert 0.0 < decision["response_error"] < 1.0
+    assert model_cost(allocation.apply(model, plan, context).model).params <= 0.93 * model_cost(model).params
+
+
+def test_shrinkage_falls_with_the_number_of_samples() -> None:
+    generator = np.random.default_rng(0)
+    scales = np.linspace(0.1, 3.0, 40)
+    weights = []
+    for count in (10, 100, 10_000):
+        x = (generator.standard_normal((count, 40)) * scales).astype(np.float32)
+        own = accumulate(x, x[:, :1]).centred()
+        shrunk = own.shrunk()
+        np.testing.assert_allclose(np.trace(shrunk.xx), np.trace(own.xx))
+        assert np.linalg.eigvalsh(shrunk.xx)[0] > 0.0
+        weights.append(shrunk.xx[0, 1] / own.xx[0, 1])
+        truth = np.diag(scales**2)
+        assert np.linalg.norm(shrunk.xx - truth) <= np.linalg.norm(own.xx - truth)
+    assert weights == sorted(weights)
+    assert weights[0] < 0.9
+    assert weights[-1] > 0.98
+
+
 def test_a_plan_is_replayed_to_the_same_bytes() -> None:
     model = Model.from_proto(conv_net(channels=32))
     context = PassContext(calibration=_calibration())

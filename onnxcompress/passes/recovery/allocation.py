@@ -58,7 +58,8 @@ class AllocationConfig:
         targets: {kind: share of the given model's}, kinds as in `TARGETS`.
         split_kernels, split_matrices: what may be split: convolutions with a kernel; 1x1 convolutions, Gemm, MatMul.
         images, positions: samples for the covariances.
-        judging_images: of these, samples for the sensitivities; the layers that do most harm are measured on all.
+        judging_images: of as many others, samples for the sensitivities; the layers that do most harm are measured on
+            all of them.
         stored: the form in which the weights are stored at the end, for a target of size.
 
     Raises:
@@ -133,10 +134,11 @@ class Allocation(Pass):
         shapes = sample_shapes(model)[0]
         first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
         batch, filled = (first, True) if isinstance(first, int) else (_BATCH, False)
-        samples = _spread(calibration, self.config.images)
-        covariances = _covariances(
-            fast, layers, _batched(samples, batch, filled=filled), self.config.positions, context.seed
-        )
+        # Where a truncation is judged on the samples that chose it, layers with many inputs and few positions, the
+        # last ones above all, seem to bear more than they do.
+        spread = _spread(calibration, 2 * self.config.images)
+        seen, samples = spread[::2], spread[1::2] or spread
+        covariances = _covariances(fast, layers, _batched(seen, batch, filled=filled), self.config.positions, context.seed)
         choices: dict[str, list[Choice]] = {}
         options = parallel_map(lambda layer: self._choices(layer, shapes, covariances, context), layers)
         for layer, found in zip(layers, options, strict=True):
@@ -200,8 +202,6 @@ class Allocation(Pass):
         if not (self.config.split_kernels if layer.positions > 1 else self.config.split_matrices):
             return "not asked for (--tucker, --svd)"
         own = covariances[layer.node]
-        if own.count < len(own.xx):
-            return f"{own.count} samples are too few to judge a split of {len(own.xx)} inputs"
         size = _size(layer, shapes)
         if size is None:
             return "its sizes are not known"
@@ -288,7 +288,10 @@ def _covariances(
             rows = samplers[key].patches(captured[layer.input])
             moments = accumulate(rows, rows[:, :1])
             totals[key] = totals[key] + moments if key in totals else moments
-    return {layer.node: totals[key_of[layer.node]].centred() for layer in layers if key_of[layer.node] in totals}
+    seen = {key: moments.centred() for key, moments in totals.items()}
+    # A classifier behind a pooling has one row of each image: fewer than inputs.
+    seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
+    return {layer.node: seen[key_of[layer.node]] for layer in layers if key_of[layer.node] in seen}
 
 
 def _weighty(sensitivity: Mapping[str, float], disturbed: Mapping[str, Disturbance]) -> list[str]:
