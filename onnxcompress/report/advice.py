@@ -26,6 +26,7 @@ PLENTY_OF_SAMPLES = 100
 """With fewer calibration samples a refit is worth a warning."""
 
 _GENTLE = "energy=0.98"
+_LEAST_PRUNED = 0.02
 
 _CALIBRATED = frozenset({"refit", "reconstruct", "allocate", "int8", "fp16"})
 _TRAINED = frozenset({"reconstruct", "finetune"})
@@ -114,7 +115,8 @@ def how_to_keep_more(recipe: Recipe) -> str:
     """Name what of this recipe can be made gentler, or won back."""
     ways = []
     if recipe.prune_share > 0:
-        ways.append(f"lower --prune (now {recipe.prune_share:g}; start from 0.02)")
+        start = f"; start from {_LEAST_PRUNED:g}" if recipe.prune_share > _LEAST_PRUNED else ""
+        ways.append(f"lower --prune (now {recipe.prune_share:g}{start})")
     if recipe.tucker not in ("off", _GENTLE) and not recipe.target:
         ways.append(f"keep more of each Conv (--tucker {_GENTLE}, or off)")
     if recipe.svd not in ("off", _GENTLE) and not recipe.target:

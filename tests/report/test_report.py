@@ -361,6 +361,7 @@ def test_what_was_given_and_had_no_effect_is_said() -> None:
 
 
 def test_the_advice_goes_as_far_as_the_recipe_has_not() -> None:
+    assert "lower --prune (now 0.02)" in how_to_keep_more(Recipe(prune=0.02))
     plain = how_to_keep_more(Recipe(prune=0.4, tucker="auto"))
     assert "--recover refit" in plain
     assert "--target macs=F" in plain
