@@ -48,6 +48,8 @@ def check_recipe(recipe: Recipe) -> None:
         option = name.replace("_", "-")
         if name in SET_BY_POINTS:
             raise RecipeError(f"{option}: a sweep goes through it; leave it out, and give --{option}-range")
+        if name == "profile":
+            raise RecipeError(f"{option}: a sweep times whole models; profile one with inspect MODEL --profile")
         raise RecipeError(f"{option}: has no meaning in a sweep, which judges nothing and writes into its folder")
 
 

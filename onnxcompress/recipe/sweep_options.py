@@ -19,6 +19,9 @@ METHODS = ("prune", "tucker", "both")
 SET_BY_POINTS = ("prune", "tucker", "target")
 """The recipe's options that a sweep's points set."""
 
+LEFT_OUT = ("resume", "profile")
+"""Options of the groups that a sweep takes which would do nothing in it: it resumes anyway, and times whole models."""
+
 
 @dataclass(frozen=True)
 class SweepOptions:
@@ -83,4 +86,4 @@ def recipe_names() -> tuple[str, ...]:
     """Return the recipe's options that a sweep takes: all but those that its points set, gates and outputs."""
     groups = (COMPRESSION, DATA, TRAINING, LATENCY)
     known = options_of(Recipe)
-    return tuple(n for n in known if known[n].group in groups and n not in (*SET_BY_POINTS, "resume"))
+    return tuple(n for n in known if known[n].group in groups and n not in (*SET_BY_POINTS, *LEFT_OUT))

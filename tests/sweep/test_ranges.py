@@ -102,7 +102,7 @@ def test_pairs_in_steps_go_from_gentle_to_harsh() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"prune": 0.2}, {"tucker": "auto"}, {"max_drop": 1.0}, {"html": "a.html"}, {"dry_run": True}]
+    "values", [{"prune": 0.2}, {"tucker": "auto"}, {"max_drop": 1.0}, {"html": "a.html"}, {"dry_run": True}, {"profile": True}]
 )
 def test_a_recipe_that_a_sweep_would_ignore_is_refused(values: dict[str, Any]) -> None:
     (name,) = values
@@ -113,3 +113,4 @@ def test_a_recipe_that_a_sweep_would_ignore_is_refused(values: dict[str, Any]) -
 def test_the_options_of_a_sweep_are_no_others_of_a_recipe() -> None:
     assert not set(options_of(SweepOptions)) & set(options_of(Recipe))
     assert {"recover", "calib", "train", "svd", "threads"} <= set(recipe_names())
+    assert "profile" not in recipe_names()
