@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -153,6 +153,11 @@ def compress(
     passes = passes_of(request.settled_recipe, recovery=request.recovery)
     work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
     checkpoints = _checkpoints(work, request.output)
+
+    def evaluated(model: Model) -> Evaluation:
+        with CompressedModel(model, external=False).loadable() as content:
+            return measure(source.content, content, data_sets.evaluation, providers, asked, tell)
+
     stages, result, cleaned_model = _run_passes(
         work,
         source,
@@ -162,6 +167,7 @@ def compress(
         checkpoints,
         of_other_weights=of_other_weights,
         samples=None if data_sets.calibration is None else data_sets.calibration.length,
+        evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
     )
     compressed = CompressedModel(result, external=asked.external_data)
     measured = Evaluation(None, ())
@@ -232,6 +238,7 @@ def _run_passes(
     *,
     of_other_weights: bool,
     samples: int | None,
+    evaluated: Callable[[Model], Evaluation] | None,
 ) -> tuple[list[Stage], Model, Model | None]:
     """Run the passes one after another, each proved before the next one starts.
 
@@ -239,6 +246,7 @@ def _run_passes(
 
     Args:
         samples: of the calibration data, where their number is known.
+        evaluated: measures the model after every stage that changed it; None leaves that out.
 
     With `of_other_weights` the plans were made for other weights: their figures are measured anew.
     """
@@ -265,6 +273,9 @@ def _run_passes(
             tell(f"verifying {each.name}", number, len(work))
             _collect(model.weight_bytes)
             stage = replace(stage, self_check=verify_stage(model, result, random_feeds, context))
+        if evaluated is not None and result.modified:
+            own = evaluated(result.model)
+            stage = replace(stage, figures=replace(stage.figures, accuracy=own.accuracy, latency=own.latency))
         stages.append(stage)
         if model is not result.model:
             model.release_mapped()

@@ -243,6 +243,9 @@ class Recipe:
     html: Location | None = option(
         None, FilePath(), OUTPUT, "F.html", "write the report as one page that opens offline"
     )
+    measure_stages: bool = option(
+        False, Flag(), OUTPUT, "", "measure accuracy and latency after every stage, too, where the run measures them"
+    )
     markdown: Location | None = option(
         None, FilePath(), OUTPUT, "F.md", "write a summary in Markdown, for a CI job's page"
     )

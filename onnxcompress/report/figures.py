@@ -73,6 +73,8 @@ class StageFigures:
         outcome: what the pass measured while it ran: of a training its samples, epochs and score; None where nothing.
         bytes: of the model after it, as a file.
         steps: of the clean-up, in their order; empty for passes of one step.
+        accuracy, latency: of the model after it against the original, where the recipe measures stages and the stage
+            changed something.
     """
 
     pass_name: str
@@ -84,6 +86,8 @@ class StageFigures:
     outcome: Mapping[str, Any] | None = None
     bytes: int | None = None
     steps: tuple[StepFigures, ...] = ()
+    accuracy: Accuracy | None = None
+    latency: tuple[Latency, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, g
 from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, void
 from onnxcompress.report.html_plots import Axis, bar, interval_plot
 from onnxcompress.report.junit import why_no_self_check
-from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
+from onnxcompress.report.rows import before_and_after, before_and_after_title, stage_measures, step_rows
 from onnxcompress.report.text import count, milliseconds, percent, points, size, times
 
 NOTHING = Markup("")
@@ -142,8 +142,10 @@ def passes_section(report: Report) -> Markup:
         return NOTHING
     params, macs = report.input.params, report.input.macs
     differences = {check.pass_name: check.difference for check in report.self_checks}
-    rows = [["(original)", "", "", count(params), count(macs), size(report.input.bytes), "", ""]]
-    for stage in report.stages:
+    measured = stage_measures(report)
+    originals = [figures[0] for _, figures in measured]
+    rows = [["(original)", "", "", count(params), count(macs), size(report.input.bytes), *originals, "", ""]]
+    for number, stage in enumerate(report.stages, start=1):
         difference = differences.get(stage.pass_name)
         rows.append(
             [
@@ -153,11 +155,13 @@ def passes_section(report: Report) -> Markup:
                 count(stage.params, params),
                 count(stage.macs, macs),
                 size(stage.bytes, report.input.bytes),
+                *(figures[number] for _, figures in measured),
                 f"{stage.seconds:.2f} s",
                 "" if difference is None else f"{difference:.1g}",
             ]
         )
-        rows += [[what, changes, left, "", "", "", f"{spent} s", ""] for what, changes, left, spent in step_rows(stage)]
+        empty = ["", "", "", *("" for _ in measured)]
+        rows += [[what, changes, left, *empty, f"{spent} s", ""] for what, changes, left, spent in step_rows(stage)]
     columns = [
         Column("pass"),
         Column("changes", "number"),
@@ -165,6 +169,7 @@ def passes_section(report: Report) -> Markup:
         Column("parameters", "number"),
         Column("MACs", "number"),
         Column("file size", "number"),
+        *(Column(title, "number") for title, _ in measured),
         Column("time", "number wide"),
         Column("self-check", "number wide"),
     ]

@@ -10,7 +10,7 @@ from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, gate_value, gate_verdict
 from onnxcompress.report.junit import why_no_self_check
 from onnxcompress.report.profile_rows import NOTE, OP_HEADER, op_rows, providers_line
-from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
+from onnxcompress.report.rows import before_and_after, before_and_after_title, stage_measures, step_rows
 from onnxcompress.report.text import count, printable, size
 
 _MOST_REASONS = 20
@@ -92,14 +92,18 @@ def _gate_row(gate: GateResult, report: Report) -> tuple[str, ...]:
 
 def _stages(report: Report) -> str:
     params, macs = report.input.params, report.input.macs
-    rows = [("(original)", "", "", count(params), count(macs), size(report.input.bytes), "")]
-    for stage in report.stages:
+    measured = stage_measures(report)
+    originals = [figures[0] for _, figures in measured]
+    rows = [("(original)", "", "", count(params), count(macs), size(report.input.bytes), "", *originals)]
+    for number, stage in enumerate(report.stages, start=1):
         costs = (count(stage.params, params), count(stage.macs, macs), size(stage.bytes, report.input.bytes))
-        figures = (*costs, f"{stage.seconds:.2f}")
+        figures = (*costs, f"{stage.seconds:.2f}", *(own[number] for _, own in measured))
         rows.append((name_in_markdown(stage.pass_name), str(len(stage.decisions)), str(len(stage.skipped)), *figures))
         for what, changes, left, seconds in step_rows(stage):
-            rows.append((_text(what), changes, left, "", "", "", seconds))
-    return _table(("pass", "changes", "left alone", "parameters", "MACs", "file size", "seconds"), "lrrrrrr", rows)
+            rows.append((_text(what), changes, left, "", "", "", seconds, *("" for _ in measured)))
+    titles = ("pass", "changes", "left alone", "parameters", "MACs", "file size", "seconds")
+    titles = (*titles, *(_text(title) for title, _ in measured))
+    return _table(titles, "l" + "r" * (len(titles) - 1), rows)
 
 
 def _self_checks(report: Report) -> str:

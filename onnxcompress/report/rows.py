@@ -125,6 +125,33 @@ def _faster(speedup: float, interval: tuple[float, float] | None) -> str:
     return change if interval is None else f"{change} (95 %: {interval[0]:.2f} to {interval[1]:.2f})"
 
 
+def stage_measures(report: Report) -> list[tuple[str, list[str]]]:
+    """Return columns of what was measured after each stage: a title, the original's figure, and one of each stage.
+
+    There are none where the recipe measured no stages.
+    """
+    columns: list[tuple[str, list[str]]] = []
+    final = report.accuracy
+    accuracies = [stage.accuracy for stage in report.stages]
+    if final is not None and any(accuracies):
+        title, original = ("top-1", final.original.top1) if final.labels else ("agreement", 100.0)
+        if final.relative_error is not None:
+            title, original = "error", 0.0
+        columns.append((title, [percent(original), *("" if a is None else percent(_of_stage(a)) for a in accuracies)]))
+    for number, timed in enumerate(report.latency):
+        entries = [stage.latency[number] if stage.latency else None for stage in report.stages]
+        if any(entries):
+            shown = ["" if e is None else f"{milliseconds(e.compressed_ms.p50)} ({e.speedup:.2f} x)" for e in entries]
+            columns.append((f"p50 on {timed.requested}", [milliseconds(timed.original_ms.p50), *shown]))
+    return columns
+
+
+def _of_stage(accuracy: Accuracy) -> float | None:
+    if accuracy.relative_error is not None:
+        return 100.0 * accuracy.relative_error
+    return accuracy.compressed.top1 if accuracy.labels else accuracy.agreement
+
+
 def step_rows(stage: StageFigures) -> list[Row]:
     """Return a row for each step of a stage that had something to look at: name, changes, left alone, seconds."""
     rows = []

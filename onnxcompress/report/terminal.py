@@ -14,7 +14,7 @@ from onnxcompress.report.decisions import decision_line, is_loose, loose_check_l
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.profile_rows import NODE_HEADER, NOTE, OP_HEADER, node_rows, op_rows, providers_line
-from onnxcompress.report.rows import before_and_after, before_and_after_title, step_rows
+from onnxcompress.report.rows import before_and_after, before_and_after_title, stage_measures, step_rows
 from onnxcompress.report.search_figures import Found, chosen_text, drop_title, search_title, trial_row
 from onnxcompress.report.text import count, printable, size
 
@@ -94,6 +94,7 @@ def cell(text: str, style: str = "") -> Text:
 
 
 def _stages_table(report: Report) -> Table:
+    measured = stage_measures(report)
     table = new_table(
         "Passes",
         ("pass", "left"),
@@ -103,10 +104,12 @@ def _stages_table(report: Report) -> Table:
         ("MACs", "right"),
         ("file size", "right"),
         ("seconds", "right"),
+        *((title, "right") for title, _ in measured),
     )
     params, macs = report.input.params, report.input.macs
-    table.add_row("(original)", "", "", count(params), count(macs), size(report.input.bytes), "")
-    for stage in report.stages:
+    costs = (count(params), count(macs), size(report.input.bytes))
+    table.add_row("(original)", "", "", *costs, "", *(figures[0] for _, figures in measured))
+    for number, stage in enumerate(report.stages, start=1):
         table.add_row(
             cell(stage.pass_name),
             str(len(stage.decisions)),
@@ -115,6 +118,7 @@ def _stages_table(report: Report) -> Table:
             count(stage.macs, macs),
             size(stage.bytes, report.input.bytes),
             f"{stage.seconds:.2f}",
+            *(figures[number] for _, figures in measured),
         )
         for what, changes, left, seconds in step_rows(stage):
             table.add_row(cell(f"  {what}"), changes, left, "", "", "", seconds)
