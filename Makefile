@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 CODE   := onnxcompress models tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-olive test-openvino lint types package bench clean
+.PHONY: help demo test test-all test-oldest test-olive test-openvino lint types package bench clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,18 @@ $(VENV)/.stamp-olive: pyproject.toml constraints.txt | $(BIN)/python
 test-olive: $(VENV)/.stamp-olive ## the pass for Microsoft Olive with the real one, in an environment of its own
 	$(VENV)/olive/bin/python -m pytest -q tests/olive
 
+# The oldest versions in an environment of its own, without PyTorch and the extras: what needs them is left out.
+OLDEST := $(VENV)-oldest
+OLDEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+$(OLDEST)/.stamp: pyproject.toml constraints-oldest.txt
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt \
+	    -e . hypothesis jsonschema ml_dtypes pytest pytest-xdist pyyaml
+	@touch $@
+
+test-oldest: $(OLDEST)/.stamp ## the suite with the oldest supported versions, on Python 3.10 where there is one
+	$(OLDEST)/bin/python -m pytest -n 2 -q
+
 lint: $(VENV)/.stamp-dev ## ruff: rules and formatting
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -76,4 +88,4 @@ bench: $(VENV)/.stamp-dev ## the benchmarks, one after another
 	@for benchmark in tests/benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
 
 clean: ## what the targets made, .venv included
-	rm -rf $(VENV) $(OPENVINO) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OPENVINO) $(OLDEST) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,6 +21,27 @@ settings.register_profile("suite", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("suite")
 
 
+_LEFT_OUT: dict[str, list[str]] = {}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the modules whose libraries are not installed, as in the environment of the oldest versions."""
+    from tests.optional import missing_module
+
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    if (missing := missing_module(collection_path)) is None:
+        return None
+    _LEFT_OUT.setdefault(missing, []).append(collection_path.name)
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left out."""
+    for library, files in sorted(_LEFT_OUT.items()):
+        terminalreporter.write_line(f"left out, {library} is not installed: {', '.join(sorted(set(files)))}")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what the installed onnx and onnxruntime are too old for."""
     from tests.versions import reason_to_skip

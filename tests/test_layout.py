@@ -150,3 +150,10 @@ def test_importing_the_package_is_light() -> None:
     code = f"import sys, onnxcompress; print([name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_declared() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.M))
+    for name, least in (re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in declared):
+        assert (tested[name] + ".0").startswith(least + "."), name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +12,14 @@ import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.remote import RemoteFile, location
 from tests.remote.servers import free_port, http_server
-from tests.tiny_models import conv_net, save_data
+from tests.tiny_models import conv_net
 
 QUICK = ["--no-latency", "--no-progress"]
 
 
 @pytest.fixture
-def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    onnx.save(conv_net(), "in.onnx")
-    save_data(Path("data.npz"), conv_net())
-    with http_server(tmp_path) as found:
+def address(workspace: Path) -> Iterator[str]:
+    with http_server(workspace) as found:
         yield found
 
 

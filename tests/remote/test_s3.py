@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,14 @@ import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import RecipeError
 from tests.remote.servers import free_port, s3_server, use_s3_at
-from tests.tiny_models import SIZE, conv_net, save_data
+from tests.tiny_models import SIZE, conv_net
 
 QUICK = ["--no-latency", "--no-progress"]
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bucket(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The file system of a server with `in.onnx` and `data.npz` in a bucket; the working directory has both, too."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    onnx.save(conv_net(), "in.onnx")
-    save_data(Path("data.npz"), conv_net())
     with s3_server(monkeypatch):
         import s3fs
 

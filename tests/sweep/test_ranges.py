@@ -102,7 +102,8 @@ def test_pairs_in_steps_go_from_gentle_to_harsh() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"prune": 0.2}, {"tucker": "auto"}, {"max_drop": 1.0}, {"html": "a.html"}, {"dry_run": True}, {"profile": True}]
+    "values",
+    [{"prune": 0.2}, {"tucker": "auto"}, {"max_drop": 1.0}, {"html": "a.html"}, {"dry_run": True}, {"profile": True}],
 )
 def test_a_recipe_that_a_sweep_would_ignore_is_refused(values: dict[str, Any]) -> None:
     (name,) = values

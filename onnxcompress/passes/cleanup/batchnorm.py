@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, rewrite_pairs
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -73,13 +73,7 @@ class BatchNormFolding(Rule):
         Raises:
             RecipeError: the plan names nodes that the model does not have.
         """
-        nodes = {node.name: node for node in model.nodes}
-        removed = []
-        for decision in plan.decisions:
-            node, linear = planned_node(nodes, decision), planned_node(nodes, decision, "into")
-            _fold(model, node, linear, decision["side"])
-            removed.append(node)
-        remove_nodes(model, removed)
+        rewrite_pairs(model, plan, "into", lambda node, linear, own: _fold(model, node, linear, own["side"]))
         return {}
 
 
@@ -216,7 +210,8 @@ def _channel_factors(linear: gs.Node, shape: tuple[int, ...], per_channel: Doubl
     return np.repeat(per_channel.reshape(groups, shape[1]), shape[0] // groups, axis=0).reshape(*shape[:2], *tail)
 
 
-def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> None:
+def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> gs.Node:
+    """Fold a BatchNormalization into its neighbour; return it, to be removed."""
     affine = affine_of(model, node)
     assert isinstance(affine, Affine), affine
     weight = model.values(linear.inputs[1])
@@ -247,6 +242,7 @@ def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> None:
         linear.outputs[0] = target
     else:
         linear.inputs[0] = source
+    return node
 
 
 def _input_axes(linear: gs.Node, rank: int) -> tuple[int, ...]:

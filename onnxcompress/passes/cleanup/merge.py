@@ -32,8 +32,7 @@ from onnxcompress.passes.cleanup.rule import (
     has_input,
     is_standard,
     pinned_names,
-    planned_node,
-    remove_nodes,
+    rewrite_pairs,
 )
 from onnxcompress.passes.recovery.refit_layers import bias_of, slope_of, weight_of
 from onnxcompress.passes.tucker.sites import why_no_float_constant
@@ -95,13 +94,7 @@ class LinearMerging(Rule):
         Raises:
             RecipeError: the plan names nodes that the model does not have.
         """
-        nodes = {node.name: node for node in model.nodes}
-        removed = []
-        for decision in plan.decisions:
-            first, second = planned_node(nodes, decision, "first"), planned_node(nodes, decision)
-            _merge(model, first, second)
-            removed.append(first)
-        remove_nodes(model, removed)
+        rewrite_pairs(model, plan, "first", lambda second, first, _: _merge(model, first, second))
         return {}
 
 
@@ -179,8 +172,8 @@ def _product(model: Model, first: gs.Node, second: gs.Node) -> tuple[Matrix, Mat
     return slope, constant
 
 
-def _merge(model: Model, first: gs.Node, second: gs.Node) -> None:
-    """Make `second` both of them: its output stays, its input is that of `first`."""
+def _merge(model: Model, first: gs.Node, second: gs.Node) -> gs.Node:
+    """Make `second` both of them: its output stays, its input is that of `first`, which is returned."""
     slope, constant = _product(model, first, second)
     # The kernel, and with it strides and pads, is that of the one that is not 1x1.
     shaped = first if second.op == "Conv" and _is_pointwise(second) else second
@@ -203,3 +196,4 @@ def _merge(model: Model, first: gs.Node, second: gs.Node) -> None:
     first.inputs.clear()
     first.outputs.clear()
     second.inputs[0] = source
+    return first

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan
 
 DEFAULT_DOMAINS = (None, "", "ai.onnx")
 EXCLUDED = "excluded by --exclude"
@@ -62,6 +62,21 @@ def planned_node(nodes: Mapping[str, gs.Node], decision: Decision, key: str = "n
     if name not in nodes:
         raise RecipeError(f"plan: clean-up names node '{name}', which this model does not have; the plan is another's")
     return nodes[name]
+
+
+def rewrite_pairs(model: Model, plan: Plan, key: str, join: Callable[[gs.Node, gs.Node, Decision], gs.Node]) -> None:
+    """Rewrite the pairs of nodes that a plan names, and take out of each the one that is no longer needed.
+
+    Args:
+        key: of a decision's second node; the first is its `node`.
+        join: rewrites a pair, and returns the node that goes, its links cut.
+
+    Raises:
+        RecipeError: the plan names nodes that the model does not have.
+    """
+    nodes = {node.name: node for node in model.nodes}
+    pairs = [(planned_node(nodes, each), planned_node(nodes, each, key), each) for each in plan.decisions]
+    remove_nodes(model, [join(*pair) for pair in pairs])
 
 
 def remove_nodes(model: Model, removed: Iterable[gs.Node]) -> None:

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import threading
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Generic, Protocol, TypeVar
 
+from onnxcompress.linalg.parallel import parallel_map
+from onnxcompress.passes.base import Decision, Plan
 from onnxcompress.passes.tucker.sites import Array
 
+
+class Site(Protocol):
+    """A node with a weight that can be split."""
+
+    @property
+    def weight(self) -> Array:
+        """Its weight, as stored."""
+
+
+class Factors(Protocol):
+    """What a weight is split into."""
+
+    @property
+    def relative_error(self) -> float:
+        """Of their product against the weight."""
+
+
 Value = TypeVar("Value")
+AnySite = TypeVar("AnySite", bound=Site)
+AnyFactors = TypeVar("AnyFactors", bound=Factors)
+How = TypeVar("How")
 
 
 class WeightCache(Generic[Value]):
@@ -35,3 +59,25 @@ class WeightCache(Generic[Value]):
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
+
+
+def remeasured(
+    plan: Plan,
+    work: Sequence[tuple[AnySite, How]],
+    factors: Callable[[AnySite, How], AnyFactors],
+    cache: WeightCache[AnyFactors],
+    key: Callable[[AnySite, How], tuple[object, ...]],
+) -> Plan:
+    """Return the plan with the errors of the factors at hand, which are kept for the rewrite.
+
+    Args:
+        work: what each decision splits, and how.
+        factors: makes the factors of a split.
+        key: what determines them besides the weight itself.
+    """
+    made = parallel_map(lambda pair: factors(*pair), work)
+    decisions: list[Decision] = []
+    for decision, (site, how), own in zip(plan.decisions, work, made, strict=True):
+        cache.put(site.weight, key(site, how), own)
+        decisions.append({**decision, "error": own.relative_error})
+    return replace(plan, decisions=tuple(decisions))

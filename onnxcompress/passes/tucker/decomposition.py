@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from onnxcompress.linalg import KernelSpectra, kernel_spectra
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.tucker import load_tensor_algebra
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.tucker.cache import WeightCache
+from onnxcompress.passes.tucker.cache import WeightCache, remeasured
 from onnxcompress.passes.tucker.cost import ParamsLedger, SplitCost, tucker_cost
 from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights, decompose, split_weights
 from onnxcompress.passes.tucker.faster import fastest_split
@@ -144,12 +144,7 @@ class TuckerDecomposition(Pass):
         """Return the plan with the errors of this model's weights."""
         sites = {site.node: site for site in find_conv_sites(model, PassContext())[0]}
         work = [_planned(sites, decision) for decision in plan.decisions]
-        weights = parallel_map(lambda pair: self._weights(*pair), work)
-        decisions: list[Decision] = []
-        for decision, (site, split), own in zip(plan.decisions, work, weights, strict=True):
-            self._cache.put(site.weight, _how(site, split), own)
-            decisions.append({**decision, "error": own.relative_error})
-        return replace(plan, decisions=tuple(decisions))
+        return remeasured(plan, work, self._weights, self._cache, _how)
 
     def _weights(self, site: ConvSite, split: SplitShape) -> SplitWeights:
         known = self._cache.take(site.weight, _how(site, split))

@@ -8,7 +8,7 @@ The first of the two keeps what moves data (strides and pads of a Conv, transA o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.spectrum import Matrix, Spectrum
 from onnxcompress.linalg.svd import short_side_spectrum, truncated_svd
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.tucker.cache import WeightCache
+from onnxcompress.passes.tucker.cache import WeightCache, remeasured
 from onnxcompress.passes.tucker.cost import ParamsLedger
 from onnxcompress.passes.tucker.faster import fastest_split
 from onnxcompress.passes.tucker.matrices import MatrixSite, find_matrix_sites
@@ -148,12 +148,7 @@ class SvdDecomposition(Pass):
         """Return the plan with the errors of this model's weights."""
         sites = {site.node: site for site in find_matrix_sites(model, PassContext())[0]}
         work = [_planned(sites, decision) for decision in plan.decisions]
-        factors = parallel_map(lambda pair: self._factors(*pair), work)
-        decisions: list[Decision] = []
-        for decision, (site, rank), own in zip(plan.decisions, work, factors, strict=True):
-            self._cache.put(site.weight, _how(site, rank), own)
-            decisions.append({**decision, "error": own.relative_error})
-        return replace(plan, decisions=tuple(decisions))
+        return remeasured(plan, work, self._factors, self._cache, _how)
 
     def _factors(self, site: MatrixSite, rank: int) -> MatrixFactors:
         try:
