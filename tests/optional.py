@@ -13,29 +13,31 @@ OPTIONAL = ("ml_dtypes", "sklearn", "torch")
 """What the program runs without, and some of its tests do not."""
 
 
-@functools.cache
 def missing_module(path: Path) -> str | None:
     """Return the optional library that a file, or what it imports of this project's tests and scripts, lacks."""
-    for name in _imported(ast.parse(path.read_bytes())):
-        top = name.partition(".")[0]
-        if top in OPTIONAL:
+    seen: set[Path] = set()
+    ahead = [path]
+    while ahead:
+        file = ahead.pop()
+        seen.add(file)
+        names = _imported(file)
+        for top in {name.partition(".")[0] for name in names} & set(OPTIONAL):
             if importlib.util.find_spec(top) is None:
                 return top
-            continue
-        for file in _files(name):
-            if file != path and (missing := missing_module(file)):
-                return missing
+        ahead += [each for name in names for each in _files(name) if each not in seen]
     return None
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
-    """Yield the names of the modules that are imported as the file is loaded, not by its functions."""
-    for statement in tree.body:
+@functools.cache
+def _imported(path: Path) -> tuple[str, ...]:
+    """Return the names of the modules that are imported as a file is loaded, not by its functions."""
+    found: list[str] = []
+    for statement in ast.parse(path.read_bytes()).body:
         if isinstance(statement, ast.Import):
-            yield from (alias.name for alias in statement.names)
+            found += [alias.name for alias in statement.names]
         elif isinstance(statement, ast.ImportFrom) and statement.module:
-            yield statement.module
-            yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
+            found += [statement.module, *(f"{statement.module}.{alias.name}" for alias in statement.names)]
+    return tuple(found)
 
 
 def _files(name: str) -> Iterator[Path]:
