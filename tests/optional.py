@@ -15,15 +15,17 @@ OPTIONAL = ("ml_dtypes", "sklearn", "torch")
 
 def missing_module(path: Path) -> str | None:
     """Return the optional library that a file, or what it imports of this project's tests and scripts, lacks."""
+    absent = {name for name in OPTIONAL if importlib.util.find_spec(name) is None}
+    if not absent:
+        return None
     seen: set[Path] = set()
     ahead = [path]
     while ahead:
         file = ahead.pop()
         seen.add(file)
         names = _imported(file)
-        for top in {name.partition(".")[0] for name in names} & set(OPTIONAL):
-            if importlib.util.find_spec(top) is None:
-                return top
+        if needed := absent & {name.partition(".")[0] for name in names}:
+            return min(needed)
         ahead += [each for name in names for each in _files(name) if each not in seen]
     return None
 
