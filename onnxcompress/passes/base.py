@@ -114,6 +114,8 @@ class PassContext:
         measure_model: where latency counts: how long a whole model takes.
         round_up: filters are kept up to the next multiple of `round_to`, not to the nearest.
         align_to: what a convolution reads and makes stays a multiple of it, where it was one.
+        latency_factor: what a target of latency is multiplied by, where earlier rounds ended beside it.
+        aimed: told the share of the latency that a choice under such a target was measured at.
         known_time: of the model before any split, where the target is another machine, on which nothing is measured.
         memory: what passes measured on this very model and these data, for the next plan of the same pass: a search
             for a budget asks for many. None where nothing is to be kept.
@@ -140,6 +142,8 @@ class PassContext:
     known_time: ModelTime | None = None
     round_up: bool = False
     align_to: int = 1
+    latency_factor: float = 1.0
+    aimed: Callable[[float], None] = _nobody
     memory: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def is_excluded(self, node_name: str) -> bool:

@@ -19,6 +19,7 @@ from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.pipeline.gates import gate_results
 from onnxcompress.pipeline.latency_context import predicted_share, with_latency
+from onnxcompress.pipeline.latency_target import Ran, can_run_again, meet_latency
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import DataSets, latency_settings, measure, open_data, resolve_providers
 from onnxcompress.pipeline.outputs import CompressedModel, write_together
@@ -158,17 +159,25 @@ def compress(
         with CompressedModel(model, external=False).loadable() as content:
             return measure(source.content, content, data_sets.evaluation, providers, asked, tell)
 
-    stages, result, cleaned_model = _run_passes(
-        work,
-        source,
-        context,
-        asked,
-        tell,
-        checkpoints,
-        of_other_weights=of_other_weights,
-        samples=None if data_sets.calibration is None else data_sets.calibration.length,
-        evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
-    )
+    def run(work: Work, context: PassContext) -> Ran:
+        return _run_passes(
+            work,
+            source,
+            context,
+            asked,
+            tell,
+            checkpoints,
+            of_other_weights=of_other_weights,
+            samples=None if data_sets.calibration is None else data_sets.calibration.length,
+            evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
+        )
+
+    latency, measure_model = request.settled_recipe.target.get("latency"), context.measure_model
+    if latency is None or measure_model is None or asked.dry_run or not can_run_again(work):
+        ran = run(work, context)
+    else:
+        ran = meet_latency(run, work, context, latency, measure_model)
+    stages, result, cleaned_model = ran.stages, ran.model, ran.cleaned
     compressed = CompressedModel(result, external=asked.external_data)
     measured = Evaluation(None, ())
     profile: ProfileComparison | None = None
@@ -239,10 +248,10 @@ def _run_passes(
     of_other_weights: bool,
     samples: int | None,
     evaluated: Callable[[Model], Evaluation] | None,
-) -> tuple[list[Stage], Model, Model | None]:
+) -> Ran:
     """Run the passes one after another, each proved before the next one starts.
 
-    Returns what each did, the last model, and the cleaned one where it is to be timed too. No other model is kept.
+    No other model is kept than those that are returned.
 
     Args:
         samples: of the calibration data, where their number is known.
@@ -284,7 +293,7 @@ def _run_passes(
         if asked.latency and _is_timed_apart(stages, model):
             cleaned = model
     modified = sum(stage.modified for stage in stages)
-    return stages, model, cleaned if modified > 1 else None
+    return Ran(stages, model, cleaned if modified > 1 else None)
 
 
 def _collect(weight_bytes: int) -> None:

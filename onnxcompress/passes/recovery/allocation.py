@@ -230,7 +230,7 @@ class Allocation(Pass):
             present = self.config.stored.of_model(model, cost) if kind == "size" else _total(kind, cost)
             limits[kind] = share * _total(kind, reference) - (present - movable)
         if "latency" in self.config.targets:
-            share = self.config.targets["latency"]
+            share = self.config.targets["latency"] * context.latency_factor
             picked, times = allocate_within_latency(model, context, share, choices, damages, costs, limits)
         else:
             picked, times = allocate(damages, costs, limits), {}
