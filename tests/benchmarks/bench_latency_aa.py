@@ -1,6 +1,7 @@
 """A/A: a model against itself, on a quiet machine and with another process on one core.
 
-    python tests/benchmarks/bench_latency_aa.py [--model googlenet ...] [--threads 1 ...] [--load quiet ...] [--runs 20]
+    python tests/benchmarks/bench_latency_aa.py [--model googlenet ...] [--threads 1 ...] [--load quiet ...]
+        [--batch 1] [--runs 20]
 
 Each measurement must hold 1.00 in its 95 % interval and be narrower than 3 % to each side, in 19 of 20 runs. Loads:
 `quiet` starts nothing; `niced` is a process of lower priority (nice 10) that computes without end; `pinned` is one of
@@ -56,23 +57,25 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--load", choices=["quiet", "niced", "pinned"], action="append")
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=20)
     asked = parser.parse_args()
-    print("| model | threads | load | hold 1.00 | within 3 % | both | widest | interrupted | p50 ms | s each |")
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("| model | batch | threads | load | hold 1.00 | within 3 % | both | widest | interrupted | p50 ms | s each |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for model in asked.model or [name for name, path in MODELS.items() if path.exists()]:
         for threads in asked.threads or [1, 2]:
             for name in asked.load or ["quiet", "niced"]:
                 with load(name):
-                    print(row(model, threads, name, asked.runs), flush=True)
+                    print(row(model, asked.batch, threads, name, asked.runs), flush=True)
 
 
-def row(model: str, threads: int, name: str, runs: int) -> str:
+def row(model: str, batch: int, threads: int, name: str, runs: int) -> str:
     """Return a row of the table."""
     holds, narrow, both, widths, seconds, interrupted, p50 = 0, 0, 0, [], [], [], []
     for seed in range(runs):
         started = time.perf_counter()
-        seen = measure_latency(MODELS[model], MODELS[model], settings=LatencySettings(threads=threads, seed=seed))
+        settings = LatencySettings(batch=batch, threads=threads, seed=seed)
+        seen = measure_latency(MODELS[model], MODELS[model], settings=settings)
         seconds.append(time.perf_counter() - started)
         interrupted.append(seen.original_interrupted)
         p50.append(seen.original_ms.p50)
@@ -82,6 +85,7 @@ def row(model: str, threads: int, name: str, runs: int) -> str:
         widths.append(max(seen.speedup / low if low else float("inf"), high / seen.speedup) - 1)
     cells = [
         model,
+        str(batch),
         str(threads),
         name,
         *(f"{count} of {runs}" for count in (holds, narrow, both)),
