@@ -303,7 +303,11 @@ def test_a_reader_that_leaves_changes_nothing(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(
-    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     from onnxcompress.pipeline import compress
 
@@ -312,6 +316,9 @@ def test_an_interrupted_run_leaves_nothing_behind(
         time.sleep(5)
 
     monkeypatch.setattr(compress.CompressedModel, "save", interrupt)
+    # A shell starts what it puts into the background with Ctrl-C ignored, and so is the whole test run then.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert run("in.onnx", "out.onnx", "--prune", "0.5", "--report", "r.json", "-q") == 130
     assert "interrupted" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["data.npz", "in.onnx"]

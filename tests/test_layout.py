@@ -154,6 +154,8 @@ def test_importing_the_package_is_light() -> None:
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.M))
+    tested = dict(
+        re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.M)
+    )
     for name, least in (re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in declared):
         assert (tested[name] + ".0").startswith(least + "."), name

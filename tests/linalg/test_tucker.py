@@ -131,6 +131,7 @@ def test_large_kernels_are_worked_on_in_float32(monkeypatch):
 
 
 def test_the_callers_tensorly_backend_is_left_alone():
+    pytest.importorskip("torch")
     with tensorly.backend_context("pytorch"):
         assert unfold(kernel_of((4, 3, 2)), 1).shape == (3, 8)
         assert tucker2(kernel_of((4, 3, 2)), rank_out=2, rank_in=2).core.shape == (2, 2, 2)

@@ -31,6 +31,7 @@ def test_the_best_that_the_data_allow(recover: str | None, given: dict[str, str]
 
 
 def test_training_starts_from_a_refit() -> None:
+    pytest.importorskip("torch")
     assert recovery_passes(Recipe(), "none") == ()
     names = [[each.name for each in recovery_passes(Recipe(), mode)] for mode in ("refit", "reconstruct", "finetune")]
     assert names == [["refit"], ["refit", "reconstruct"], ["refit", "finetune"]]

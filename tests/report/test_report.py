@@ -104,7 +104,7 @@ def test_json_has_the_documented_keys() -> None:
     assert {"input", "output", "stages", "accuracy", "latency", "compression", "gates"} <= set(value)
     assert {"recipe", "seed", "versions", "platform", "seconds", "peak_rss_bytes"} <= set(value)
     assert set(value["input"]) == {"path", "sha256", "bytes", "params", "macs", "opset", "ops", "lrn_macs"}
-    added = {"bytes", "steps"}
+    added = {"bytes", "steps", "accuracy", "latency"}
     assert set(value["stages"][0]) == {"pass", "seconds", "params", "macs", "decisions", "skipped", "outcome"} | added
     documented = {"samples", "labels", "original", "compressed", "drop_top1", "agreement", "kl"}
     assert documented <= set(value["accuracy"])
