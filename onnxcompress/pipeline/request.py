@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.time_table import read_time_table
+from onnxcompress.passes.pruning import CALIBRATED
 from onnxcompress.pipeline.gates import check_gates_can_be_measured
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
@@ -63,7 +64,7 @@ class Request:
     @property
     def needs_calibration(self) -> bool:
         """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
-        ranks = self.recipe.prune_share > 0 and self.recipe.importance in ("activation", "taylor")
+        ranks = self.recipe.prune_share > 0 and self.recipe.importance in CALIBRATED
         decides = self.saved_plan is None and (ranks or bool(self.recipe.target) or self.recipe.is_searched)
         # Ranges are those of the weights at hand.
         decides_ranges = self.saved_plan is None or self.recipe.plan_structure_only or self.recipe.force_plan
@@ -101,7 +102,12 @@ def make_request(
     saved = None if asked.plan is None else read_plan(asked.plan)
     settled = asked if saved is None else asked.updated(_replayed(saved.recipe), f"{asked.plan}: recipe")
     request = Request(
-        recipe=replace(settled, round_to=_round_to(settled)),
+        recipe=replace(
+            settled,
+            round_to=_round_to(settled),
+            prune_scope=settled.prune_scope or ("global" if settled.prune == "auto" else "uniform"),
+            importance=settled.importance or ("response" if settled.prune == "auto" else "l1"),
+        ),
         output=None if output is None else location(output),
         data=asked.data if data is None else data,
         calib=asked.calib if calib is None else calib,

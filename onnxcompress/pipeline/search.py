@@ -3,8 +3,8 @@
 One budget is searched: the share of the original's MACs that may be left. Ranks under it are the allocation pass's; its
 measurements do not depend on the budget and are taken once. Each trial runs the passes of the recipe, recovery
 included, on a part of the calibration data, and is evaluated on the rest of them. The smallest share that keeps the
-drop is found by bisection. With `prune="auto"` filters are then removed uniformly, a little at first, as long as that
-makes a smaller model still keep the drop.
+drop is found by bisection. With `prune="auto"` filters are then removed, a little at first, as long as that makes a
+smaller model still keep the drop; which ones, from all layers together, the importance `response` says.
 
 The evaluation data are never looked at here: the gate judges the result on them at the end. So the gate may fail; the
 search's own estimate is of other samples, and of fewer.
@@ -49,6 +49,7 @@ class Search:
     Attributes:
         labels: whether the result will be judged on labels.
         prefixes: {fraction of filters: the model before its ranks are chosen, its context}.
+        ranked: what pruning measured on the model that every fraction is taken from.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Search:
     tell: Progress
     trials: list[Trial] = field(default_factory=list)
     prefixes: dict[float, tuple[Model, PassContext]] = field(default_factory=dict)
+    ranked: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> Found:
         """Find what to compress with.
@@ -185,8 +187,10 @@ class Search:
             for each in self._passes(rate, {})[0]:
                 if context.original is None and each.name != Cleanup.name:
                     context = replace(context, original=model)
-                result, _, context = run_pass(each, model, context, None, self.recipe.input_shape)
-                model = result.model
+                is_first = each.name == FilterPruning.name and self.recipe.steps == 1
+                own = replace(context, memory=self.ranked) if is_first else context
+                result, _, after = run_pass(each, model, own, None, self.recipe.input_shape)
+                model, context = result.model, replace(after, memory=context.memory)
             self.prefixes[rate] = model, replace(context, original=context.original or model)
         return self.prefixes[rate]
 

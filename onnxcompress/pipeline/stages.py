@@ -89,7 +89,7 @@ def _quantization_of(recipe: Recipe) -> tuple[Pass, ...]:
 def _pruning(recipe: Recipe, ratio: float) -> FilterPruning:
     if recipe.importance == "taylor":
         require_torch("--importance taylor", "another importance")
-    return FilterPruning(PruningConfig(ratio, recipe.prune_scope, recipe.importance))
+    return FilterPruning(PruningConfig(ratio, recipe.prune_scope or "uniform", recipe.importance or "l1"))
 
 
 def _allocation_of(recipe: Recipe) -> AllocationConfig:

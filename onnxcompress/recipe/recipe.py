@@ -56,12 +56,13 @@ class Recipe:
         "R|auto",
         "fraction of filters to remove from every group, 0 <= R < 1; auto: chosen under --target or --max-drop",
     )
-    prune_scope: str = option(
-        "uniform",
+    prune_scope: str | None = option(
+        None,
         Choice("uniform", "global"),
         COMPRESSION,
         "SCOPE",
-        "uniform: R of every group; global: R of all filters ranked together",
+        "uniform: R of every group; global: R of all filters ranked together (default: uniform, global with --prune "
+        "auto)",
     )
     steps: int = option(
         1,
@@ -70,13 +71,13 @@ class Recipe:
         "N",
         "prune in N equal steps, with the recovery after each; training between steps takes a tenth of --epochs",
     )
-    importance: str = option(
-        "l1",
-        Choice("l1", "l2", "fpgm", "activation", "taylor", "random"),
+    importance: str | None = option(
+        None,
+        Choice("l1", "l2", "fpgm", "activation", "taylor", "response", "random"),
         COMPRESSION,
         "NAME",
-        "what ranks filters: l1, l2, fpgm, random, or from data (--train, --calib or --data) activation, or taylor, "
-        "which needs PyTorch",
+        "what ranks filters: l1, l2, fpgm, random, or from data (--train, --calib or --data) activation, response "
+        "(damage after a refit), or taylor, which needs PyTorch (default: l1, response with --prune auto)",
     )
     round_to: int | str | None = option(
         None,

@@ -101,7 +101,8 @@ def test_pruning_alone_is_searched_by_its_rate(folder: Path) -> None:
     assert 0.0 < rate < 1.0
     assert result.report.recipe["prune"] == "auto"
     assert result.plan.recipe["prune"] == rate
-    direct = onnxcompress.compress("in.onnx", **{**options, "prune": rate}, recover="refit")
+    ranked = {"prune": rate, "importance": "response", "prune_scope": "global"}
+    direct = onnxcompress.compress("in.onnx", **{**options, **ranked}, recover="refit")
     assert direct.model.to_bytes() == result.model.to_bytes()
 
 

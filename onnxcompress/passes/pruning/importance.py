@@ -7,6 +7,8 @@ activation  mean absolute activation at the consumers: Molchanov et al., Pruning
             Resource Efficient Inference, ICLR 2017
 taylor      squared first-order change of the loss when the channel is taken away, averaged over samples: Molchanov et
             al., Importance Estimation for Neural Network Pruning, CVPR 2019
+response    damage at the output once the channel's readers are fitted anew without it, for each share of the model's
+            MACs that it saves: see `recovery.removal`
 random      Mittal et al., Studying the Plasticity in Deep Convolutional Neural Networks, 2018 (the baseline)
 """
 
@@ -17,28 +19,33 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels import FIXED, ChannelGroups
 from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.base import PassContext, Samples
 
 Scores = npt.NDArray[np.float64]
 
 _BLOCK_WEIGHTS = 1 << 22
 
-IMPORTANCES = ("l1", "l2", "fpgm", "activation", "taylor", "random")
+IMPORTANCES = ("l1", "l2", "fpgm", "activation", "taylor", "response", "random")
+CALIBRATED = ("activation", "taylor", "response")
+"""Those that are told from data."""
 
 
 def class_scores(model: Model, groups: ChannelGroups, importance: str, context: PassContext) -> Scores:
     """Return a score for every class, shape (classes,); 1.0 is the mean of a class's own producer.
 
     A class with filters in several producers (a residual chain) gets the mean of their scores. Those of `taylor` are
-    changes of one loss: they compare across layers, and 1.0 is the mean of all.
+    changes of one loss and those of `response` damages at one output: they compare across layers, and 1.0 is the mean
+    of all.
 
     Raises:
-        DataError: `activation` or `taylor` without calibration data.
+        DataError: `activation`, `taylor` or `response` without calibration data.
         UnsupportedOpError: `taylor`, and a node cannot be computed in torch.
     """
     count = int(groups.class_of.max(initial=-1)) + 1
@@ -48,13 +55,15 @@ def class_scores(model: Model, groups: ChannelGroups, importance: str, context: 
         return _activation_scores(model, groups, count, context)
     if importance == "taylor":
         return _taylor_scores(model, groups, count, context)
+    by_weights = "l1" if importance == "response" else importance
     total, number = np.zeros(count), np.zeros(count)
     nodes = {node.name: node for node in model.nodes}
     for producer in groups.analysis.findings.producers:
         weight = np.asarray(nodes[producer.node].inputs[producer.weight].values)
-        scores = filter_scores(_by_filter(weight, producer.labels.axes[0], len(producer.ids)), importance)
+        scores = filter_scores(_by_filter(weight, producer.labels.axes[0], len(producer.ids)), by_weights)
         _accumulate(total, number, groups.class_of[producer.ids], scores)
-    return np.divide(total, number, out=np.zeros(count), where=number > 0)
+    mean = np.divide(total, number, out=np.zeros(count), where=number > 0)
+    return _response_scores(model, groups, mean, context) if importance == "response" else mean
 
 
 def _by_filter(weight: npt.NDArray[Any], axis: int, filters: int) -> npt.NDArray[Any]:
@@ -156,6 +165,61 @@ def _taylor_scores(model: Model, groups: ChannelGroups, count: int, context: Pas
         seen += len(changes)
     mean = float(squares.mean()) if count else 0.0
     return squares / mean if mean > 0 else np.ones(count)
+
+
+def _response_scores(model: Model, groups: ChannelGroups, by_weights: Scores, context: PassContext) -> Scores:
+    """Damages by MACs saved; a class that only unknown nodes read counts as the mean does, times its weights' score."""
+    if context.calibration is None:
+        raise DataError("importance 'response' needs calibration data; give --calib or --data")
+    memory = {} if context.memory is None else context.memory
+    if "response" not in memory:
+        memory["response"] = _judged(model, groups, len(by_weights), context.calibration, context)
+    scores: Scores = memory["response"]
+    known = np.isfinite(scores)
+    mean = float(scores[known].mean()) if known.any() else 0.0
+    return np.where(known, scores / mean, by_weights) if mean > 0.0 else by_weights
+
+
+def _judged(
+    model: Model, groups: ChannelGroups, count: int, calibration: Samples, context: PassContext
+) -> Scores:
+    """Return the damage of every class for the share of MACs that it saves, NaN where no linear layer reads it."""
+    from onnxcompress.passes.recovery.removal import removal_scores
+
+    nodes = {node.name: node for node in model.nodes}
+    read = {}
+    for consumer in groups.analysis.findings.consumers:
+        channels = _input_channels(nodes[consumer.node])
+        if consumer.position == 0 and len(consumer.labels.axes) == 1 and channels:
+            ids = consumer.labels.ids.reshape(-1)
+            read[consumer.node] = groups.classes_of(np.repeat(ids, channels // len(ids)))
+    return removal_scores(model, read, saved_shares(model, groups, count), calibration, context)
+
+
+def _input_channels(node: gs.Node) -> int:
+    """Return how many inputs of a linear node's weight are summed over, 0 for other nodes."""
+    if node.op not in ("Conv", "Gemm", "MatMul") or not isinstance(node.inputs[1], gs.Constant):
+        return 0
+    shape = node.inputs[1].shape
+    return int(shape[1] if node.op == "Conv" or node.attrs.get("transB", 0) else shape[-2]) if len(shape) > 1 else 0
+
+
+def saved_shares(model: Model, groups: ChannelGroups, count: int) -> Scores:
+    """Return the share of the model's MACs (parameters where those are not known) that goes with each class, (count,).
+
+    What its producers' filters and its readers' inputs cost, each counted in full: a little too much where both leave.
+    """
+    cost = model_cost(model)
+    figures = {layer.node: float((layer.params if cost.macs is None else layer.macs) or 0) for layer in cost.layers}
+    saved = np.zeros(count)
+    findings = groups.analysis.findings
+    for node, ids in (
+        *((producer.node, producer.ids) for producer in findings.producers),
+        *((consumer.node, consumer.labels.ids) for consumer in findings.consumers),
+    ):
+        classes = groups.classes_of(ids.reshape(-1))
+        np.add.at(saved, classes[classes >= 0], figures.get(node, 0.0) / max(len(classes), 1))
+    return np.maximum(saved, 1.0) / max(sum(figures.values()), 1.0)
 
 
 def _per_channel(product: npt.NDArray[Any], labels: Labels) -> npt.NDArray[np.float64]:

@@ -8,7 +8,7 @@ a choice. The splits are the Tucker and SVD passes'; a refit afterwards gives th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,23 +19,22 @@ from onnxcompress.analysis.cost import ModelCost, model_cost, sample_shapes
 from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model, Shape
-from onnxcompress.linalg.moments import Covariances, Moments, accumulate
+from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
 from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_latency import allocate_within_latency
+from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
-from onnxcompress.passes.recovery.refit_patches import LayerSampler
-from onnxcompress.passes.recovery.stored_size import FLOAT32, StoredSize
 from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_sensitivities
+from onnxcompress.passes.recovery.stored_size import FLOAT32, StoredSize
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
 from onnxcompress.passes.tucker.decomposition import split_cost
 from onnxcompress.passes.tucker.factors import SplitShape, decompose, split_weights
 from onnxcompress.passes.tucker.matrices import find_matrix_sites
 from onnxcompress.passes.tucker.sites import LARGEST_FACTOR, find_conv_sites
 from onnxcompress.passes.tucker.svd import matrix_factors
-from onnxcompress.runtime.capture import capture_activations
 
 Array = npt.NDArray[Any]
 
@@ -46,8 +45,6 @@ _TYPICAL_ERROR = 0.06
 
 _JUDGED_ON_DATA = ("response_error", "sensitivity")
 """Entries of a decision that calibration data and the weights of the day gave."""
-
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -132,13 +129,14 @@ class Allocation(Pass):
         layers, skipped = find_refit_layers(model, model, context)
         fast = with_banded_lrn(model)
         shapes = sample_shapes(model)[0]
-        first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
-        batch, filled = (first, True) if isinstance(first, int) else (_BATCH, False)
+        batch, filled = sample_batch(model)
         # Where a truncation is judged on the samples that chose it, layers with many inputs and few positions, the
         # last ones above all, seem to bear more than they do.
-        spread = _spread(calibration, 2 * self.config.images)
-        seen, samples = spread[::2], spread[1::2] or spread
-        covariances = _covariances(fast, layers, _batched(seen, batch, filled=filled), self.config.positions, context.seed)
+        drawn = spread(calibration, 2 * self.config.images)
+        seen, samples = drawn[::2], drawn[1::2] or drawn
+        covariances = layer_covariances(
+            fast, layers, batched(seen, batch, filled=filled), self.config.positions, context.seed
+        )
         choices: dict[str, list[Choice]] = {}
         options = parallel_map(lambda layer: self._choices(layer, shapes, covariances, context), layers)
         for layer, found in zip(layers, options, strict=True):
@@ -154,7 +152,7 @@ class Allocation(Pass):
         step = max(1, len(samples) // self.config.judging_images)
 
         def measured(chosen: list[dict[str, Array]], disturbed: Mapping[str, Disturbance]) -> dict[str, float]:
-            return measure_sensitivities(fast, layers, disturbed, _batched(chosen, batch, filled=filled))
+            return measure_sensitivities(fast, layers, disturbed, batched(chosen, batch, filled=filled))
 
         sensitivity = measured(samples[::step], disturbed)
         # A few images say enough of a layer that does little harm; what the rest turns on is looked at again.
@@ -274,26 +272,6 @@ class Allocation(Pass):
         return decisions
 
 
-def _covariances(
-    model: Model, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]], positions: int, seed: int
-) -> dict[str, Covariances]:
-    """Return the covariance of every layer's patches; layers that read the same patches share it."""
-    key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
-    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1}
-    samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
-    totals: dict[tuple[object, ...], Moments] = {}
-    names = list(dict.fromkeys(layer.input for layer in readers.values()))
-    for captured in capture_activations(model.to_proto(), names, batches):
-        for key, layer in readers.items():
-            rows = samplers[key].patches(captured[layer.input])
-            moments = accumulate(rows, rows[:, :1])
-            totals[key] = totals[key] + moments if key in totals else moments
-    seen = {key: moments.centred() for key, moments in totals.items()}
-    # A classifier behind a pooling has one row of each image: fewer than inputs.
-    seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
-    return {layer.node: seen[key_of[layer.node]] for layer in layers if key_of[layer.node] in seen}
-
-
 def _weighty(sensitivity: Mapping[str, float], disturbed: Mapping[str, Disturbance]) -> list[str]:
     """Return the layers with more than their share of the damage that all the disturbances do."""
     damage = {name: value * disturbed[name].error for name, value in sensitivity.items()}
@@ -326,25 +304,3 @@ def _total(kind: str, cost: ModelCost) -> float:
             raise RecipeError("target: the model's MACs are not known; give --input-shape, or a target of params")
         return float(cost.macs)
     return float(cost.params) if kind == "params" else float(cost.weight_bytes)
-
-
-def _spread(calibration: Samples, images: int) -> list[dict[str, Array]]:
-    """Return about so many samples, evenly spread over a stream of any length, one in each batch."""
-    chosen: list[dict[str, Array]] = []
-    stride, number = 1, 0
-    for batch in calibration():
-        for row in range(len(next(iter(batch.values())))):
-            if number % stride == 0:
-                chosen.append({name: array[row : row + 1].copy() for name, array in batch.items()})
-            number += 1
-            if len(chosen) >= 2 * images:
-                chosen, stride = chosen[::2], 2 * stride
-    return chosen
-
-
-def _batched(samples: Sequence[Mapping[str, Array]], size: int, *, filled: bool) -> list[dict[str, Array]]:
-    """Return samples in batches; where the model fixes the batch, the last is filled up with its last sample."""
-    parts = [list(samples[at : at + size]) for at in range(0, len(samples), size)]
-    if filled and parts:
-        parts[-1] += [parts[-1][-1]] * (size - len(parts[-1]))
-    return [{name: np.concatenate([sample[name] for sample in part]) for name in part[0]} for part in parts]

@@ -1,0 +1,68 @@
+"""Samples that compression is decided from: some of the calibration data, and what layers see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.graph import Model
+from onnxcompress.linalg.moments import Covariances, Moments, accumulate
+from onnxcompress.passes.base import Samples
+from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.runtime.capture import capture_activations
+
+Array = npt.NDArray[Any]
+
+_BATCH = 16
+
+
+def sample_batch(model: Model) -> tuple[int, bool]:
+    """Return the batch that samples are run in, and whether the model fixes it."""
+    first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
+    return (first, True) if isinstance(first, int) else (_BATCH, False)
+
+
+def layer_covariances(
+    model: Model, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]], positions: int, seed: int
+) -> dict[str, Covariances]:
+    """Return the covariance of every layer's patches; layers that read the same patches share it."""
+    key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
+    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1}
+    samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
+    totals: dict[tuple[object, ...], Moments] = {}
+    names = list(dict.fromkeys(layer.input for layer in readers.values()))
+    for captured in capture_activations(model.to_proto(), names, batches):
+        for key, layer in readers.items():
+            rows = samplers[key].patches(captured[layer.input])
+            moments = accumulate(rows, rows[:, :1])
+            totals[key] = totals[key] + moments if key in totals else moments
+    seen = {key: moments.centred() for key, moments in totals.items()}
+    # A classifier behind a pooling has one row of each image: fewer than inputs.
+    seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
+    return {layer.node: seen[key_of[layer.node]] for layer in layers if key_of[layer.node] in seen}
+
+
+def spread(calibration: Samples, images: int) -> list[dict[str, Array]]:
+    """Return about so many samples, evenly spread over a stream of any length, one in each batch."""
+    chosen: list[dict[str, Array]] = []
+    stride, number = 1, 0
+    for batch in calibration():
+        for row in range(len(next(iter(batch.values())))):
+            if number % stride == 0:
+                chosen.append({name: array[row : row + 1].copy() for name, array in batch.items()})
+            number += 1
+            if len(chosen) >= 2 * images:
+                chosen, stride = chosen[::2], 2 * stride
+    return chosen
+
+
+def batched(samples: Sequence[Mapping[str, Array]], size: int, *, filled: bool) -> list[dict[str, Array]]:
+    """Return samples in batches; where the model fixes the batch, the last is filled up with its last sample."""
+    parts = [list(samples[at : at + size]) for at in range(0, len(samples), size)]
+    if filled and parts:
+        parts[-1] += [parts[-1][-1]] * (size - len(parts[-1]))
+    return [{name: np.concatenate([sample[name] for sample in part]) for name in part[0]} for part in parts]
