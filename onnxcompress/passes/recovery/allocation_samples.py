@@ -47,7 +47,7 @@ def layer_covariances(
 
 
 def spread(calibration: Samples, images: int) -> list[dict[str, Array]]:
-    """Return about so many samples, evenly spread over a stream of any length, one in each batch."""
+    """Return at most so many samples, evenly spread over a stream of any length, one in each batch."""
     chosen: list[dict[str, Array]] = []
     stride, number = 1, 0
     for batch in calibration():
@@ -57,7 +57,8 @@ def spread(calibration: Samples, images: int) -> list[dict[str, Array]]:
             number += 1
             if len(chosen) >= 2 * images:
                 chosen, stride = chosen[::2], 2 * stride
-    return chosen
+    count = min(len(chosen), images)
+    return [chosen[at * len(chosen) // count] for at in range(count)]
 
 
 def batched(samples: Sequence[Mapping[str, Array]], size: int, *, filled: bool) -> list[dict[str, Array]]:
