@@ -9,7 +9,6 @@ from typing import Any
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.time_table import read_time_table
-from onnxcompress.passes.pruning import CALIBRATED
 from onnxcompress.pipeline.gates import check_gates_can_be_measured
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
@@ -64,7 +63,7 @@ class Request:
     @property
     def needs_calibration(self) -> bool:
         """Whether a pass will read calibration data: a replayed plan has its decisions already, but no new weights."""
-        ranks = self.recipe.prune_share > 0 and self.recipe.importance in CALIBRATED
+        ranks = self.recipe.ranks_by_data
         decides = self.saved_plan is None and (ranks or bool(self.recipe.target) or self.recipe.is_searched)
         # Ranges are those of the weights at hand.
         decides_ranges = self.saved_plan is None or self.recipe.plan_structure_only or self.recipe.force_plan

@@ -38,6 +38,10 @@ CLEANUP = Steps("identity", "fold", "reshape", "batchnorm", "merge", "lrn", "unu
 """The steps of the clean-up, in the order in which they run."""
 
 
+RANKED_BY_DATA = ("activation", "response", "taylor")
+"""What ranks filters from data: `importance`."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What is done to a model, how it is judged, and what is written.
@@ -324,6 +328,11 @@ class Recipe:
     def prune_share(self) -> float:
         """The fraction of filters to remove; 0 where it is yet to be chosen."""
         return 0.0 if isinstance(self.prune, str) else self.prune
+
+    @property
+    def ranks_by_data(self) -> bool:
+        """Whether what ranks the filters that leave is told from data."""
+        return self.prune_share > 0 and self.importance in RANKED_BY_DATA
 
     @property
     def is_searched(self) -> bool:

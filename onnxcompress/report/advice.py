@@ -29,7 +29,6 @@ _GENTLE = "energy=0.98"
 _LEAST_PRUNED = 0.02
 
 _CALIBRATED = frozenset({"refit", "reconstruct", "allocate", "int8", "fp16"})
-_RANKED_BY_DATA = ("activation", "response", "taylor")
 _TRAINED = frozenset({"reconstruct", "finetune"})
 _TRAINING_OPTIONS = ("epochs", "lr", "train_batch", "loss", "device")
 
@@ -162,7 +161,7 @@ def _unused(report: Report, recipe: Recipe) -> list[str]:
     done = {stage.pass_name for stage in report.stages}
     lines = []
     ranked_by = recipe.importance if recipe.prune_share > 0 else ""
-    if recipe.calib is not None and not done & _CALIBRATED and ranked_by not in _RANKED_BY_DATA:
+    if recipe.calib is not None and not done & _CALIBRATED and not recipe.ranks_by_data:
         lines.append(
             "The calibration data were not used: --recover refit, --target, --quantize int8, or "
             "--importance activation, response or taylor, needs them"

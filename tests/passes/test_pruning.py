@@ -14,9 +14,10 @@ from onnx import helper
 from onnxcompress.errors import DataError, ModelError, PassError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
-from onnxcompress.passes.pruning import CALIBRATED, IMPORTANCES, FilterPruning, PruningConfig, verify_pruning
+from onnxcompress.passes.pruning import IMPORTANCES, FilterPruning, PruningConfig, verify_pruning
 from onnxcompress.passes.pruning.importance import filter_scores
 from onnxcompress.passes.verification import relative_difference, sample_feeds, verify
+from onnxcompress.recipe.recipe import RANKED_BY_DATA
 from tests.small_models import build, node
 from tests.tiny_models import conv_net
 
@@ -170,7 +171,7 @@ def test_activation_needs_data_and_spares_what_is_used() -> None:
     assert decision["removed"] == {"c0": [0, 1, 2, 3]}
 
 
-@pytest.mark.parametrize("importance", [name for name in IMPORTANCES if name not in CALIBRATED])
+@pytest.mark.parametrize("importance", [name for name in IMPORTANCES if name not in RANKED_BY_DATA])
 def test_a_plan_replays_to_the_same_bytes_and_leaves_its_model_alone(importance: str) -> None:
     model = chain((10, 12, 5))
     before = model.to_bytes()

@@ -1,6 +1,6 @@
 """Filter pruning."""
 
 from onnxcompress.passes.pruning.filters import SCOPES, FilterPruning, PruningConfig, verify_pruning
-from onnxcompress.passes.pruning.importance import CALIBRATED, IMPORTANCES
+from onnxcompress.passes.pruning.importance import IMPORTANCES
 
-__all__ = ["CALIBRATED", "IMPORTANCES", "SCOPES", "FilterPruning", "PruningConfig", "verify_pruning"]
+__all__ = ["IMPORTANCES", "SCOPES", "FilterPruning", "PruningConfig", "verify_pruning"]

@@ -33,8 +33,6 @@ Scores = npt.NDArray[np.float64]
 _BLOCK_WEIGHTS = 1 << 22
 
 IMPORTANCES = ("l1", "l2", "fpgm", "activation", "taylor", "response", "random")
-CALIBRATED = ("activation", "taylor", "response")
-"""Those that are told from data."""
 
 
 def class_scores(model: Model, groups: ChannelGroups, importance: str, context: PassContext) -> Scores:

@@ -27,7 +27,7 @@ from onnxcompress.passes.recovery.allocation_latency import allocate_within_late
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
-from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_sensitivities
+from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
 from onnxcompress.passes.recovery.stored_size import FLOAT32, StoredSize
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
 from onnxcompress.passes.tucker.decomposition import split_cost
@@ -39,9 +39,6 @@ from onnxcompress.passes.tucker.svd import matrix_factors
 Array = npt.NDArray[Any]
 
 TARGETS = ("macs", "params", "size", "latency")
-
-_TYPICAL_ERROR = 0.06
-"""The share of a response that is taken away to measure a sensitivity: about what compression takes."""
 
 _JUDGED_ON_DATA = ("response_error", "sensitivity")
 """Entries of a decision that calibration data and the weights of the day gave."""
@@ -280,7 +277,7 @@ def _weighty(sensitivity: Mapping[str, float], disturbed: Mapping[str, Disturban
 
 
 def _disturb(layer: RefitLayer, covariances: Covariances, choices: Sequence[Choice]) -> Disturbance:
-    choice = min(choices[1:], key=lambda each: abs(np.log(max(each.error, 1e-9) / _TYPICAL_ERROR)))
+    choice = min(choices[1:], key=lambda each: abs(np.log(max(each.error, 1e-9) / TYPICAL_ERROR)))
     original = layer.original[0].reshape(len(covariances.xx), -1)
     slope = truncated(covariances, original, layer.kernel_shape, choice)
     return Disturbance(slope, covariances.mean_x @ (original - slope), max(choice.error, 1e-9))

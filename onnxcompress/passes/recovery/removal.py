@@ -25,7 +25,7 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
-from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_sensitivities
+from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
 
 Classes = npt.NDArray[np.int64]
 """The class of every input channel of a layer, (I,); those below 0 cannot leave."""
@@ -33,9 +33,6 @@ Classes = npt.NDArray[np.int64]
 _IMAGES, _JUDGING_IMAGES, _POSITIONS = 256, 16, 32
 _ROUND = 0.04
 """Share of the classes that are left which leave in one round, before all others are judged anew."""
-
-_TYPICAL_ERROR = 0.06
-"""The share of a response that is taken away to measure a sensitivity: about what compression takes."""
 
 _MOST_FEATURES = 8192
 """Of a layer that is judged: its covariance has the square of it."""
@@ -171,5 +168,5 @@ def _disturbance(reader: Reader) -> Disturbance:
     """Return the layer without the classes that come first in order of their errors, up to the typical error."""
     errors = reader.errors()
     numbers = sorted(errors, key=lambda number: (errors[number], number))
-    taken = int(np.searchsorted(np.cumsum([errors[number] for number in numbers]), _TYPICAL_ERROR, side="right"))
+    taken = int(np.searchsorted(np.cumsum([errors[number] for number in numbers]), TYPICAL_ERROR, side="right"))
     return reader.without(numbers[: max(1, taken)])
