@@ -7,20 +7,23 @@ onnx's inference is helped where it is known to fall short, on a private copy th
 - values of shape arithmetic (Shape, Gather, Concat, …) are propagated from opset 15 on only, so that older models are
   spelled in opset 15 first (lists that were attributes are inputs there);
 - propagation has bugs of its own (onnx 1.23 makes an empty vector of a Slice by a computed start): where only it
-  finds a contradiction, there is none.
+  finds a contradiction, there is none;
+- a length that a Reshape leaves open is often given by the number of its elements (`lengths`): what is found to be a
+  number is told to a further inference, which goes on behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 
 from onnxcompress.errors import ModelError
+from onnxcompress.lengths import Dim as Dim
+from onnxcompress.lengths import Shape as Shape
+from onnxcompress.lengths import open_lengths
 
-Dim = int | str | None
-Shape = tuple[Dim, ...]
-
+_MOST_ROUNDS = 8
 _FIRST_OPSET_WITH_SHAPE_VALUES = 15
 
 _STAND_INS = {
@@ -41,7 +44,21 @@ def infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     for graph in _graphs(proto.graph):
         _stand_in(graph)
     _drop_listed_constants(proto.graph)
-    inferred = _inferred(proto)
+    shapes, dtypes = _tables(_inferred(proto))
+    for _ in range(_MOST_ROUNDS):
+        found = open_lengths(proto.graph, shapes)
+        if not _tell(proto.graph, found, shapes, dtypes):
+            break
+        try:
+            shapes, dtypes = _tables(_inferred(proto))
+        except ModelError:  # of empty tensors nothing follows from the number of elements
+            return shapes, dtypes
+    else:
+        return shapes, dtypes
+    return {name: tuple(_meant(dim, found) for dim in shape) for name, shape in shapes.items()}, dtypes
+
+
+def _tables(inferred: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     shapes: dict[str, Shape] = {}
     dtypes: dict[str, int] = {}
     for info in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
@@ -50,6 +67,23 @@ def infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
             if info.type.tensor_type.HasField("shape"):
                 shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
     return shapes, dtypes
+
+
+def _meant(dim: Dim, found: Mapping[str, Dim]) -> Dim:
+    return found.get(dim, dim) if isinstance(dim, str) else dim
+
+
+def _tell(
+    graph: onnx.GraphProto, found: Mapping[str, Dim], shapes: Mapping[str, Shape], dtypes: Mapping[str, int]
+) -> bool:
+    """Declare the tensors with lengths that were found to be numbers; return whether there are any."""
+    numbers = {symbol for symbol, dim in found.items() if isinstance(dim, int)}
+    outputs = {info.name for info in graph.output}
+    told = [name for name, shape in shapes.items() if name not in outputs and not numbers.isdisjoint(shape)]
+    for name in told:
+        known = [dim if isinstance(dim, int) else None for dim in (_meant(dim, found) for dim in shapes[name])]
+        graph.value_info.append(onnx.helper.make_tensor_value_info(name, dtypes[name], known))
+    return bool(told)
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:

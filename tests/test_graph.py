@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.inference import infer
+from onnxcompress.lengths import open_lengths
 from tests.small_models import build, node, run_all
 from tests.tiny_models import conv_net
 
@@ -271,6 +272,37 @@ def test_shape_arithmetic_is_followed_in_every_opset(opset: int) -> None:
     found = model.shape_of("split")
     assert found is not None
     assert (len(found), found[1:3]) == (5, (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        (["open", "six", "h", "w"], ("n", 6, "h", "w")),
+        (["n", "open", "h", "w"], ("n", 6, "h", "w")),
+        (["n", "six", "open", "w"], ("n", 6, "h", "w")),
+        (["n", "six", "h", "open"], ("n", 6, "h", "w")),
+        (["n", "open"], ("n", None)),
+    ],
+)
+def test_an_open_length_follows_from_the_number_of_elements(
+    target: list[str], shape: tuple[int | str | None, ...]
+) -> None:
+    """Behind (n, 2, 3 * h * w), whose last length no single symbol stands for."""
+    nodes = [node("Relu", ["x"], "r"), node("Reshape", ["r", "rows"], "flat"), node("Shape", ["r"], "shape")]
+    nodes += [node("Slice", ["shape", f"{at}", f"{at + 1}"], name) for name, at in (("n", 0), ("h", 2), ("w", 3))]
+    nodes += [node("Concat", target, "target", axis=0), node("Reshape", ["flat", "target"], "back")]
+    nodes += [node("Relu", ["back"], "y")]
+    constants: dict[str, Any] = {"rows": [0, 2, -1], "open": [-1], "six": [6]} | {str(at): [at] for at in range(5)}
+    model = build(nodes, constants)
+    found = model.shape_of("back") or ()
+    assert tuple(dim if dim in ("n", "h", "w") or isinstance(dim, int) else None for dim in found) == shape
+
+
+def test_a_length_of_an_empty_tensor_or_a_broken_division_stays_open() -> None:
+    shapes = {"x": ("n", 0), "y": ("u",), "p": ("n", 5), "q": (2, "v"), "r": ("n", 4), "s": ("w", 2)}
+    nodes = [node("Reshape", [a, "t"], b) for a, b in (("x", "y"), ("p", "q"), ("r", "s"))]
+    info = [helper.make_tensor_value_info("x", FLOAT, ["n", 0])]
+    assert open_lengths(helper.make_graph(nodes, "g", info, []), shapes) == {}
 
 
 @pytest.mark.parametrize(
