@@ -55,11 +55,15 @@ class Consumer:
 
 @dataclass(frozen=True, eq=False)
 class ConstantUse:
-    """A constant input that is sliced with the labels it is read by; positions outside all labels stay."""
+    """A constant input that is sliced with the labels it is read by; positions outside all labels stay.
+
+    With `rows`, shape (R, C), each position along its one labelled axis stays as long as an atom of its row does.
+    """
 
     node: str
     position: int
     labels: tuple[Labels, ...]
+    rows: Ids | None = None
 
 
 @dataclass(eq=False)
@@ -179,6 +183,11 @@ class ChannelAnalysis:
         """Record that constant input `position` is sliced along these labels (axes of the constant)."""
         self.findings.constants.append(ConstantUse(node.name, position, labels))
 
+    def slice_rows(self, node: gs.Node, position: int, axis: int, rows: Ids, inner: int | None = 1) -> None:
+        """Record that constant input `position` has one entry along `axis` for each row of `rows`, shape (R, C)."""
+        labels = Labels.along(axis, rows[:, 0], inner)
+        self.findings.constants.append(ConstantUse(node.name, position, (labels,), rows))
+
     def on_removal(self, node: gs.Node, labels: Labels, rewrite: Rewrite) -> None:
         """Have `rewrite` called on the pruned model's node when an atom of `labels` was removed."""
         self.findings.rewrites.append((node.name, labels, rewrite))
@@ -186,7 +195,8 @@ class ChannelAnalysis:
     def balance(self, node: gs.Node, rows: Ids, *, or_whole_rows: bool = False) -> None:
         """Require that every row of `rows` (R, C) keeps the same number of atoms.
 
-        With `or_whole_rows` nothing is required where the atoms of every row are tied: whole rows may leave.
+        With `or_whole_rows` whole rows may leave instead: where the atoms of every row are tied anyway, and where that
+        is the finer choice (more rows than atoms in each) and nothing else asks for equal rows.
         """
         if rows.shape[0] > 1:
             self.findings.balanced.append((node.name, rows, or_whole_rows))

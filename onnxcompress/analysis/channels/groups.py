@@ -83,10 +83,14 @@ class ChannelGroups:
 def find_groups(analysis: ChannelAnalysis, is_excluded: frozenset[str] = frozenset()) -> ChannelGroups:
     """Close the ties of `analysis`; filters and inputs of the nodes named in `is_excluded` stay."""
     findings = analysis.findings
-    class_of = _components(analysis.atoms, findings.ties)
+    class_of, whole = _close(analysis)
     classes = int(class_of.max(initial=-1)) + 1
     reasons: dict[int, str] = {}
     freezes = list(findings.freezes)
+    for at in whole:
+        node, rows, _ = findings.balanced[at]
+        beside = rows[(rows == FIXED).any(axis=1)]
+        freezes.append((beside[beside != FIXED], f"shares a group of '{node}' with a channel that stays"))
     read_or_made = [(p.node, p.labels.ids) for p in findings.producers]
     read_or_made += [(c.node, c.labels.ids) for c in findings.consumers]
     for node, ids in read_or_made:
@@ -112,7 +116,8 @@ def find_groups(analysis: ChannelAnalysis, is_excluded: frozenset[str] = frozens
         own = np.array(list(ordered), np.int64)
         groups.append(Group(members[0].node, own, tuple(members), tuple(consumers_of[number]), frozen))
     result = ChannelGroups(analysis, class_of, tuple(groups), (), ())
-    balanced = [(node, result.classes_of(rows), lax) for node, rows, lax in findings.balanced]
+    asked = [entry for at, entry in enumerate(findings.balanced) if at not in whole]
+    balanced = [(node, result.classes_of(rows), lax) for node, rows, lax in asked]
     return ChannelGroups(
         analysis,
         class_of,
@@ -120,6 +125,43 @@ def find_groups(analysis: ChannelAnalysis, is_excluded: frozenset[str] = frozens
         tuple((node, rows) for node, rows, lax in balanced if not (lax and (rows == rows[:, :1]).all())),
         tuple(result.classes_of(ids) for ids in findings.keep_one),
     )
+
+
+def _close(analysis: ChannelAnalysis) -> tuple[Classes, frozenset[int]]:
+    """Return the class of every atom, and which divisions into rows (by place in the findings) lose whole rows.
+
+    Of the two ways to keep such a division regular the finer is chosen, unless another division, which has to keep its
+    rows equal, shares its channels: then all of them do. Where rows of several divisions cross (a shuffle between two
+    normalisations), tying them might leave a single class: then they do, too.
+    """
+    findings = analysis.findings
+    class_of = _components(analysis.atoms, findings.ties)
+    divisions = [np.where(rows == FIXED, FIXED, class_of[rows]) for _, rows, _ in findings.balanced]
+    whole, bound = [], np.zeros(int(class_of.max(initial=-1)) + 2, bool)
+    for at, rows in enumerate(divisions):
+        lax, ordered = findings.balanced[at][2], np.sort(rows, axis=1)
+        if (lax and (rows == rows[:, :1]).all()) or (ordered == ordered[:1]).all():
+            continue
+        if lax and rows.shape[0] > rows.shape[1]:
+            whole.append(at)
+        else:
+            bound[rows[rows != FIXED]] = True
+    while whole := [at for at in whole if not bound[divisions[at][divisions[at] != FIXED]].any()]:
+        closed = _components(analysis.atoms, findings.ties + [_row_ties(findings.balanced[at][1]) for at in whole])
+        atoms_of = {at: (rows := findings.balanced[at][1])[rows != FIXED] for at in whole}
+        crossed = [at for at, atoms in atoms_of.items() if len(np.unique(closed[atoms])) == 1]
+        if not crossed:
+            return closed, frozenset(whole)
+        for at in crossed:
+            bound[class_of[atoms_of[at]]] = True
+    return class_of, frozenset()
+
+
+def _row_ties(rows: Ids) -> tuple[Ids, Ids]:
+    """Return ties of the atoms of each row; a fixed position ties nothing, what stands beside it is frozen."""
+    first, other = np.broadcast_arrays(rows[:, :1], rows)
+    atoms = (first != FIXED) & (other != FIXED)
+    return first[atoms], other[atoms]
 
 
 def _components(count: int, ties: list[tuple[Ids, Ids]]) -> Classes:

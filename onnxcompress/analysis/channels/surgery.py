@@ -74,12 +74,15 @@ class Surgery:
         by_constant: defaultdict[int, list[tuple[gs.Node, int, Array]]] = defaultdict(list)
         constants: dict[int, gs.Constant] = {}
         for use in findings.constants:
-            if all(self.kept(labels.ids).all() for labels in use.labels):
+            kept = [self.kept(labels.ids) for labels in use.labels]
+            if use.rows is not None:
+                kept = [np.asarray(self.kept(use.rows).any(axis=1))]
+            if all(mask.all() for mask in kept):
                 continue
             node = self.node(use.node)
             constant = node.inputs[use.position]
             constants[id(constant)] = constant
-            sliced = slice_array(constant.values, [(labels, self.kept(labels.ids)) for labels in use.labels])
+            sliced = slice_array(constant.values, list(zip(use.labels, kept, strict=True)))
             by_constant[id(constant)].append((node, use.position, sliced))
         for key, uses in by_constant.items():
             self._assign(constants[key], uses)

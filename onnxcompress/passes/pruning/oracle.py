@@ -7,6 +7,7 @@ normalisation over channels runs over the remaining ones. The pruned network has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,17 +51,16 @@ class _Writer:
     def neutralise(self, node: gs.Node, consumer: Consumer) -> None:
         tensor = node.inputs[consumer.position]
         mask = self._mask(tensor, consumer)
-        share = mask.size / mask.sum()
         dtype = self.model.dtype_of(tensor)
         if consumer.norm == "group":
             self._group_norm(node, consumer, dtype)
             return
         if consumer.norm:
-            self._norm(node, mask, share, consumer.norm, dtype)
+            self._norm(node, mask, consumer.norm, dtype)
             return
         masked = self._where(node, tensor, mask, np.array(consumer.fill, dtype))
         if consumer.mean:
-            masked = self._op(node, "Mul", [masked, self._constant(node, np.array(share, dtype))])
+            masked = self._op(node, "Mul", [masked, self._constant(node, np.array(mask.size / mask.sum(), dtype))])
         node.inputs[consumer.position] = masked
 
     def _mask(self, tensor: gs.Tensor, consumer: Consumer) -> Mask:
@@ -98,7 +98,7 @@ class _Writer:
             mean = self._op(node, "ReduceMean", [tensor], axes=axes)
         return self._op(node, "Mul", [mean, self._constant(node, np.array(share, dtype))])
 
-    def _norm(self, node: gs.Node, mask: Mask, share: float, kind: str, dtype: np.dtype[Any]) -> None:
+    def _norm(self, node: gs.Node, mask: Mask, kind: str, dtype: np.dtype[Any]) -> None:
         """Replace a normalisation node by its definition over the kept positions."""
         rank = mask.ndim
         first = 2 if kind == "instance" else int(node.attrs.get("axis", -1)) % rank
@@ -106,7 +106,7 @@ class _Writer:
         if kind == "instance":
             scale = self._constant(node, scale.values.reshape(1, -1, *[1] * (rank - 2)))
             shift = self._constant(node, shift.values.reshape(1, -1, *[1] * (rank - 2))) if shift is not None else None
-        normal = self._normalised(node, node.inputs[0], mask, share, list(range(first, rank)), kind != "rms", dtype)
+        normal = self._normalised(node, node.inputs[0], mask, list(range(first, rank)), kind != "rms", dtype)
         self._affine(node, normal, scale, shift)
 
     def _normalised(
@@ -114,11 +114,12 @@ class _Writer:
         node: gs.Node,
         tensor: gs.Tensor,
         mask: Mask,
-        share: float,
         axes: list[int],
         centred: bool,
         dtype: np.dtype[Any],
     ) -> gs.Tensor:
+        kept = mask.sum(axis=tuple(axes))  # equal but where a row left as a whole, of which nothing is read
+        share = math.prod(mask.shape[axis] for axis in axes) / kept.max()
         zero = np.array(0.0, dtype)
         values = self._where(node, tensor, mask, zero)
         if centred:
@@ -147,7 +148,7 @@ class _Writer:
         view = np.array([0, groups, channels // groups, -1], np.int64)
         split = self._op(node, "Reshape", [tensor, self._constant(node, view)])
         mask: Mask = self.keep[consumer.labels.ids].reshape(1, groups, -1, 1)
-        normal = self._normalised(node, split, mask, mask.size / mask.sum(), [2, 3], True, dtype)
+        normal = self._normalised(node, split, mask, [2, 3], True, dtype)
         merged = self._op(node, "Reshape", [normal, self._op(node, "Shape", [tensor])])
         parameters = []
         for parameter in node.inputs[1:3]:

@@ -197,8 +197,11 @@ def _tie_unlabelled(
     full = [i for i, axis in enumerate(carried.axes) if axis >= offset and shape[axis - offset] != 1]
     if not full:
         return carried
-    if len(carried.axes) == 2 and full == [0]:  # spans only the rows, all of which stay
-        analysis.balance(node, carried.ids)
+    if len(carried.axes) == 2 and full == [0]:  # spans only the rows: all stay, or it loses those that leave
+        is_constant = isinstance(tensor, gs.Constant)
+        analysis.balance(node, carried.ids, or_whole_rows=is_constant)
+        if is_constant:
+            analysis.slice_rows(node, position, carried.axes[0] - offset, carried.ids, carried.inner[0])
         return carried
     if not isinstance(tensor, gs.Constant):
         analysis.freeze(carried.ids, f"combined by '{node.name}' with '{tensor.name}', which does not come from a Conv")

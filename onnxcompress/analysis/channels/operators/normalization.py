@@ -38,7 +38,12 @@ def instance_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     if labels.axes in ((1, 2), (2,)):
         if len(labels.axes) == 2:
-            analysis.balance(node, labels.ids)
+            analysis.balance(node, labels.ids, or_whole_rows=True)
+            if any(analysis.constant(node, position) is None for position in (1, 2)):
+                analysis.freeze(labels.ids, f"the parameters of '{node.name}' are computed in the graph")
+                return
+            for position in (1, 2):
+                analysis.slice_rows(node, position, 0, labels.ids, labels.inner[0])
         analysis.consume(node, 0, labels, norm="instance")
         analysis.set(node.outputs[0], labels)
         return
@@ -118,7 +123,7 @@ def layer_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
 
 @operator("GroupNormalization")
 def group_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """Statistics over each group of channels: every group keeps the same number."""
+    """Statistics over each group of channels: every group keeps the same number, or whole groups leave."""
     labels = analysis.of(node.inputs[0])
     if labels is None:
         return
@@ -127,15 +132,20 @@ def group_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if labels.axes != (1,) or labels.inner != (1,) or len(labels.ids) % groups or any(p is None for p in parameters):
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return
-    if groups == len(labels.ids):
-        analysis.freeze(labels.ids, f"'{node.name}' has one channel in each group")
-        return
-    analysis.balance(node, labels.ids.reshape(groups, -1))
+    rows = labels.ids.reshape(groups, -1)
+    analysis.balance(node, rows, or_whole_rows=True)
     for position, parameter in zip((1, 2), parameters, strict=True):
         if parameter is not None and parameter.shape == (len(labels.ids),):
             analysis.slice(node, position, Labels.along(0, labels.ids))
+        elif parameter is not None and parameter.shape == (groups,):  # opset 18 to 20
+            analysis.slice_rows(node, position, 0, rows)
     analysis.consume(node, 0, labels, norm="group")
     analysis.set(node.outputs[0], labels)
+
+    def fewer_groups(surgery: Surgery, pruned: gs.Node) -> None:
+        pruned.attrs["num_groups"] = int(surgery.kept(rows).any(axis=1).sum())
+
+    analysis.on_removal(node, labels, fewer_groups)
 
 
 @operator("LpNormalization", "MeanVarianceNormalization", "Softmax", "LogSoftmax", "Hardmax")

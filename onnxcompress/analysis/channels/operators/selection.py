@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, Labels
 from onnxcompress.analysis.channels.operators.elementwise import tie_operands
+from onnxcompress.analysis.channels.operators.layout import project
 from onnxcompress.analysis.channels.operators.registry import operator
 
 if TYPE_CHECKING:
@@ -31,23 +32,30 @@ def concat(analysis: ChannelAnalysis, node: gs.Node) -> None:
     parts: list[Ids] = []
     for position, tensor in enumerate(node.inputs):
         ids = _along(analysis, node, position, axis)
-        if ids is None:
-            analysis.freeze_inputs(node, f"Concat with '{tensor.name}', whose channels lie on another axis")
+        if isinstance(ids, str):
+            analysis.freeze_inputs(node, f"Concat with '{tensor.name}', {ids}")
             return
         parts.append(ids)
     analysis.set(node.outputs[0], Labels.along(axis, np.concatenate(parts)))
 
 
-def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -> Ids | None:
-    """Return the atoms of an input along `axis`: its labels, new ones for a constant, fixed ones otherwise."""
+def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -> Ids | str:
+    """Return the atoms of an input along `axis`: its labels, new ones for a constant, fixed ones otherwise; or why not.
+
+    Where a further axis is labelled (a dense layer's output made a map), it stays whole.
+    """
     tensor = node.inputs[position]
     labels, shape = analysis.of(tensor), analysis.shape(tensor)
     if labels is not None:
-        expanded = labels.expanded()
-        return expanded.ids if expanded is not None and expanded.axes == (axis,) else None
+        if axis not in labels.axes:
+            return "whose channels lie on another axis"
+        expanded = project(analysis, node, labels, axis).expanded()
+        return expanded.ids if expanded is not None else "whose channels repeat a number of times not known"
     length = None if shape is None else shape[axis]
-    if not isinstance(length, int) or length > MOST_POSITIONS:
-        return None
+    if not isinstance(length, int):
+        return "whose length is not known before the run"
+    if length > MOST_POSITIONS:
+        return f"which claims to be {length} long"
     if isinstance(tensor, gs.Constant):
         ids = analysis.fresh(length)
         analysis.slice(node, position, Labels.along(axis, ids))
