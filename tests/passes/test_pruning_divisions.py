@@ -79,3 +79,19 @@ def test_a_target_that_leaves_batch_or_channels_open(place: int) -> None:
         conv("c", "map", constants, 12, 3),
     ]
     assert shapes(prune(build(nodes, constants)))["c"] == (3, 6, 1, 1)
+
+
+def test_channels_that_have_to_stay_are_replaced_by_the_next_ones() -> None:
+    """Parts of one, one and six channels: the least important two are whole parts, two of the third leave instead."""
+    kernel = weight(8, 6, 1, 1)
+    kernel[:2] *= 1e-3
+    constants: Constants = {"a.w": kernel, "sizes": np.array([1, 1, 6])}
+    nodes = [
+        node("Conv", ["x", "a.w"], "a"),
+        node("Split", ["a", "sizes"], "b", "c", "d", axis=1),
+        node("Sigmoid", ["b"], "e"),
+        node("Tanh", ["c"], "f"),
+        node("Concat", ["d", "e", "f"], "joined", axis=1),
+        conv("g", "joined", constants, 8, 3),
+    ]
+    assert shapes(prune(build(nodes, constants), 0.25))["g"] == (3, 6, 1, 1)

@@ -7,7 +7,7 @@ every row; where that is not met by itself, see `balance`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,13 +108,15 @@ def select(groups: ChannelGroups, scores: Scores, widths: list[Width], unit: int
         parts = _linked_groups(len(groups.groups), member_of, [each.classes for each in constraints])
         return [(p, [b for b in constraints if any(member_of.get(int(c)) in p for c in b.classes)]) for p in parts]
 
+    inside = _sets_inside(nonempty, member_of)
     removed: set[int] = set()
     for part, own in linked(balances):
         if own:
             removed |= _balanced(groups, scores, widths, sorted(part), own, nonempty)
         else:
             for number in part:
-                removed |= lowest(groups.groups[number], scores, widths[number].size - widths[number].keep)
+                count = widths[number].size - widths[number].keep
+                removed |= lowest(groups.groups[number], scores, count, inside[number])
     aligned = _alignments(groups, unit)
     if not all(each.holds(removed) for each in aligned):
         for part, own in linked([*balances, *aligned]):
@@ -156,11 +158,20 @@ def _balanced(
     return solve(scores, prunable, demands, balances, nonempty)
 
 
-def lowest(group: Group, scores: Scores, count: int) -> set[int]:
-    """Return the `count` prunable classes of the lowest score (all if there are fewer)."""
+def lowest(group: Group, scores: Scores, count: int, nonempty: Sequence[Classes] = ()) -> set[int]:
+    """Return the `count` prunable classes of the lowest score (all if there are fewer).
+
+    Of each set of `nonempty` the class of the highest score stays where all would leave; the next ones take its place.
+    """
     candidates = group.classes[group.prunable]
-    order = np.lexsort((candidates, scores[candidates]))
-    return {int(c) for c in candidates[order[:count]]}
+    ordered = candidates[np.lexsort((candidates, scores[candidates]))]
+    spared: set[int] = set()
+    while True:
+        removed = {int(c) for c in ordered[~np.isin(ordered, list(spared))][:count]}
+        emptied = [own for own in nonempty if removed.issuperset(own.tolist())]
+        if not emptied:
+            return removed
+        spared |= {int(own[np.argmax(scores[own])]) for own in emptied}
 
 
 def _linked_groups(count: int, member_of: dict[int, int], constraints: list[Classes]) -> list[set[int]]:
@@ -190,6 +201,17 @@ def _nonempty_sets(groups: ChannelGroups) -> list[Classes]:
     sets += [groups.classes_of(c.labels.ids) for c in findings.consumers]
     distinct = {own.tobytes(): own for own in map(np.unique, sets)}
     return [own for own in distinct.values() if own.size and own[0] != FIXED]
+
+
+def _sets_inside(nonempty: list[Classes], member_of: Mapping[int, int]) -> defaultdict[int, list[Classes]]:
+    """Return the sets whose classes all belong to one group, by its number."""
+    inside: defaultdict[int, list[Classes]] = defaultdict(list)
+    for own in nonempty:
+        numbers = {member_of.get(int(c)) for c in own}
+        number = numbers.pop()
+        if not numbers and number is not None:
+            inside[number].append(own)
+    return inside
 
 
 def _keep_each_nonempty(
