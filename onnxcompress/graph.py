@@ -9,7 +9,6 @@ one.
 from __future__ import annotations
 
 import copy as copying
-import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from onnxcompress.serialization import (
     check_output_path,
     parse_proto,
     read_proto,
+    release_mapped,
+    serialized,
     serialized_size,
     tensor_dtype,
     varint_size,
@@ -317,8 +318,11 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """Return the whole model serialized, the same bytes every time (below 2 GB only)."""
-        content: bytes = self.to_proto().SerializeToString(deterministic=True)
-        return content
+        return b"".join(self.serialized())
+
+    def serialized(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of `to_bytes` piece by piece, without a copy of large weights."""
+        return serialized(*self._export())
 
     @property
     def weight_bytes(self) -> int:
@@ -338,9 +342,7 @@ class Model:
     def release_mapped(self) -> None:
         """Let go of the memory of external data that was read; it is read again from its files when needed."""
         for tensor in self.constants().values():
-            mapping = getattr(tensor.values, "_mmap", None)
-            if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-                mapping.madvise(mmap.MADV_DONTNEED)
+            release_mapped(tensor.values)
 
     def save(self, path: str | Path, *, overwrite: bool = False, external: bool = False) -> None:
         """Write the model: whole or not at all; with a side file above 2 GB or on request.

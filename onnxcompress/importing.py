@@ -234,6 +234,13 @@ def _is_plain(attribute: onnx.AttributeProto) -> bool:
     )
 
 
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names of the tensors that a node reads, its sub-graphs included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        yield from _captured(attribute)
+
+
 def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
     """Yield names that the sub-graphs of an attribute read from outside."""
     for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):

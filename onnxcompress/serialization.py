@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from onnxcompress.errors import ModelError, RecipeError
 
@@ -150,6 +151,13 @@ def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], bas
     return mapped.view(dtype).reshape(tuple(tensor.dims))
 
 
+def release_mapped(array: Array) -> None:
+    """Let go of the memory of an array that lies in a mapped file; it is read again from there when needed."""
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def external_files(proto: onnx.ModelProto) -> list[str]:
     """Return the relative paths of the files that a model's external data lie in.
 
@@ -183,18 +191,83 @@ def array_to_tensor(name: str, array: Array) -> onnx.TensorProto:
 
 def serialized_size(name: str, array: Array) -> int:
     """Return the bytes of `array_to_tensor`, without copying large arrays."""
-    if array.dtype == object or array.nbytes < _SMALL_BYTES or array.dtype.kind == "V":
+    if _is_small(array):
         return int(array_to_tensor(name, array).ByteSize())
-    # Everything but the values has the size that it has for a tensor without any.
-    empty = onnx.TensorProto(
-        name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    ).ByteSize()
-    return int(empty) + 1 + varint_size(array.nbytes) + int(array.nbytes)
+    return int(_described(name, array).ByteSize()) + 1 + varint_size(array.nbytes) + int(array.nbytes)
+
+
+def _is_small(array: Array) -> bool:
+    """Whether an array is copied without a thought, or cannot be written as it lies in memory."""
+    return array.nbytes < _SMALL_BYTES or _is_packed(array)
+
+
+def _is_packed(array: Array) -> bool:
+    """Whether a tensor holds strings, or several numbers to a byte, and an array does not."""
+    return array.dtype == object or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) in _SUB_BYTE_TYPES
+
+
+def _described(name: str, array: Array) -> onnx.TensorProto:
+    """Return the tensor of an array but for its values, which are the last field of it."""
+    return onnx.TensorProto(name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
 
 
 def varint_size(number: int) -> int:
     """Return how many bytes protobuf writes a length in: seven bits each."""
     return max(1, -(-number.bit_length() // 7))
+
+
+def serialized(proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a model with `weights` as its initializers, piece by piece, without a copy of large ones.
+
+    Together they are what `proto.SerializeToString(deterministic=True)` gives with all of them in it. Memory that a
+    mapped weight took is let go of before the next one.
+    """
+    sizes = {name: serialized_size(name, array) for name, array in weights.items()}
+    model_before, model_after = _parted(proto, onnx.ModelProto.GRAPH_FIELD_NUMBER)
+    before, after = _parted(proto.graph, onnx.GraphProto.INITIALIZER_FIELD_NUMBER)
+    inner = sum(1 + varint_size(size) + size for size in sizes.values())
+    yield model_before + _lead(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(before) + inner + len(after)) + before
+    for name, array in weights.items():
+        lead = _lead(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, sizes[name])
+        if _is_small(array):
+            yield lead + array_to_tensor(name, array).SerializeToString(deterministic=True)
+            continue
+        described = _described(name, array).SerializeToString(deterministic=True)
+        yield lead + described + _lead(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, array.nbytes)
+        yield _bytes_of(array)
+        release_mapped(array)
+    yield after + model_after
+
+
+def _parted(message: Message, field: int) -> tuple[bytes, bytes]:
+    """Return the serialized fields of a message before `field`, and those behind it; `field` is in neither."""
+    before, after = type(message)(), type(message)()
+    before.CopyFrom(message)
+    before.DiscardUnknownFields()
+    after.CopyFrom(message)
+    for each in message.DESCRIPTOR.fields:
+        if each.number >= field:
+            before.ClearField(each.name)
+        if each.number <= field:
+            after.ClearField(each.name)
+    return before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
+
+
+def _lead(field: int, length: int) -> bytes:
+    """Return what protobuf writes in front of a field of so many bytes: its tag and length."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    rest = []
+    while number > 127:
+        rest.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*rest, number])
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def check_output_path(path: Path, *, overwrite: bool) -> None:
@@ -253,30 +326,34 @@ def _umask() -> int:
 def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *, external: bool) -> None:
     """Write `proto` (without weights) and `weights` to `path`, atomically.
 
-    With `external` the weights go to a side file whose name carries their hash: an earlier model of the same name
-    keeps its own side file until the new model stands in its place.
+    With `external` the weights (but strings and four-bit numbers) go to a side file whose name carries their hash: an
+    earlier model of the same name keeps its own side file until the new model stands in its place.
 
     Raises:
         RecipeError: the files cannot be written.
     """
     if not external:
-        proto.graph.initializer.extend(array_to_tensor(name, array) for name, array in weights.items())
         with atomic_file(path) as stream:
-            stream.write(proto.SerializeToString(deterministic=True))
+            stream.writelines(serialized(proto, weights))
         return
-    offsets, digest = _layout(weights)
+    offsets, digest = _layout({name: array for name, array in weights.items() if not _is_packed(array)})
     location = f"{path.name}.{digest[:12]}.data"
     side_file = path.absolute().parent / location
     previous = _own_side_files(path)
     existed = side_file.exists()
     with atomic_file(side_file) as stream:
-        for name, array in weights.items():
-            stream.seek(offsets[name])
-            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for name, offset in offsets.items():
+            stream.seek(offset)
+            stream.write(_bytes_of(weights[name]))
+            release_mapped(weights[name])
         stream.truncate(max(stream.tell(), 1))
     try:
         for name, array in weights.items():
-            proto.graph.initializer.append(_external_tensor(name, array, location, offsets[name]))
+            is_beside = name in offsets
+            tensor = (
+                _external_tensor(name, array, location, offsets[name]) if is_beside else array_to_tensor(name, array)
+            )
+            proto.graph.initializer.append(tensor)
         with atomic_file(path) as stream:
             stream.write(proto.SerializeToString(deterministic=True))
     except BaseException:
@@ -294,12 +371,13 @@ def _layout(weights: dict[str, Array]) -> tuple[dict[str, int], str]:
         offsets[name] = position
         position += array.nbytes
         digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest.update(_bytes_of(array))
+        release_mapped(array)
     return offsets, digest.hexdigest()
 
 
 def _external_tensor(name: str, array: Array, location: str, offset: int) -> onnx.TensorProto:
-    tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+    tensor = _described(name, array)
     tensor.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)

@@ -13,9 +13,10 @@ from onnxcompress.analysis.cost import model_cost
 from onnxcompress.cli import main
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
+from onnxcompress.passes.execution import run_model
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig, verify_pruning
 from onnxcompress.passes.tucker import TuckerConfig, TuckerDecomposition
-from onnxcompress.passes.verification import relative_difference, run_model, sample_feeds
+from onnxcompress.passes.verification import relative_difference, sample_feeds
 
 GOOGLENET, SQUEEZENET = "googlenet-bvlc.onnx", "squeezenet-1.0.onnx"
 

@@ -15,7 +15,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.serialization import array_to_tensor, atomic_file, check_output_path, load_array, read_proto
+from onnxcompress.serialization import (
+    array_to_tensor,
+    atomic_file,
+    check_output_path,
+    load_array,
+    read_proto,
+    serialized,
+    write_proto,
+)
 from tests.tiny_models import conv_net
 
 SIDE_FILE = re.compile(r"m\.onnx\.[0-9a-f]{12}\.data")
@@ -270,3 +278,63 @@ def test_output_paths_are_checked(tmp_path: Path) -> None:
     ]:
         with pytest.raises(RecipeError, match=expected):
             check_output_path(path, overwrite=False)
+
+
+# Streaming: the bytes of protobuf without its copies.
+
+
+def streamed() -> tuple[onnx.ModelProto, dict[str, Any]]:
+    proto = conv_net()
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    del proto.graph.initializer[:]
+    generator = np.random.default_rng(3)
+    weights |= {
+        "large": generator.standard_normal((300, 300)).astype(np.float32),
+        "half": generator.standard_normal((70, 70)).astype(np.float16),
+        "brain": generator.standard_normal((70, 70)).astype(ml_dtypes.bfloat16),
+        "turned": generator.standard_normal((90, 300)).T,
+        "flags": np.ones((5000,), np.bool_),
+        "scalar": np.float32(3.0),
+        "nothing": np.zeros((0, 3), np.float32),
+        "words": np.array(["a", "b"], dtype=object),
+        "nibbles": numpy_helper.to_array(helper.make_tensor("n", TensorProto.INT4, [9999], [1] * 9999)),
+    }
+    return proto, weights
+
+
+def test_pieces_are_the_bytes_that_protobuf_makes() -> None:
+    proto, weights = streamed()
+    helper.set_model_props(proto, {"author": "somebody"})
+    proto.graph.doc_string = "behind the initializers"
+    proto.functions.add(name="twice", domain="local")
+    pieces = list(serialized(proto, weights))
+    assert any(isinstance(piece, memoryview) and piece.nbytes == 360_000 for piece in pieces)
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    whole.graph.initializer.extend(array_to_tensor(name, array) for name, array in weights.items())
+    assert b"".join(pieces) == whole.SerializeToString(deterministic=True)
+    assert len(proto.graph.initializer) == 0
+
+
+def test_fields_that_this_onnx_does_not_know_are_streamed_once() -> None:
+    proto, weights = streamed()
+    unknown = bytes([0xBA, 0x3E, 3]) + b"new"  # field 999, of bytes
+    graph = proto.graph.SerializeToString() + unknown
+    content = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import).SerializeToString()
+    content += b"\x3a" + bytes([len(graph) & 127 | 128, len(graph) >> 7]) + graph + unknown
+    newer = onnx.ModelProto.FromString(content)
+    result = b"".join(serialized(newer, weights))
+    assert result.count(unknown) == 2
+    assert len(onnx.ModelProto.FromString(result).graph.initializer) == len(weights)
+
+
+def test_packed_weights_stay_in_the_file(tmp_path: Path) -> None:
+    """As they lie in memory, strings and four-bit numbers are not what a tensor holds."""
+    proto, weights = streamed()
+    write_proto(proto, weights, tmp_path / "m.onnx", external=True)
+    tensors = {t.name: t for t in onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer}
+    assert list(tensors) == list(weights)
+    within = {name for name, tensor in tensors.items() if tensor.data_location != TensorProto.EXTERNAL}
+    assert within == {"words", "nibbles"}
+    for name, array in weights.items():
+        np.testing.assert_array_equal(load_array(tensors[name], tmp_path), array)

@@ -8,6 +8,7 @@ about 1e-8 of the largest singular value, which neither a rank rule nor a trunca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,14 +61,26 @@ def working(tensor: npt.NDArray[np.floating]) -> Matrix:
 
     Gram matrices and energies are float64 either way; float32 is what the products with the bases are rounded to.
     """
-    dtype = np.float64 if tensor.size <= _LARGEST_IN_DOUBLE or tensor.dtype == np.float64 else np.float32
-    return np.asarray(tensor, dtype=dtype)
+    return np.asarray(tensor, dtype=working_type(tensor))
+
+
+def working_type(tensor: npt.NDArray[np.floating]) -> type[np.floating[Any]]:
+    """Return the type that `working` converts a tensor to."""
+    return np.float64 if tensor.size <= _LARGEST_IN_DOUBLE or tensor.dtype == np.float64 else np.float32
 
 
 def energy(tensor: npt.NDArray[np.floating]) -> float:
     """Return the sum of squares, in float64."""
     flat = tensor.reshape(-1)
     blocks = (np.asarray(flat[at : at + _BLOCK], np.float64) for at in range(0, flat.size, _BLOCK))
+    return float(sum(np.dot(block, block) for block in blocks))
+
+
+def energy_of_difference(tensor: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> float:
+    """Return the sum of squares of the difference of two tensors of one shape, in float64."""
+    flat, minus = tensor.reshape(-1), other.reshape(-1)
+    spans = (slice(at, at + _BLOCK) for at in range(0, flat.size, _BLOCK))
+    blocks = (np.asarray(flat[span], np.float64) - np.asarray(minus[span], np.float64) for span in spans)
     return float(sum(np.dot(block, block) for block in blocks))
 
 

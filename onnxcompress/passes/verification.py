@@ -14,8 +14,8 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import DataError, ModelError, PassError
 from onnxcompress.graph import Model
+from onnxcompress.passes.execution import NONE_MADE, WIDENED, WeightMakers, run_model
 from onnxcompress.runtime.providers import one_line
-from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.runtime.tensors import TensorInfo, concrete_shapes, random_inputs
 from onnxcompress.serialization import tensor_dtype
 
@@ -30,11 +30,8 @@ _LARGE_HALF = 2.0**12
 
 _MOST_ELEMENTS = 2**28
 _MOST_ELEMENTS_INSIDE = 2**31
-# What fails is told by an error, not also by onnxruntime's log.
-_SETTINGS = SessionSettings(spinning="never", log_severity=4)
 _GUESSED_LENGTHS = (64, 224, 32, 16, 8, 128)
 _GUESSED_LENGTHS_3D = (16, 32, 8, 64, 112)
-_WIDENED = {onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 _SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Clip", "ArgMax", "ArgMin", "TopK"})
 
 
@@ -68,20 +65,33 @@ class Verification:
             )
 
 
-def verify(pass_name: str, reference: Model, candidate: Model, feeds: Mapping[str, Array]) -> Verification:
+def verify(
+    pass_name: str,
+    reference: Model,
+    candidate: Model,
+    feeds: Mapping[str, Array],
+    made: WeightMakers = NONE_MADE,
+) -> Verification:
     """Run both models on `feeds` and compare their outputs, and what stands before a saturating last operator.
+
+    Args:
+        pass_name: the pass that is proved.
+        reference: what the candidate has to compute.
+        candidate: what the pass made.
+        feeds: one batch of inputs.
+        made: weights of the reference that are made when they are read; see `run_model`.
 
     Raises:
         ModelError: they differ where the values overflow or come near it, which proves nothing.
     """
     tensors = compared_tensors(reference, candidate)
-    expected = run_model(reference, feeds, tensors)
+    expected = run_model(reference, feeds, tensors, made)
     seen = run_model(candidate, feeds, tensors)
     worst = max(relative_difference(expected[name], seen[name]) for name in tensors)
     if math.isinf(worst) and not all(_is_finite(values) for values in expected.values()):
         raise ModelError(_overflows(f"the values at {', '.join(tensors)} are not finite"))
     if math.isinf(worst) and not all(_is_finite(values) for values in seen.values()):
-        _refuse_overflow(reference, feeds)
+        _refuse_overflow(reference, feeds, made)
     half = any(t.values.dtype.itemsize == 2 and t.values.dtype.kind in "fV" for t in candidate.constants().values())
     return Verification(pass_name, worst, HALF_TOLERANCE if half else TOLERANCE, tensors)
 
@@ -93,7 +103,7 @@ def _overflows(what: str) -> str:
     )
 
 
-def _refuse_overflow(model: Model, feeds: Mapping[str, Array]) -> None:
+def _refuse_overflow(model: Model, feeds: Mapping[str, Array], made: WeightMakers) -> None:
     """Refuse a model inside which values come near the end of their type: their sums overflow in one order or another.
 
     Raises:
@@ -101,7 +111,7 @@ def _refuse_overflow(model: Model, feeds: Mapping[str, Array]) -> None:
     """
     names = [t.name for node in model.nodes for t in node.outputs if t.name in model.dtypes]
     floats = [name for name in names if tensor_dtype(model.dtypes[name]).kind in "fV"]
-    for name, values in run_model(model, feeds, floats).items():
+    for name, values in run_model(model, feeds, floats, made).items():
         size = float(np.abs(values.astype(np.float64)).max(initial=0.0))
         if not size <= (_LARGE_HALF if values.dtype.itemsize == 2 else _LARGE):
             raise ModelError(_overflows(f"the values at {name} reach {size:.3g} in {values.dtype}"))
@@ -210,23 +220,11 @@ def _check_sizes(model: Model, feeds: Mapping[str, Array]) -> None:
 def _input_info(model: Model, tensor: gs.Tensor) -> TensorInfo:
     dtype = model.dtype_of(tensor)
     element = model.dtypes[tensor.name]
-    return TensorInfo(tensor.name, np.dtype(np.float32) if element in _WIDENED else dtype, model.shapes[tensor.name])
+    return TensorInfo(tensor.name, np.dtype(np.float32) if element in WIDENED else dtype, model.shapes[tensor.name])
 
 
 def _guessed(info: TensorInfo, length: int) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else (1 if axis == 0 else length) for axis, d in enumerate(info.shape))
-
-
-def run_model(model: Model, feeds: Mapping[str, Array], tensors: Sequence[str]) -> dict[str, Array]:
-    """Return the values of `tensors` (outputs or not), computed by onnxruntime on the CPU.
-
-    The weights are fed like inputs, so that a model of any size runs without a second copy of them. Types that
-    onnxruntime's CPU kernels lack (bfloat16, float64) are computed in float32.
-    """
-    session, weights = _open(model, tensors)
-    fed = {**weights, **feeds}
-    typed = {info.name: np.asarray(fed[info.name]).astype(info.dtype, copy=False) for info in session.inputs}
-    return dict(zip(tensors, session.raw.run(list(tensors), typed), strict=True))
 
 
 def refusal(model: Model) -> str | None:
@@ -239,38 +237,3 @@ def refusal(model: Model) -> str | None:
     except Exception as error:
         return one_line(error, 200)
     return None
-
-
-def _open(model: Model, tensors: Sequence[str]) -> tuple[Session, dict[str, Array]]:
-    """Return a session that gives `tensors`, and the weights to feed it."""
-    proto = model.skeleton()
-    stored = {tensor.name for tensor in proto.graph.initializer}
-    weights = {name: tensor.values for name, tensor in model.constants().items() if name not in stored}
-    present = {info.name for info in proto.graph.output}
-    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in tensors if n not in present)
-    if any(onnx.helper.np_dtype_to_tensor_dtype(values.dtype) in _WIDENED for values in weights.values()) or any(
-        tensor.data_type in _WIDENED and tensor.dims for tensor in proto.graph.initializer
-    ):
-        _widen(proto)
-    return Session(proto.SerializeToString(deterministic=True), settings=_SETTINGS), weights
-
-
-def _widen(proto: onnx.ModelProto) -> None:
-    """Turn bfloat16 and float64 into float32 throughout."""
-    for tensor in proto.graph.initializer:
-        _widen_tensor(tensor)
-    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        if info.type.tensor_type.elem_type in _WIDENED:
-            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                _widen_tensor(attribute.t)
-            elif attribute.name in ("to", "dtype") and attribute.i in _WIDENED:
-                attribute.i = onnx.TensorProto.FLOAT
-
-
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type in _WIDENED:
-        wide = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))

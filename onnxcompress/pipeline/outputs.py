@@ -14,6 +14,8 @@ from onnxcompress.graph import Model
 from onnxcompress.remote import Location, RemoteFile, check_writable, location, remove, siblings, upload
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, atomic_file, check_output_path, is_side_file
 
+_KEPT_BYTES = 2**28
+
 
 def check_outputs(
     output: Location | None, *, overwrite: bool, reports: Mapping[str, Location | None], inputs: Iterable[object]
@@ -98,26 +100,36 @@ def _check_folder_takes_files(path: Path) -> None:
 class CompressedModel:
     """A compressed model on its way to a file: its size, its hash and what onnxruntime loads.
 
-    Below protobuf's limit of 2 GB the model is serialized once and kept; above, it goes to a temporary folder.
+    Up to 256 MB it is serialized once and kept; above, onnxruntime is given a temporary file with the weights beside
+    it, which it maps, and no second copy of them is made.
     """
 
     def __init__(self, model: Model, *, external: bool) -> None:
         self.model = model
         self.is_external = external or model.weight_bytes > PROTOBUF_LIMIT_BYTES
-        self._content = None if model.weight_bytes > PROTOBUF_LIMIT_BYTES else model.to_bytes()
+        self._content = None if model.weight_bytes > _KEPT_BYTES else model.to_bytes()
 
     @property
     def sha256(self) -> str | None:
         """The hash of the file that `save` writes, None where only writing it would tell (side files)."""
-        is_known = self._content is not None and not self.is_external
-        return hashlib.sha256(self._content or b"").hexdigest() if is_known else None
+        if self.is_external:
+            return None
+        digest = hashlib.sha256()
+        for piece in self._pieces():
+            digest.update(piece)
+        return digest.hexdigest()
 
     @property
     def size_bytes(self) -> int:
         """The size of the file, and of its side file, in bytes (with a side file: without its alignment)."""
         if self._content is not None:
             return len(self._content)
+        if not self.is_external:
+            return self.model.size_bytes
         return self.model.weight_bytes + len(self.model.skeleton().SerializeToString())
+
+    def _pieces(self) -> Iterable[bytes | memoryview]:
+        return self.model.serialized() if self._content is None else (self._content,)
 
     @contextlib.contextmanager
     def loadable(self) -> Iterator[bytes | Path]:
@@ -156,10 +168,9 @@ class CompressedModel:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, path: Path, *, overwrite: bool) -> None:
-        if self._content is None or self.is_external:
-            self.model.save(path, overwrite=overwrite, external=self.is_external)
+        if self.is_external:
+            self.model.save(path, overwrite=overwrite, external=True)
             return
-        # The bytes that `Model.save` would make again, at twice the model's size.
         check_output_path(path, overwrite=overwrite)
         with atomic_file(path) as stream:
-            stream.write(self._content)
+            stream.writelines(self._pieces())

@@ -1,11 +1,12 @@
 """Peak memory of compressing a model above 2 GB with external data, against 1.5 times its weights plus 500 MB.
 
-Run: python tests/benchmarks/bench_memory.py [GIGABYTES]
+Run: python tests/benchmarks/bench_memory.py [GIGABYTES] [NAME ...]
+     with names out of OPTIONS, all of them without any
 """
 
 from __future__ import annotations
 
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,15 @@ from onnx import TensorProto, helper
 WIDTH = 2048
 KERNEL = 3
 BYTES_OF_A_LAYER = WIDTH * WIDTH * KERNEL * KERNEL * 4
-OPTIONS = ("--prune", "0.5", "--tucker", "energy=0.95", "--input-shape", "x:1x8x6x6", "--no-latency", "--no-progress")
+COMMON = ("--input-shape", "x:1x8x6x6", "--no-latency", "--no-progress", "--overwrite")
+OPTIONS = {
+    "both": ("--prune", "0.5", "--tucker", "energy=0.95"),
+    "prune": ("--prune", "0.5"),
+    "narrow": ("--prune", "0.05"),
+    "tucker": ("--tucker", "ratio=0.5"),
+    "evbmf": ("--tucker", "auto"),
+    "wide": ("--tucker", "ratio=0.9"),
+}
 
 
 def write_model(path: Path, gigabytes: float) -> int:
@@ -54,21 +63,23 @@ def write_model(path: Path, gigabytes: float) -> int:
 
 
 def main() -> None:
-    """Print seconds and peak memory of one run of the program."""
+    """Print seconds and peak memory of a run of the program with each set of options."""
     gigabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 2.5
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder) / "large.onnx", Path(folder) / "out.onnx"
         weights = write_model(source, gigabytes)
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "onnxcompress", str(source), str(output), "-q", *OPTIONS], check=True)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         bound = 1.5 * weights + 500e6
-        seconds = time.perf_counter() - start
-        print(
-            f"{weights / 1e9:.2f} GB of weights: {seconds:.0f} s, processor "
-            f"{used.ru_utime + used.ru_stime:.0f} s, "
-            f"peak {used.ru_maxrss * 1024 / 1e9:.2f} GB (bound {bound / 1e9:.2f} GB)"
-        )
+        print(f"{weights / 1e9:.2f} GB of weights, bound {bound / 1e9:.2f} GB")
+        for name in sys.argv[2:] or OPTIONS:
+            start = time.perf_counter()
+            options = (*OPTIONS[name], *COMMON)
+            with subprocess.Popen([sys.executable, "-m", "onnxcompress", source, output, "-q", *options]) as run:
+                _, status, used = os.wait4(run.pid, 0)
+                run.returncode = os.waitstatus_to_exitcode(status)
+            print(
+                f"{name}: code {run.returncode}, {time.perf_counter() - start:.0f} s, processor "
+                f"{used.ru_utime + used.ru_stime:.0f} s, peak {used.ru_maxrss * 1024 / 1e9:.2f} GB"
+            )
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import onnxruntime as ort
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
+from onnxcompress.passes.execution import run_model
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig, verify_pruning
 from onnxcompress.passes.tucker import TuckerConfig, TuckerDecomposition, verify_splits
-from onnxcompress.passes.verification import relative_difference, run_model
+from onnxcompress.passes.verification import relative_difference
 from tests.fuzz.graphs import Example
 
 # float32 in another order of summation, through up to 25 nodes.

@@ -11,7 +11,7 @@ from onnxcompress.analysis.channels.analysis import ChannelAnalysis
 from onnxcompress.analysis.channels.labels import Ids, Labels, Mask, regular_shape
 from onnxcompress.errors import PassError
 from onnxcompress.graph import Model
-from onnxcompress.serialization import Array
+from onnxcompress.serialization import Array, release_mapped
 
 
 class Surgery:
@@ -84,6 +84,7 @@ class Surgery:
             constants[id(constant)] = constant
             sliced = slice_array(constant.values, list(zip(use.labels, kept, strict=True)))
             by_constant[id(constant)].append((node, use.position, sliced))
+            release_mapped(constant.values)
         for key, uses in by_constant.items():
             self._assign(constants[key], uses)
         for name, labels, rewrite in findings.rewrites:

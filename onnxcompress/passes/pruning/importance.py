@@ -27,6 +27,7 @@ from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Samples
+from onnxcompress.serialization import release_mapped
 
 Scores = npt.NDArray[np.float64]
 
@@ -60,6 +61,7 @@ def class_scores(model: Model, groups: ChannelGroups, importance: str, context: 
         weight = np.asarray(nodes[producer.node].inputs[producer.weight].values)
         scores = filter_scores(_by_filter(weight, producer.labels.axes[0], len(producer.ids)), by_weights)
         _accumulate(total, number, groups.class_of[producer.ids], scores)
+        release_mapped(weight)
     mean = np.divide(total, number, out=np.zeros(count), where=number > 0)
     return _response_scores(model, groups, mean, context) if importance == "response" else mean
 

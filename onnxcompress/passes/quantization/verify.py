@@ -11,7 +11,8 @@ import numpy.typing as npt
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
-from onnxcompress.passes.verification import Verification, compared_tensors, run_model
+from onnxcompress.passes.execution import run_model
+from onnxcompress.passes.verification import Verification, compared_tensors
 
 Array = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +28,13 @@ from onnxcompress.passes.tucker.ranks import DEFAULT_FLOOR, DEFAULT_MIN_RANK, ke
 from onnxcompress.passes.tucker.rewrite import replace_conv, require_distinct, split_constants
 from onnxcompress.passes.tucker.sites import ConvSite, find_conv_sites
 from onnxcompress.passes.tucker.spec import RankSpec, parse_tucker_spec
+from onnxcompress.serialization import release_mapped
+
+_Times = Mapping[str, Mapping[Split, float]]
+"""{node: {split, or the whole: milliseconds}}."""
+
+_SPECTRA_KEPT_BYTES = 2**24
+"""Spectra of a convolution whose weight is larger are not kept while others are timed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class _Options:
     """What planning may make of one convolution: splits to choose from, or why there are none."""
 
     splits: tuple[SplitShape, ...] = ()
-    spectra: Sequence[KernelSpectra] = ()
+    spectra: Sequence[KernelSpectra] | None = None
     reason: str = ""
 
 
@@ -103,10 +110,7 @@ class TuckerDecomposition(Pass):
         reasons = {each.node: each.reason for each in skipped}
         self._check_ranks_file(model, sites, reasons)
         splittable = {site.node for site in sites if why_not_split(site) is None}
-        options = parallel_map(lambda site: self._options(site, splittable, context), sites)
-        times = self._times(model, sites, options, context)
-        pairs = list(zip(sites, options, strict=True))
-        choices = parallel_map(lambda pair: self._choose(*pair, times), pairs)
+        choices, times = self._choices(model, sites, splittable, context)
         decisions: list[Decision] = []
         ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.split})
         for site, choice in zip(sites, choices, strict=True):
@@ -152,6 +156,8 @@ class TuckerDecomposition(Pass):
             return known or split_weights(site, split, decompose(site, split))
         except (ValueError, np.linalg.LinAlgError) as error:
             raise RecipeError(f"plan: node '{site.node}': its weight cannot be decomposed: {error}") from error
+        finally:
+            release_mapped(site.weight)
 
     def _options(self, site: ConvSite, splittable: set[str], context: PassContext) -> _Options:
         reason = why_not_split(site) or self._why_not_asked(site)
@@ -164,20 +170,32 @@ class TuckerDecomposition(Pass):
             splits, reason = self._split_shapes(site, spectra, context.round_to)
         except (ValueError, np.linalg.LinAlgError) as error:
             return _Options(reason=f"its weight cannot be decomposed: {error}")
+        finally:
+            release_mapped(site.weight)
         return _Options(splits, spectra, reason)
 
-    def _times(
-        self, model: Model, sites: Sequence[ConvSite], options: Sequence[_Options], context: PassContext
-    ) -> Mapping[str, Mapping[Split, float]] | None:
-        """Ask how long the splits take: `auto` makes those that are faster, where that is known."""
-        if self.config.spec.rule != "auto" or context.split_times is None:
-            return None
-        wanted = {s.node: [ranks_of(split) for split in o.splits] for s, o in zip(sites, options, strict=True)}
-        return context.split_times(model, {node: splits for node, splits in wanted.items() if splits})
+    def _choices(
+        self, model: Model, sites: Sequence[ConvSite], splittable: set[str], context: PassContext
+    ) -> tuple[list[_Choice], _Times | None]:
+        """Return what becomes of each convolution, and the times that it was chosen by.
 
-    def _choose(
-        self, site: ConvSite, options: _Options, times: Mapping[str, Mapping[Split, float]] | None
-    ) -> _Choice:
+        A spectrum has half the size of a wide kernel's weights. Untimed, none outlives its own convolution's choice;
+        timed, those of convolutions too large to be kept until all have been timed are computed again.
+        """
+        if self.config.spec.rule != "auto" or context.split_times is None:
+            return parallel_map(lambda site: self._choose(site, self._options(site, splittable, context)), sites), None
+
+        def options(site: ConvSite) -> _Options:
+            found = self._options(site, splittable, context)
+            return replace(found, spectra=None) if site.weight.nbytes > _SPECTRA_KEPT_BYTES else found
+
+        found = parallel_map(options, sites)
+        wanted = {s.node: [ranks_of(split) for split in o.splits] for s, o in zip(sites, found, strict=True)}
+        times = context.split_times(model, {node: splits for node, splits in wanted.items() if splits})
+        pairs = list(zip(sites, found, strict=True))
+        return parallel_map(lambda pair: self._choose(*pair, times), pairs), times
+
+    def _choose(self, site: ConvSite, options: _Options, times: _Times | None = None) -> _Choice:
         if not options.splits:
             return _Choice(reason=options.reason)
         split = options.splits[0]
@@ -191,6 +209,8 @@ class TuckerDecomposition(Pass):
             weights = split_weights(site, split, decompose(site, split, options.spectra))
         except (ValueError, np.linalg.LinAlgError) as error:
             return _Choice(reason=f"its weight cannot be decomposed: {error}")
+        finally:
+            release_mapped(site.weight)
         self._cache.put(site.weight, _how(site, split), weights)
         return _Choice(split, weights.relative_error)
 
@@ -265,7 +285,7 @@ def _paying_splits(site: ConvSite, rank_in: int, rank_out: int) -> tuple[tuple[S
     return tuple(sorted(paying, key=lambda split: (split_cost(site, split).macs_after, len(split.factors)))), ""
 
 
-def _timed(times: Mapping[str, Mapping[Split, float]] | None, node: str, ranks: Split) -> dict[str, list[float]]:
+def _timed(times: _Times | None, node: str, ranks: Split) -> dict[str, list[float]]:
     """Return the milliseconds of a layer whole and split, where they were measured."""
     return {} if times is None else {"ms": [times[node][WHOLE], times[node][ranks]]}
 

@@ -30,6 +30,7 @@ from onnxcompress.passes.tucker.ranks import rounded_up
 from onnxcompress.passes.tucker.rewrite import Link, replace_by_chain, require_distinct
 from onnxcompress.passes.tucker.sites import Array, as_stored, has_input
 from onnxcompress.passes.tucker.spec import RankSpec, parse_svd_spec
+from onnxcompress.serialization import release_mapped
 
 _FLAT = 1e-3
 _FIRST_OPSET_OF_GEMM_WITHOUT_C = 11
@@ -155,6 +156,8 @@ class SvdDecomposition(Pass):
             return self._cache.take(site.weight, _how(site, rank)) or matrix_factors(site, rank)
         except (ValueError, np.linalg.LinAlgError) as error:
             raise RecipeError(f"plan: node '{site.node}': its weight cannot be decomposed: {error}") from error
+        finally:
+            release_mapped(site.weight)
 
     def _times(
         self, model: Model, sites: Sequence[MatrixSite], choices: Sequence[_Choice], context: PassContext
@@ -188,6 +191,8 @@ class SvdDecomposition(Pass):
             factors = matrix_factors(site, rank, spectrum)
         except (ValueError, np.linalg.LinAlgError) as error:
             return _Choice(reason=f"its weight cannot be decomposed: {error}")
+        finally:
+            release_mapped(site.weight)
         self._cache.put(site.weight, _how(site, rank), factors)
         return _Choice(rank, factors.relative_error)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import PassError
 from onnxcompress.graph import Model
-from onnxcompress.linalg.spectrum import Matrix
-from onnxcompress.passes.base import PassResult
+from onnxcompress.linalg.spectrum import Matrix, energy, energy_of_difference, working_type
+from onnxcompress.passes.base import Decision, PassResult
+from onnxcompress.passes.execution import WeightMakers
 from onnxcompress.passes.verification import Verification, verify
+from onnxcompress.serialization import release_mapped
 
 Array = npt.NDArray[Any]
 
@@ -32,34 +36,49 @@ def verify_splits(model: Model, result: PassResult, feeds: Mapping[str, Array]) 
     Raises:
         PassError: the stored factors are not as close to the original weight as the plan says.
     """
-    return verify(result.plan.pass_name, reconstructed_reference(model, result), result.model, feeds)
+    reference, made = reconstructed_reference(model, result)
+    return verify(result.plan.pass_name, reference, result.model, feeds, made)
 
 
-def reconstructed_reference(model: Model, result: PassResult) -> Model:
-    """Return the original with the weight of every split node replaced by the product of its factors.
+def reconstructed_reference(model: Model, result: PassResult) -> tuple[Model, WeightMakers]:
+    """Return the original whose split nodes have weights of their own, and what makes these: the products of factors.
 
-    Raises:
-        PassError: the product is further from the weight than the plan says.
+    A maker raises PassError where its product is further from the weight than the plan says.
     """
     reference = model.copy()
     nodes = {node.name: node for node in reference.nodes}
     producers = {tensor.name: node for node in result.model.nodes for tensor in node.outputs}
+    made: dict[str, Callable[[], Array]] = {}
     for decision in result.plan.decisions:
         node = nodes[decision["node"]]
-        chain = _chain(result.model, producers[node.outputs[0].name], len(decision.get("factors", "12")))
+        chain = _chain(producers[node.outputs[0].name], len(decision.get("factors", "12")))
         weight = model.values(node.inputs[1])
-        product = _pointwise_product(chain, node) if decision["kind"] == "svd" else _kernel(chain, decision)
-        _check_error(decision, weight, product)
-        reference.set_input(node, 1, product.astype(weight.dtype))
-    return reference
+        own = reference.new_constant(f"{node.inputs[1].name}_{node.name}", weight)
+        node.inputs[1] = own
+        made[own.name] = partial(_product, decision, node, chain, weight)
+    return reference, made
 
 
-def _chain(model: Model, last: gs.Node, length: int) -> list[tuple[gs.Node, Matrix]]:
-    """Return the nodes of a split and their weights, in order."""
+def _product(decision: Decision, node: gs.Node, chain: Sequence[gs.Node], weight: Array) -> Array:
+    """Return the product of a split's factors in the weight's type.
+
+    Raises:
+        PassError: it is further from the weight than the plan says.
+    """
+    dtype = working_type(weight)
+    factors = [(each, np.asarray(Model.values(each.inputs[1]), dtype)) for each in chain]
+    product = _pointwise_product(factors, node) if decision["kind"] == "svd" else _kernel(factors, decision)
+    _check_error(decision, weight, product)
+    release_mapped(weight)
+    return product.astype(weight.dtype)
+
+
+def _chain(last: gs.Node, length: int) -> list[gs.Node]:
+    """Return the nodes of a split, in order."""
     chain = [last]
     while len(chain) < length:
         chain.append(chain[-1].inputs[0].inputs[0])
-    return [(node, np.asarray(model.values(node.inputs[1]), np.float64)) for node in reversed(chain)]
+    return chain[::-1]
 
 
 def _pointwise_product(chain: list[tuple[gs.Node, Matrix]], node: gs.Node) -> Matrix:
@@ -83,21 +102,24 @@ def _kernel(chain: list[tuple[gs.Node, Matrix]], decision: Mapping[str, Any]) ->
         first = weights["in"][1]
         spread = first.reshape(groups, blocks.shape[2], first.shape[1], -1)
         # The input factor's positions come first: it spans leading axes of the kernel, or none.
-        blocks = np.einsum("gorp,griq->goiqp", blocks, spread)
-        blocks = blocks.reshape(*blocks.shape[:3], -1)
+        # (G, R_out P, R_in) by (G, R_in, I Q), and the core's positions behind the channels again.
+        _, outputs, inputs, positions = blocks.shape
+        rows = np.swapaxes(blocks, 2, 3).reshape(groups, -1, inputs) @ spread.reshape(groups, inputs, -1)
+        rows = rows.reshape(groups, outputs, positions, *spread.shape[2:])
+        blocks = np.moveaxis(rows, 2, -1).reshape(groups, outputs, spread.shape[2], -1)
         shape = [a * b for a, b in zip(first.shape[2:], shape, strict=True)]
     if "out" in weights:
         last = weights["out"][1]
-        blocks = np.einsum("gcip,goc->goip", blocks, last.reshape(groups, -1, last.shape[1]))
+        rows = last.reshape(groups, -1, last.shape[1]) @ blocks.reshape(*blocks.shape[:2], -1)
+        blocks = rows.reshape(groups, -1, *blocks.shape[2:])
     blocks = np.swapaxes(blocks, 1, 2) if is_transpose else blocks
     kernel: Matrix = blocks.reshape(-1, blocks.shape[2], *shape)
     return kernel
 
 
 def _check_error(decision: Mapping[str, Any], weight: Array, product: Matrix) -> None:
-    double = np.asarray(weight, np.float64)
-    size = float(np.linalg.norm(double))
-    seen = float(np.linalg.norm(double - product)) / size if size > 0.0 else 0.0
+    size, missing = energy(weight), energy_of_difference(weight, product)
+    seen = math.sqrt(missing / size) if size > 0.0 else 0.0
     planned = float(decision["error"])
     if abs(seen - planned) > _ROUNDING[weight.dtype.itemsize]:
         raise PassError(
