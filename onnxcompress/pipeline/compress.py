@@ -266,6 +266,7 @@ def _run_passes(
     model = source.model
     for number, (each, plan) in enumerate(work):
         tell(each.name, number, len(work))
+        model.release_mapped()
         if context.original is None and each.name != Cleanup.name:
             context = replace(context, original=model)
         if calibration is not None:
@@ -286,8 +287,7 @@ def _run_passes(
             own = evaluated(result.model)
             stage = replace(stage, figures=replace(stage.figures, accuracy=own.accuracy, latency=own.latency))
         stages.append(stage)
-        if model is not result.model:
-            model.release_mapped()
+        model.release_mapped()
         before, model = model.weight_bytes, result.model
         _collect(before)
         if asked.latency and _is_timed_apart(stages, model):

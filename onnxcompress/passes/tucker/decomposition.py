@@ -132,7 +132,8 @@ class TuckerDecomposition(Pass):
         work = [_planned(sites, decision) for decision in plan.decisions]
         require_distinct(site.node for site, _ in work)
         unique = {(id(site.weight), *_how(site, split)): (site, split) for site, split in work}
-        weights = dict(zip(unique, parallel_map(lambda pair: self._weights(*pair), unique.values()), strict=True))
+        found = parallel_map(lambda pair: self._weights(*pair), unique.values(), lambda pair: pair[0].weight.nbytes)
+        weights = dict(zip(unique, found, strict=True))
         self._cache.clear()
         nodes = {node.name: node for node in model.nodes}
         constants: dict[tuple[object, ...], list[gs.Constant]] = {}
@@ -182,18 +183,26 @@ class TuckerDecomposition(Pass):
         A spectrum has half the size of a wide kernel's weights. Untimed, none outlives its own convolution's choice;
         timed, those of convolutions too large to be kept until all have been timed are computed again.
         """
+
+        def nbytes(site: ConvSite) -> int:
+            return site.weight.nbytes
+
         if self.config.spec.rule != "auto" or context.split_times is None:
-            return parallel_map(lambda site: self._choose(site, self._options(site, splittable, context)), sites), None
+
+            def choice(site: ConvSite) -> _Choice:
+                return self._choose(site, self._options(site, splittable, context))
+
+            return parallel_map(choice, sites, nbytes), None
 
         def options(site: ConvSite) -> _Options:
             found = self._options(site, splittable, context)
             return replace(found, spectra=None) if site.weight.nbytes > _SPECTRA_KEPT_BYTES else found
 
-        found = parallel_map(options, sites)
+        found = parallel_map(options, sites, nbytes)
         wanted = {s.node: [ranks_of(split) for split in o.splits] for s, o in zip(sites, found, strict=True)}
         times = context.split_times(model, {node: splits for node, splits in wanted.items() if splits})
         pairs = list(zip(sites, found, strict=True))
-        return parallel_map(lambda pair: self._choose(*pair, times), pairs), times
+        return parallel_map(lambda pair: self._choose(*pair, times), pairs, lambda pair: nbytes(pair[0])), times
 
     def _choose(self, site: ConvSite, options: _Options, times: _Times | None = None) -> _Choice:
         if not options.splits:

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.spectrum import Matrix, working
+from onnxcompress.serialization import release_mapped
 from onnxcompress.passes.base import PassContext, Skipped
 
 Array = npt.NDArray[Any]
@@ -171,7 +172,9 @@ def why_no_float_constant(model: Model, node: gs.Node, position: int) -> str | N
     if not values.size:
         return f"its weight of shape {'x'.join(map(str, values.shape))} is empty"
     # The sum of finite values may overflow, but one that is not finite always shows in it: look closer only then.
-    if not np.isfinite(values.sum(dtype=np.float64)):
+    total = values.sum(dtype=np.float64)
+    release_mapped(values)
+    if not np.isfinite(total):
         return "its weight holds NaN or infinite values"
     return None
 

@@ -103,7 +103,7 @@ class SvdDecomposition(Pass):
         sites, skipped = find_matrix_sites(model, context)
         reasons = {each.node: each.reason for each in skipped}
         splittable = {site.node for site in sites}
-        found = parallel_map(lambda site: self._choose(site, splittable, context.round_to), sites)
+        found = parallel_map(lambda s: self._choose(s, splittable, context.round_to), sites, lambda s: s.weight.nbytes)
         times = self._times(model, sites, found, context)
         choices = [
             choice if times is None else _if_faster(choice, times.get(site.node))
@@ -130,7 +130,8 @@ class SvdDecomposition(Pass):
         work = [_planned(sites, decision) for decision in plan.decisions]
         require_distinct(site.node for site, _ in work)
         unique = {(id(site.weight), *_how(site, rank)): (site, rank) for site, rank in work}
-        factors = dict(zip(unique, parallel_map(lambda pair: self._factors(*pair), unique.values()), strict=True))
+        found = parallel_map(lambda pair: self._factors(*pair), unique.values(), lambda pair: pair[0].weight.nbytes)
+        factors = dict(zip(unique, found, strict=True))
         self._cache.clear()
         nodes = {node.name: node for node in model.nodes}
         constants: dict[tuple[object, ...], tuple[gs.Constant, gs.Constant]] = {}
