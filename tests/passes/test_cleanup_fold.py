@@ -43,6 +43,7 @@ def test_a_contradiction_that_folding_brings_to_light_is_the_models(axis: int) -
 
 def test_a_contradiction_of_computed_lengths_is_the_models() -> None:
     """A matrix with 120 rows for vectors of 100 that become so wide at run time only."""
+    pytest.importorskip("onnx", "1.18", reason="onnx 1.17 does not see it in the clean model either")
     nodes = [
         node("Shape", ["x"], "lengths"),
         node("Slice", ["lengths", "zero", "one"], "batch"),

@@ -149,7 +149,7 @@ def test_no_cut_where_a_sequence_would_be_handed_over(sessions: list[list[str]])
     assert sessions == [["a", "parts", "half", "b", "c", "again", "y"]]
 
 
-def test_types_without_kernels_are_computed_in_float32_in_every_stretch(sessions: list[list[str]]) -> None:
+def test_bfloat16_is_computed_in_float32_in_every_stretch(sessions: list[list[str]]) -> None:
     constants = {"a.w": weight(56, 6, 7, 7), "b.w": weight(56, 56, 3, 3)}
     nodes = [
         node("Cast", ["x"], "half", to=TensorProto.BFLOAT16),
