@@ -28,6 +28,9 @@ Array = npt.NDArray[Any]
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
 """Above this many bytes of weights a model is written with a side file (protobuf ends at 2 GiB)."""
 
+IN_MEMORY_BYTES = 2**28
+"""Above this many bytes of weights onnxruntime is given a file, and no second copy of them is made."""
+
 _EXTERNAL_ALIGNMENT = 4096
 _LONGEST_OF_NOTHING = 2**24  # a length beside a length of 0: no data vouch for it
 _SMALL_BYTES = 4096

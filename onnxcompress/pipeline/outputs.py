@@ -12,9 +12,13 @@ from pathlib import Path
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.remote import Location, RemoteFile, check_writable, location, remove, siblings, upload
-from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES, atomic_file, check_output_path, is_side_file
-
-_KEPT_BYTES = 2**28
+from onnxcompress.serialization import (
+    IN_MEMORY_BYTES,
+    PROTOBUF_LIMIT_BYTES,
+    atomic_file,
+    check_output_path,
+    is_side_file,
+)
 
 
 def check_outputs(
@@ -107,7 +111,7 @@ class CompressedModel:
     def __init__(self, model: Model, *, external: bool) -> None:
         self.model = model
         self.is_external = external or model.weight_bytes > PROTOBUF_LIMIT_BYTES
-        self._content = None if model.weight_bytes > _KEPT_BYTES else model.to_bytes()
+        self._content = None if model.weight_bytes > IN_MEMORY_BYTES else model.to_bytes()
 
     @property
     def sha256(self) -> str | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxcompress.errors import DataError, ModelError
+from onnxcompress.graph import Model
 from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.runtime.tensors import Array
+from onnxcompress.serialization import IN_MEMORY_BYTES, read_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -20,7 +25,7 @@ class Capture:
     """A model that also returns inner tensors.
 
     Args:
-        model: with its weights; it is not changed.
+        model: is not changed. Above 256 MB of weights onnxruntime maps them from a temporary file.
         tensors: names of graph inputs, outputs, or tensors in between.
 
     Raises (constructor):
@@ -29,19 +34,19 @@ class Capture:
 
     def __init__(
         self,
-        model: onnx.ModelProto,
+        model: Model,
         tensors: Sequence[str],
         provider: Provider = CPU_PROVIDER,
         settings: SessionSettings | None = None,
     ) -> None:
         # In the order in which the network computes them, so that a failure names the layer where it began.
-        order = [i.name for i in model.graph.input] + [name for node in model.graph.node for name in node.output]
+        order = [i.name for i in model.graph.inputs] + [t.name for node in model.nodes for t in node.outputs]
         place = {name: number for number, name in enumerate(order)}
         unknown = [name for name in tensors if name not in place]
         if unknown:
             raise ModelError(f"tensor '{unknown[0]}' is neither an input of the model nor computed by a node")
         self.tensors = tuple(sorted(dict.fromkeys(tensors), key=lambda name: place[name]))
-        self._session = Session(_with_outputs(model, self.tensors), provider, settings)
+        self._session = _open(model, self.tensors, provider, settings)
         self._fed = {info.name for info in self._session.inputs}
         self._batch = 0
 
@@ -66,7 +71,7 @@ class Capture:
 
 
 def capture_activations(
-    model: onnx.ModelProto,
+    model: Model,
     tensors: Sequence[str],
     batches: Iterable[Mapping[str, Array]],
     provider: Provider = CPU_PROVIDER,
@@ -107,6 +112,18 @@ def _sum(array: Array) -> float:
     # Infinities of both signs make an invalid operation of the sum, which is what this looks for.
     with np.errstate(invalid="ignore", over="ignore"):
         return float(array.sum(dtype=np.float64))
+
+
+def _open(model: Model, tensors: Sequence[str], provider: Provider, settings: SessionSettings | None) -> Session:
+    """Return a session of a model that gives `tensors`, too."""
+    if model.weight_bytes <= IN_MEMORY_BYTES:
+        return Session(_with_outputs(model.to_proto(), tensors), provider, settings)
+    with tempfile.TemporaryDirectory(prefix="onnxcompress-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        model.save(path, external=True)
+        path.write_bytes(_with_outputs(read_proto(path), tensors))
+        # Packed for its kernels every weight would be there twice.
+        return Session(path, provider, replace(settings or SessionSettings(), prepacking=False))
 
 
 def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:

@@ -43,6 +43,7 @@ class SessionSettings:
         deterministic: ask for kernels that give the same bits on every run.
         profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
         optimize: apply onnxruntime's graph optimisations.
+        prepacking: keep weights as its kernels read them best, too.
         optimized: where onnxruntime writes the graph that it really runs, weights in a file beside it; None: nowhere.
     """
 
@@ -52,6 +53,7 @@ class SessionSettings:
     deterministic: bool = True
     profile: str | None = None
     optimize: bool = True
+    prepacking: bool = True
     optimized: str | None = None
     log_severity: int = _ERRORS
 
@@ -212,6 +214,8 @@ def _onnxruntime_options(settings: SessionSettings, severity: int) -> Any:
         options.add_session_config_entry("session.intra_op_thread_affinities", bound)
     if not settings.optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not settings.prepacking:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if settings.optimized is not None:
         options.optimized_model_filepath = settings.optimized
         weights = f"{Path(settings.optimized).name}.data"

@@ -19,6 +19,7 @@ from onnxcompress.passes.quantization import (
     Int8Config,
     Int8Quantization,
     calibration_batch,
+    candidates,
     verify_quantization,
 )
 from tests.small_models import build, node, run_all
@@ -59,6 +60,13 @@ def test_int8_answers_about_the_same(symmetric: bool) -> None:
     zeros = [t.values for n in result.model.nodes if n.op == "QuantizeLinear" for t in n.inputs[2:]]
     assert {z.dtype for z in zeros} == {np.dtype(np.int8 if symmetric else np.uint8)}
     assert not symmetric or not any(z.any() for z in zeros)
+
+
+@pytest.mark.parametrize("each", [Int8Quantization(), Float16Conversion()])
+def test_more_than_protobuf_holds_is_refused(each: Int8Quantization | Float16Conversion, monkeypatch: Any) -> None:
+    monkeypatch.setattr(candidates, "PROTOBUF_LIMIT_BYTES", 1000)
+    with pytest.raises(ModelError, match=rf"--quantize {each.name}: .* takes models below 2 GB, this one has 0.00 GB"):
+        each.plan(Model.from_proto(conv_net()), CONTEXT)
 
 
 def test_a_scale_for_each_output_channel() -> None:

@@ -122,7 +122,7 @@ def _activation_scores(model: Model, groups: ChannelGroups, count: int, context:
             read[nodes[consumer.node].inputs[consumer.position].name] = consumer.labels
     names = [name for name in read if not any(name == info.name for info in model.graph.inputs)]
     sums: dict[str, Scores] = {}
-    for batch in capture_activations(model.to_proto(), names, context.calibration()):
+    for batch in capture_activations(model, names, context.calibration()):
         for name, values in batch.items():
             labels = read[name]
             axis = labels.axes[0]

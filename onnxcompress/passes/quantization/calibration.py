@@ -34,7 +34,7 @@ def tensor_histograms(
     first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
     # Every tensor of a batch is in memory at once: few rows, where the model leaves their number open.
     batches = spread_batches(calibration(), samples, first if isinstance(first, int) else None)
-    for done, captured in enumerate(capture_activations(model.to_proto(), list(tensors), batches)):
+    for done, captured in enumerate(capture_activations(model, list(tensors), batches)):
         tell("ranges of the tensors", done, len(batches))
         for name, values in captured.items():
             histograms[name].add(values, _MOST_VALUES)

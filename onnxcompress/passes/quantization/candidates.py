@@ -8,8 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.lrn import is_window
+from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Skipped
+from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators whose work shrinks with the bits; the others of `OPERATORS` only pass 8-bit values on between them."""
@@ -39,6 +41,19 @@ OPERATORS = WEIGHTED | {
 _SAME_RANGE = frozenset({"Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _RECTIFIERS = frozenset({"Clip", "Relu"})
 _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
+
+
+def require_one_file(model: Model, asked: str) -> None:
+    """Refuse a model that onnxruntime's tools cannot take.
+
+    Raises:
+        ModelError: it has more weights than protobuf can hold.
+    """
+    if model.weight_bytes > PROTOBUF_LIMIT_BYTES:
+        raise ModelError(
+            f"--quantize {asked}: onnxruntime's converter takes models below 2 GB, this one has "
+            f"{model.weight_bytes / 1e9:.2f} GB of weights left; compress it further, or leave --quantize out"
+        )
 
 
 def find_candidates(

@@ -14,7 +14,7 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.quantization.calibration import tensor_histograms
-from onnxcompress.passes.quantization.candidates import float_tensors
+from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.runtime.quiet import quiet_logging
 
 _LARGEST = 65504.0
@@ -47,7 +47,9 @@ class Float16Conversion(Pass):
 
         Raises:
             DataError: a tensor holds NaN or infinity on the calibration data; it is named.
+            ModelError: the model has more than 2 GB of weights.
         """
+        require_one_file(model, self.name)
         kept, banded = _blocked_operators(), banded_nodes(model)
         tensors = list(float_tensors(model, model.nodes))
         largest: dict[str, float] = {}

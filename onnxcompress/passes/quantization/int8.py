@@ -27,6 +27,7 @@ from onnxcompress.passes.quantization.candidates import (
     find_candidates,
     float_tensors,
     range_sources,
+    require_one_file,
 )
 from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.runtime.quiet import quiet_logging
@@ -72,7 +73,9 @@ class Int8Quantization(Pass):
 
         Raises:
             DataError: there are no calibration data, or a tensor holds NaN or infinity; it is named.
+            ModelError: the model has more than 2 GB of weights.
         """
+        require_one_file(model, self.name)
         if context.calibration is None:
             raise DataError("--quantize int8 needs calibration data; give --calib PATH or --data PATH")
         nodes, skipped = find_candidates(model, context)

@@ -35,7 +35,7 @@ def layer_covariances(
     samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
     totals: dict[tuple[object, ...], Moments] = {}
     names = list(dict.fromkeys(layer.input for layer in readers.values()))
-    for captured in capture_activations(model.to_proto(), names, batches):
+    for captured in capture_activations(model, names, batches):
         for key, layer in readers.items():
             rows = samplers[key].patches(captured[layer.input])
             moments = accumulate(rows, rows[:, :1])

@@ -40,7 +40,7 @@ class Targets:
         samplers = {layer.node: LayerSampler(layer, positions[layer.node], seed) for layer in layers}
         names = [layer.output for layer in layers]
         try:
-            for captured in capture_activations(original.to_proto(), names, batches):
+            for captured in capture_activations(original, names, batches):
                 self.images += len(captured[names[0]])
                 for layer in layers:
                     rows = samplers[layer.node].outputs(captured[layer.output])

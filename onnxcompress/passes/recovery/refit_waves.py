@@ -18,6 +18,7 @@ import onnx
 from onnxcompress.graph import Model
 from onnxcompress.runtime.capture import check_finite
 from onnxcompress.runtime.session import Session, SessionSettings
+from onnxcompress.serialization import array_to_tensor
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
@@ -143,18 +144,21 @@ def _reads(node: Any) -> list[str]:
 
 
 def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> bytes:
-    whole = model.to_proto()
+    whole = model.skeleton()
     chosen = _needed([node for node in whole.graph.node if node.name in nodes], given, wanted)
     read = {name for node in chosen for name in node.input}
     graph = onnx.GraphProto(name="part", node=chosen)
-    weights = {each.name: each for each in whole.graph.initializer if each.name in read}
+    constants = model.constants()
     for name in given:
-        if name in weights:
-            weight = weights.pop(name)
-            graph.input.append(onnx.helper.make_tensor_value_info(name, weight.data_type, weight.dims))
-        elif name in read:
-            graph.input.append(onnx.helper.make_tensor_value_info(name, model.dtypes[name], model.shape_of(name)))
-    graph.initializer.extend(weights.values())
+        if name in read:
+            constant = constants.pop(name, None)
+            if constant is None:
+                info = onnx.helper.make_tensor_value_info(name, model.dtypes[name], model.shape_of(name))
+            else:
+                kind = onnx.helper.np_dtype_to_tensor_dtype(constant.values.dtype)
+                info = onnx.helper.make_tensor_value_info(name, kind, constant.values.shape)
+            graph.input.append(info)
+    graph.initializer.extend(array_to_tensor(name, own.values) for name, own in constants.items() if name in read)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     proto = onnx.ModelProto(ir_version=whole.ir_version, graph=graph, opset_import=whole.opset_import)
     proto.ir_version = max(proto.ir_version, 4)
