@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import logging
 import os
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -192,6 +193,18 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+def load_weights(network: nn.Module, config: dict[str, Any], path: Path) -> None:
+    """Give a network the weights that an earlier training of the same network wrote."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        other, weights = saved["config"], saved["state_dict"]
+    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise SystemExit(f"{path}: is no checkpoint of --weights ({error})") from error
+    if other != config:
+        raise SystemExit(f"{path}: belongs to the network {other}, not to {config}; give the options it was made with")
+    network.load_state_dict(weights)
+
+
 @contextlib.contextmanager
 def joined_processes() -> Iterator[Processes]:
     """Join the processes that torchrun started, where it did."""
@@ -214,6 +227,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", type=Path, default=Path("models/digits-test.npz"), help="the same, for the last line")
     parser.add_argument("--out", type=Path, help="the .onnx file to write")
     parser.add_argument("--weights", type=Path, help="the checkpoint to write, for export.py")
+    parser.add_argument("--start", type=Path, help="a checkpoint of --weights to begin with, instead of random weights")
     parser.add_argument("--checkpoint", type=Path, help="where progress is kept after every epoch")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
     parser.add_argument("--width", type=float, default=0.25, help="multiplier of every layer's filters")
@@ -263,6 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         device = torch.device("cuda", processes.rank) if torch.cuda.is_available() else torch.device("cpu")
         network = GoogLeNet(**config, aux_logits=False)
+        if arguments.start is not None:
+            load_weights(network, config, arguments.start)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         progress = Progress(network, arguments, len(training.labels) // arguments.batch)
         if arguments.resume:

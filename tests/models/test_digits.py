@@ -143,3 +143,21 @@ def test_training_goes_on_from_its_checkpoint_to_the_same_weights(
         torch.load(tmp_path / name, weights_only=True)["state_dict"] for name in ("whole.pth", "resumed.pth")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_training_starts_from_given_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = split("train")
+    small = tmp_path / "small.npz"
+    np.savez_compressed(small, images=images[:96, ::2, ::2], labels=labels[:96])
+    command = ["--train", str(small), "--test", str(small), "--stem", "tiny", "--batch", "16", "--padding", "1"]
+    first, second = tmp_path / "first.pth", tmp_path / "second.pth"
+    with caplog.at_level("INFO"):
+        train.main([*command, "--width", "0.125", "--epochs", "6", "--weights", str(first)])
+        train.main([*command, "--width", "0.125", "--epochs", "1", "--weights", str(second), "--start", str(first)])
+    losses = [record.args[2] for record in caplog.records if record.msg.startswith("epoch")]
+    assert losses[-1] < losses[0] - 0.1
+    with pytest.raises(SystemExit, match=r"first\.pth: belongs to the network .*'width': 0\.125.*, not to "):
+        train.main([*command, "--width", "0.25", "--epochs", "1", "--weights", str(second), "--start", str(first)])
+    for name in ("small.npz", "nowhere.pth"):
+        with pytest.raises(SystemExit, match=rf"{name}: is no checkpoint of --weights"):
+            train.main([*command, "--weights", str(second), "--start", str(tmp_path / name)])
