@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import BudgetInfeasibleError, RecipeError
+from onnxcompress.evaluation import expectation
 from onnxcompress.evaluation.expectation import ExpectedDrop, expected_drop
 from onnxcompress.evaluation.reference import Reference
 from onnxcompress.pipeline import search
@@ -64,8 +66,38 @@ def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(fo
     rows = np.arange(400)
     assert seen.samples == 400
     assert seen.disagreement == pytest.approx(100 * (classes[0] != classes[1]).mean())
-    assert seen.drop == pytest.approx(100 * (own[rows, classes[0]] - own[rows, classes[1]]).mean())
+    counted = 100 * (own[rows, classes[0]] - own[rows, classes[1]]).mean()
+    order = np.argsort(own, axis=1)
+    first, second = order[:, -1], order[:, -2]
+    before, after = (scores.astype(np.float64)[rows, first] - scores[rows, second] for scores in logits)
+    line = np.polyval(np.polyfit(before, after, 1), before)
+    turned = np.array([NormalDist().cdf(-value / (after - line).std()) for value in line])
+    spread = 100 * (turned * (own[rows, first] - own[rows, second])).mean()
+    assert seen.drop == pytest.approx(max(counted, spread), rel=1e-4)
     assert (same.drop, same.disagreement) == (0.0, 0.0)
+
+
+def test_less_certain_throughout_loses_nothing(folder: Path) -> None:
+    proto = conv_net()
+    session = Session(proto.SerializeToString())
+    halved = onnx.ModelProto()
+    halved.CopyFrom(proto)
+    for tensor in halved.graph.initializer:
+        if tensor.name in halved.graph.node[-1].input:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / 2, tensor.name))
+    with Reference(session, dataset_for(session, "calib.npz")) as reference:
+        seen = expected_drop(Session(halved.SerializeToString()), reference)
+    assert (seen.disagreement, seen.drop) == (0.0, pytest.approx(0.0, abs=1e-3))
+
+
+def test_a_loss_is_expected_of_margins_that_scatter_though_none_turned_over() -> None:
+    before = np.linspace(0.2, 3.0, 100)
+    scattered = before + np.resize([0.15, -0.15], 100)
+    assert scattered.min() > 0.0
+    lost = expectation._lost_by_spread(np.stack([np.full(100, 0.4), before, scattered], 1))
+    odds = [NormalDist(sigma=0.15).cdf(-margin) for margin in before]
+    assert lost == pytest.approx(0.4 * np.mean(odds), rel=0.1)
+    assert lost > 0.0005
 
 
 def test_the_smallest_share_that_keeps_the_drop_is_taken(folder: Path) -> None:
