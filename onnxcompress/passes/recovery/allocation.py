@@ -27,6 +27,7 @@ from onnxcompress.passes.recovery.allocation_latency import allocate_within_late
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
+from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
 from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
 from onnxcompress.passes.recovery.stored_size import FLOAT32, StoredSize
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
@@ -196,7 +197,9 @@ class Allocation(Pass):
             return "a grouped convolution is left whole"
         if not (self.config.split_kernels if layer.positions > 1 else self.config.split_matrices):
             return "not asked for (--tucker, --svd)"
-        own = covariances[layer.node]
+        own = covariances.get(layer.node)
+        if own is None:
+            return f"each output has more than {MOST_INPUTS:,} inputs: their covariance would be too large"
         size = _size(layer, shapes)
         if size is None:
             return "its sizes are not known"

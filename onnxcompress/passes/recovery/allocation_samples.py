@@ -13,6 +13,7 @@ from onnxcompress.linalg.moments import Covariances, Moments, accumulate
 from onnxcompress.passes.base import Samples
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
 from onnxcompress.runtime.capture import capture_activations
 
 Array = npt.NDArray[Any]
@@ -29,9 +30,12 @@ def sample_batch(model: Model) -> tuple[int, bool]:
 def layer_covariances(
     model: Model, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]], positions: int, seed: int
 ) -> dict[str, Covariances]:
-    """Return the covariance of every layer's patches; layers that read the same patches share it."""
+    """Return the covariance of every layer's patches; layers that read the same patches share it.
+
+    Layers of more than `MOST_INPUTS` inputs, and grouped ones, have none.
+    """
     key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
-    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1}
+    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and _inputs(layer) <= MOST_INPUTS}
     samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
     totals: dict[tuple[object, ...], Moments] = {}
     names = list(dict.fromkeys(layer.input for layer in readers.values()))
@@ -44,6 +48,10 @@ def layer_covariances(
     # A classifier behind a pooling has one row of each image: fewer than inputs.
     seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
     return {layer.node: seen[key_of[layer.node]] for layer in layers if key_of[layer.node] in seen}
+
+
+def _inputs(layer: RefitLayer) -> int:
+    return int(layer.original.shape[1] * layer.original.shape[2])
 
 
 def spread(calibration: Samples, images: int) -> list[dict[str, Array]]:

@@ -33,6 +33,7 @@ from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_solve import ChainShape, ChainWeights, fit_chain, spanned_last
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
+from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
 from onnxcompress.passes.recovery.refit_waves import BatchFile, Part, Waves
 from onnxcompress.passes.tucker.sites import has_input
 
@@ -63,7 +64,7 @@ class RefitConfig:
     def per_image(self, layer: RefitLayer, images: int) -> int:
         """Return how many positions of a layer's output are taken from each of so many images."""
         inputs = int(layer.original.shape[1]) * int(layer.original.shape[2])
-        rows = min(self.rows, max(_LEAST_ROWS, self.rows_per_input * inputs))
+        rows = MOST_ROWS if inputs > MOST_INPUTS else min(self.rows, max(_LEAST_ROWS, self.rows_per_input * inputs))
         return max(1, min(self.positions, rows // images))
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class Refit(Pass):
         layers, skipped = find_refit_layers(context.original or model, model, context)
         decisions: list[Decision] = []
         for layer in layers:
-            reason = _why_not_aligned(model, layer, context.provenance)
+            reason = _why_too_wide(layer) or _why_not_aligned(model, layer, context.provenance)
             if reason:
                 skipped.append(Skipped(layer.node, reason))
             else:
@@ -193,7 +194,11 @@ class _Refitting:
         flat, prior = ordered(current[0]), ordered(prior_slope(layer, current, self._context.provenance)[0])
         rows = spanned_last(rows, layer.spanned, layer.positions)
         samples = LayerSamples(rows, targets, per_image, layer.follows_relu)
-        fitted = fit_chain(samples, _shape(self._working, layer, nodes), prior, self._config.rounds)
+        shape = _shape(self._working, layer, nodes)
+        if len(prior) > MOST_INPUTS:
+            fitted = fit_wide(samples, shape, prior)
+        else:
+            fitted = fit_chain(samples, shape, prior, self._config.rounds)
         judged = samples.judged()
         if samples.error(fitted.slope(), fitted.constant, judged) < samples.error(flat, constant, judged):
             self._assign(layer, nodes, fitted)
@@ -286,6 +291,13 @@ def _count(calibration: Samples) -> int:
 
 def _named(model: Model, name: str) -> gs.Node:
     return next(node for node in model.nodes if node.name == name)
+
+
+def _why_too_wide(layer: RefitLayer) -> str | None:
+    inputs = layer.original.shape[1] * layer.original.shape[2]
+    if inputs <= MOST_INPUTS or not layer.has_input_factor:
+        return None
+    return f"each output has {inputs:,} inputs: with more than {MOST_INPUTS:,} a layer with an input factor is not fitted"
 
 
 def _why_not_aligned(model: Model, layer: RefitLayer, provenance: Provenance) -> str | None:

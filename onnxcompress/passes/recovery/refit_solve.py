@@ -25,7 +25,7 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 _PLENTY = 12
 """From so many samples for each input on, the weakest ridge is taken without trying."""
 
-_SHRINKAGE = 1.0
+SHRINKAGE = 1.0
 """How far the inputs' covariance is drawn towards equal variance when there is one sample for each input: to its mean.
 It grows with the square of the inputs for each sample. A classifier of 1,024 features, halved in rank by 500 images, lost
 0.025 of divergence on other images with four times this, and 0.042 with a fifth of it."""
@@ -185,7 +185,7 @@ def _fit_behind(
     core = slope
     if shape.rank_out is not None:
         # Few samples see few directions; without shrinkage the others would not count at all.
-        spread = _SHRINKAGE * (len(xx) / max(covariances.count, 1)) ** 2 * float(np.trace(xx)) / len(xx)
+        spread = SHRINKAGE * (len(xx) / max(covariances.count, 1)) ** 2 * float(np.trace(xx)) / len(xx)
         core, outer = response_spectrum(xx + spread * np.eye(len(xx)), slope).factors(slope, shape.rank_out)
         last = outer.T
         slope = core @ last
