@@ -52,9 +52,11 @@ def open_dataset(
     if not isinstance(data, (str, os.PathLike)):
         return open_stream(data, inputs)
     path = Path(data)
-    if isinstance(data, str) and not path.exists() and _CALLABLE.fullmatch(data):
+    # Not `path.exists()`, which fails for a name that is too long, or a folder that must not be read.
+    exists = os.path.exists(path)
+    if isinstance(data, str) and not exists and _CALLABLE.fullmatch(data):
         return open_callable(data, inputs)
-    if path.is_dir():
+    if os.path.isdir(path):
         if any(path.glob("test_data_set_*")) or (path / "input_0.pb").is_file():
             return open_test_data_sets(path, inputs)
         transform = _transform(inputs, preprocess, path)
@@ -65,7 +67,7 @@ def open_dataset(
             return IndexedDataset(packed, inputs)
         npz_transform = _transform(inputs, preprocess, path) if _holds_images(path, inputs) else None
         return IndexedDataset(Npz(path, inputs, npz_transform, classes), inputs)
-    if not path.exists():
+    if not exists:
         raise DataError(f"{path}: no such file or folder")
     raise DataError(
         f"{path}: not data; give a folder of images, a .npz file, a folder of test_data_set_*, or module:callable"

@@ -80,7 +80,7 @@ def read_labels(path: Path, classes: int | None) -> tuple[list[Path], Labels]:
             limits = f"; the model has classes 0 to {classes - 1}" if classes is not None else ""
             raise DataError(f"{path}, line {line}: label {label} is not a class{limits}")
         image = path.parent / file
-        if file not in present and not image.is_file():
+        if file not in present and not os.path.isfile(image):  # also where no file can have such a name
             raise DataError(f"{path}, line {line}: there is no image '{file}' beside it")
         paths.append(image)
         labels.append(label)

@@ -6,6 +6,7 @@ A pixel value v in 0..255 of a channel becomes `(v * scale - mean) / std`.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def load_preprocess(value: str | Path | Preprocess) -> Preprocess:
     if str(value) in PRESETS:
         return PRESETS[str(value)]
     path = Path(value)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where no file can have such a name
         raise RecipeError(f"preprocess '{value}' is neither a preset ({', '.join(PRESETS)}) nor a TOML file")
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:

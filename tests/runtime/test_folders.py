@@ -54,6 +54,7 @@ def test_forms_of_labels_csv(text: str, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("file,label\na.png,0\nmissing.png,1\n", "line 3: there is no image 'missing.png'"),
+        (f"a.png,0\n{'b' * 300}.png,1\n", "line 2: there is no image 'bbb"),
         ("file,label\na.png,4\n", "line 2: label 4 is not a class; the model has classes 0 to 3"),
         ("a.png,-1\n", "line 1: label -1 is not a class"),
         ("a.png,cat\n", "line 1: label 'cat' is not a whole number"),
@@ -122,6 +123,10 @@ def test_images_need_a_preset_and_a_model_of_one_input(tmp_path: Path) -> None:
 
 
 def test_paths_that_are_no_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="aaa: no such file or folder"):
+        open_dataset(str(tmp_path / ("a" * 300)), [image_input()])
+    with pytest.raises(RecipeError, match="preprocess 'aaa.*a' is neither a preset"):
+        open_dataset(tmp_path, [image_input()], preprocess="a" * 300)
     with pytest.raises(DataError, match="absent: no such file or folder"):
         open_dataset(tmp_path / "absent", [image_input()], preprocess="unit")
     (tmp_path / "data.tar").write_bytes(b"")
