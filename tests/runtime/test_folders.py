@@ -125,7 +125,7 @@ def test_images_need_a_preset_and_a_model_of_one_input(tmp_path: Path) -> None:
 def test_paths_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="aaa: no such file or folder"):
         open_dataset(str(tmp_path / ("a" * 300)), [image_input()])
-    with pytest.raises(RecipeError, match="preprocess 'aaa.*a' is neither a preset"):
+    with pytest.raises(RecipeError, match=r"preprocess 'aaa.*a' is neither a preset"):
         open_dataset(tmp_path, [image_input()], preprocess="a" * 300)
     with pytest.raises(DataError, match="absent: no such file or folder"):
         open_dataset(tmp_path / "absent", [image_input()], preprocess="unit")
