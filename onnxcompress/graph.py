@@ -306,7 +306,7 @@ class Model:
             if array.nbytes <= _FOLDED_INTO_SKELETON_BYTES:
                 proto.graph.initializer.append(array_to_tensor(name, array))
             elif name not in listed:
-                proto.graph.input.append(_array_info(name, array))
+                proto.graph.input.append(array_info(name, array))
         proto.ir_version = max(proto.ir_version, _FIRST_IR_WITH_FREE_INITIALIZERS)
         return proto
 
@@ -373,7 +373,7 @@ class Model:
         listed = {info.name for info in envelope.defaults}
         if envelope.model.ir_version < _FIRST_IR_WITH_FREE_INITIALIZERS:
             listed |= set(weights)
-        graph.input.extend(_array_info(name, array) for name, array in weights.items() if name in listed)
+        graph.input.extend(array_info(name, array) for name, array in weights.items() if name in listed)
         for node in self.nodes:
             if node.domain not in (None, "", "ai.onnx"):
                 names = [t.name for t in node.outputs if t.name in envelope.value_info]
@@ -398,7 +398,8 @@ def cut_links(nodes: Iterable[gs.Node]) -> None:
         list.clear(node.outputs)
 
 
-def _array_info(name: str, array: Array) -> onnx.ValueInfoProto:
+def array_info(name: str, array: Array) -> onnx.ValueInfoProto:
+    """Return the declaration of a tensor of an array's type and shape."""
     dtype = onnx.TensorProto.STRING if array.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnx.helper.make_tensor_value_info(name, dtype, array.shape)
 

@@ -194,9 +194,19 @@ def array_to_tensor(name: str, array: Array) -> onnx.TensorProto:
 
 def serialized_size(name: str, array: Array) -> int:
     """Return the bytes of `array_to_tensor`, without copying large arrays."""
+    return len(_head(name, array)) + _bytes_behind_head(array)
+
+
+def _head(name: str, array: Array) -> bytes:
+    """Return the bytes of `array_to_tensor`: all of them of a small array, those before the values of another."""
     if _is_small(array):
-        return int(array_to_tensor(name, array).ByteSize())
-    return int(_described(name, array).ByteSize()) + 1 + varint_size(array.nbytes) + int(array.nbytes)
+        return bytes(array_to_tensor(name, array).SerializeToString(deterministic=True))
+    described = bytes(_described(name, array).SerializeToString(deterministic=True))
+    return described + _lead(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, array.nbytes)
+
+
+def _bytes_behind_head(array: Array) -> int:
+    return 0 if _is_small(array) else int(array.nbytes)
 
 
 def _is_small(array: Array) -> bool:
@@ -225,20 +235,17 @@ def serialized(proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Iterator
     Together they are what `proto.SerializeToString(deterministic=True)` gives with all of them in it. Memory that a
     mapped weight took is let go of before the next one.
     """
-    sizes = {name: serialized_size(name, array) for name, array in weights.items()}
+    heads = {name: _head(name, array) for name, array in weights.items()}
+    sizes = {name: len(heads[name]) + _bytes_behind_head(array) for name, array in weights.items()}
     model_before, model_after = _parted(proto, onnx.ModelProto.GRAPH_FIELD_NUMBER)
     before, after = _parted(proto.graph, onnx.GraphProto.INITIALIZER_FIELD_NUMBER)
     inner = sum(1 + varint_size(size) + size for size in sizes.values())
     yield model_before + _lead(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(before) + inner + len(after)) + before
     for name, array in weights.items():
-        lead = _lead(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, sizes[name])
-        if _is_small(array):
-            yield lead + array_to_tensor(name, array).SerializeToString(deterministic=True)
-            continue
-        described = _described(name, array).SerializeToString(deterministic=True)
-        yield lead + described + _lead(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, array.nbytes)
-        yield _bytes_of(array)
-        release_mapped(array)
+        yield _lead(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, sizes[name]) + heads[name]
+        if not _is_small(array):
+            yield _bytes_of(array)
+            release_mapped(array)
     yield after + model_after
 
 

@@ -14,7 +14,6 @@ from onnxcompress.runtime.session import Session
 
 Rows = npt.NDArray[np.floating]
 
-
 _LEAST = 1e-12
 """A probability below this counts as this: its logarithm is of no use."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxcompress.graph import Model
+from onnxcompress.graph import Model, array_info
 from onnxcompress.importing import names_read
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import array_to_tensor
@@ -75,7 +75,7 @@ def run_model(
         tensor.data_type in WIDENED and tensor.dims for tensor in proto.graph.initializer
     ):
         _widen(proto)
-    nodes = _needed(proto.graph.node, tensors)
+    nodes = needed_nodes(proto.graph.node, tensors)
     stretches = _stretches(nodes, {name: values.nbytes for name, values in weights.items()}, model.dtypes)
     values: dict[str, Any] = {name: t.values for name, t in model.constants().items() if name in tensors} | dict(feeds)
     for at, stretch in enumerate(stretches):
@@ -104,13 +104,15 @@ def _fed(
     return fed
 
 
-def _needed(nodes: Sequence[onnx.NodeProto], tensors: Sequence[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that `tensors` depend on, in their order."""
+def needed_nodes(
+    nodes: Sequence[onnx.NodeProto], tensors: Sequence[str], given: Sequence[str] = ()
+) -> list[onnx.NodeProto]:
+    """Return the nodes that `tensors` depend on where those in `given` are there already, in their order."""
     needed, names = [], set(tensors)
     for node in reversed(nodes):
         if names.intersection(node.output):
             needed.append(node)
-            names.update(names_read(node))
+            names.update(name for name in names_read(node) if name not in given)
     return needed[::-1]
 
 
@@ -156,14 +158,9 @@ def _part(proto: onnx.ModelProto, stretch: _Stretch, values: Mapping[str, Any]) 
     part.graph.value_info.extend(info for info in whole.value_info if info.name in stretch.makes)
     known = {info.name for info in whole.input} | {tensor.name for tensor in whole.initializer}
     part.graph.input.extend(info for info in whole.input if info.name in stretch.reads)
-    part.graph.input.extend(_info(name, values[name]) for name in sorted(stretch.reads - known) if name in values)
+    handed_over = sorted(stretch.reads - known)
+    part.graph.input.extend(array_info(name, np.asarray(values[name])) for name in handed_over if name in values)
     return part
-
-
-def _info(name: str, values: Any) -> onnx.ValueInfoProto:
-    array = np.asarray(values)
-    kind = onnx.TensorProto.STRING if array.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    return onnx.helper.make_tensor_value_info(name, kind, array.shape)
 
 
 def _session(proto: onnx.ModelProto, tensors: Sequence[str]) -> Session:

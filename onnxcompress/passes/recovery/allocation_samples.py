@@ -35,7 +35,7 @@ def layer_covariances(
     Layers of more than `MOST_INPUTS` inputs, and grouped ones, have none.
     """
     key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
-    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and _inputs(layer) <= MOST_INPUTS}
+    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS}
     samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
     totals: dict[tuple[object, ...], Moments] = {}
     names = list(dict.fromkeys(layer.input for layer in readers.values()))
@@ -48,10 +48,6 @@ def layer_covariances(
     # A classifier behind a pooling has one row of each image: fewer than inputs.
     seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
     return {layer.node: seen[key_of[layer.node]] for layer in layers if key_of[layer.node] in seen}
-
-
-def _inputs(layer: RefitLayer) -> int:
-    return int(layer.original.shape[1] * layer.original.shape[2])
 
 
 def spread(calibration: Samples, images: int) -> list[dict[str, Array]]:

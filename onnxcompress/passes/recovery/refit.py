@@ -63,8 +63,8 @@ class RefitConfig:
 
     def per_image(self, layer: RefitLayer, images: int) -> int:
         """Return how many positions of a layer's output are taken from each of so many images."""
-        inputs = int(layer.original.shape[1]) * int(layer.original.shape[2])
-        rows = MOST_ROWS if inputs > MOST_INPUTS else min(self.rows, max(_LEAST_ROWS, self.rows_per_input * inputs))
+        enough = max(_LEAST_ROWS, self.rows_per_input * layer.features)
+        rows = MOST_ROWS if layer.features > MOST_INPUTS else min(self.rows, enough)
         return max(1, min(self.positions, rows // images))
 
     def __post_init__(self) -> None:
@@ -294,10 +294,9 @@ def _named(model: Model, name: str) -> gs.Node:
 
 
 def _why_too_wide(layer: RefitLayer) -> str | None:
-    inputs = layer.original.shape[1] * layer.original.shape[2]
-    if inputs <= MOST_INPUTS or not layer.has_input_factor:
+    if layer.features <= MOST_INPUTS or not layer.has_input_factor:
         return None
-    return f"each output has {inputs:,} inputs: with more than {MOST_INPUTS:,} a layer with an input factor is not fitted"
+    return f"each output has {layer.features:,} inputs: with more than {MOST_INPUTS:,} a layer with an input factor is not fitted"
 
 
 def _why_not_aligned(model: Model, layer: RefitLayer, provenance: Provenance) -> str | None:

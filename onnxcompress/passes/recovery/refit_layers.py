@@ -64,6 +64,11 @@ class RefitLayer:
         return math.prod(self.kernel_shape)
 
     @property
+    def features(self) -> int:
+        """K I / G: how many inputs each output of the original has."""
+        return int(self.original.shape[1] * self.original.shape[2])
+
+    @property
     def has_input_factor(self) -> bool:
         """Whether a node of its own maps the input channels before the core."""
         return self.core > 0

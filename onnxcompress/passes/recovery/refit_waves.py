@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxcompress.graph import Model
+from onnxcompress.graph import Model, array_info
+from onnxcompress.passes.execution import needed_nodes
 from onnxcompress.runtime.capture import check_finite
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import array_to_tensor
@@ -145,7 +146,7 @@ def _reads(node: Any) -> list[str]:
 
 def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> bytes:
     whole = model.skeleton()
-    chosen = _needed([node for node in whole.graph.node if node.name in nodes], given, wanted)
+    chosen = needed_nodes([node for node in whole.graph.node if node.name in nodes], wanted, given)
     read = {name for node in chosen for name in node.input}
     graph = onnx.GraphProto(name="part", node=chosen)
     constants = model.constants()
@@ -155,20 +156,10 @@ def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[
             if constant is None:
                 info = onnx.helper.make_tensor_value_info(name, model.dtypes[name], model.shape_of(name))
             else:
-                kind = onnx.helper.np_dtype_to_tensor_dtype(constant.values.dtype)
-                info = onnx.helper.make_tensor_value_info(name, kind, constant.values.shape)
+                info = array_info(name, constant.values)
             graph.input.append(info)
     graph.initializer.extend(array_to_tensor(name, own.values) for name, own in constants.items() if name in read)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     proto = onnx.ModelProto(ir_version=whole.ir_version, graph=graph, opset_import=whole.opset_import)
     proto.ir_version = max(proto.ir_version, 4)
     return bytes(proto.SerializeToString())
-
-
-def _needed(nodes: list[onnx.NodeProto], given: Sequence[str], wanted: Sequence[str]) -> list[onnx.NodeProto]:
-    names, chosen = set(wanted), []
-    for node in reversed(nodes):
-        if any(name in names for name in node.output):
-            chosen.append(node)
-            names.update(name for name in node.input if name not in given)
-    return chosen[::-1]

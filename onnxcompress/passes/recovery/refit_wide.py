@@ -9,6 +9,8 @@ Dual Variables", ICML 1998): with centred inputs X (n, D), targets Y (n, O) and 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,10 +34,11 @@ def fit_wide(samples: Samples, shape: ChainShape, prior: Matrix) -> ChainWeights
     step = -(-len(samples.inputs) // MOST_ROWS)
     inputs, targets = samples.inputs[::step], samples.targets[::step]
     held = samples.held_out()[::step]
+    judging = replace(samples, inputs=inputs, targets=targets, relu=False)
     strength = RIDGES[0]
     if held.any() and not held.all():
         tried = _fits(inputs[~held], targets[~held], prior, RIDGES)
-        errors = [_missed(inputs[held], targets[held], slope, constant) for slope, constant in tried]
+        errors = [judging.error(slope, constant, held) for slope, constant in tried]
         strength = RIDGES[int(np.argmin(errors))]
     ((slope, constant),) = _fits(inputs, targets, prior, (strength,))
     last = None
@@ -66,11 +69,6 @@ def _fits(
             slope = prior + centred.T @ duals.astype(np.float32)
         found.append((slope, mean_y - mean_x @ slope))
     return found
-
-
-def _missed(inputs: Rows, targets: Rows, slope: Matrix, constant: npt.NDArray[np.float64]) -> float:
-    got = inputs @ slope.astype(np.float32) + constant.astype(np.float32)
-    return float(np.square(got - targets).sum(dtype=np.float64))
 
 
 def _narrowed(centred: Rows, slope: Matrix, rank: int) -> tuple[Matrix, Matrix]:
