@@ -1,10 +1,11 @@
 """Least squares from covariances: ridge towards given weights, and reduced-rank regression.
 
-With x (D,) the inputs, y (O,) the targets, S = cov(x, x), T = cov(x, y), and w (O,) the weights of the targets:
+With x (D,) the inputs, y (O,) the targets, S = cov(x, x), T = cov(x, y), and G (O, O) the metric of the targets, in
+which an error e counts e^T G e:
 
-    ridge          B = argmin sum_o E|y - B^T x|^2 + l |B - B0|^2        = (S + l)^-1 (T + l B0)
-    reduced rank   B V V^T with V the leading eigenvectors of  w^1/2 B^T S B w^1/2   (A. J. Izenman, J. Multivariate
-                   Analysis 5, 1975): of all matrices of that rank the one of the least weighted error
+    ridge          B = argmin E|y - B^T x|^2 + l |B - B0|^2        = (S + l)^-1 (T + l B0)
+    reduced rank   B G^1/2 V V^T G^-1/2 with V the leading eigenvectors of  G^1/2 B^T S B G^1/2   (A. J. Izenman, J.
+                   Multivariate Analysis 5, 1975): of all matrices of that rank the one of the least error in the metric
 
 The input factor of a convolution maps its I channels to R before the kernel sees them. If the channels' covariance A
 is the same at every position of the kernel, and two positions are correlated by r_pq, the best subspace is that of the
@@ -54,46 +55,72 @@ def solve_ridge(xx: Matrix, xy: Matrix, prior: Matrix, strength: float) -> Matri
 
 
 @dataclass(frozen=True)
+class Metric:
+    """How errors of O targets count together: e (O,) counts e^T G e.
+
+    Attributes:
+        root: G^1/2, (O, O), symmetric.
+        inverse: G^-1/2.
+    """
+
+    root: Matrix
+    inverse: Matrix
+
+    @classmethod
+    def of(cls, moment: Matrix, damping: float) -> Metric | None:
+        """Return the metric of a positive semidefinite matrix (O, O), scaled to trace O; None of one that is zero.
+
+        Args:
+            damping: share of the identity that is mixed in.
+        """
+        size = len(moment)
+        trace = float(np.trace(moment))
+        if not trace > 0.0:
+            return None
+        values, vectors = np.linalg.eigh((1.0 - damping) * size / trace * moment + damping * np.eye(size))
+        roots = np.sqrt(np.maximum(values, np.finfo(np.float64).eps))
+        return cls((vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T)
+
+
+@dataclass(frozen=True)
 class ResponseSpectrum:
-    """Eigenvalues of the fitted response's weighted covariance.
+    """Eigenvalues of the fitted response's covariance in a metric.
 
     Attributes:
         energies: descending, (O,); what a rank keeps is the sum of the first ones.
         vectors: (O, O), in columns.
-        weights: of the targets, (O,).
+        metric: of the targets; None is the identity.
     """
 
     energies: Matrix
     vectors: Matrix
-    weights: Matrix
+    metric: Metric | None = None
 
     def factors(self, slope: Matrix, rank: int) -> tuple[Matrix, Matrix]:
         """Return (D, R) and (O, R): the best approximation of `slope` (D, O) of that rank is `first @ second.T`."""
-        root = np.sqrt(self.weights)
         basis = self.vectors[:, :rank]
-        return (slope * root) @ basis, basis / root[:, None]
+        if self.metric is None:
+            return slope @ basis, basis
+        return slope @ (self.metric.root @ basis), self.metric.inverse @ basis
 
 
-def response_spectrum(xx: Matrix, slope: Matrix, weights: Matrix | None = None) -> ResponseSpectrum:
-    """Return the spectrum of the response `slope.T @ x` (O,) for inputs of covariance `xx` (D, D).
-
-    Args:
-        weights: positive, of the targets, (O,); default 1.
-    """
-    weights = np.ones(slope.shape[1]) if weights is None else weights
-    weighted = slope * np.sqrt(weights)
-    values, vectors = descending_eigenpairs(weighted.T @ (xx @ weighted))
-    return ResponseSpectrum(np.maximum(values, 0.0), vectors, weights)
+def response_spectrum(xx: Matrix, slope: Matrix, metric: Metric | None = None) -> ResponseSpectrum:
+    """Return the spectrum of the response `slope.T @ x` (O,) for inputs of covariance `xx` (D, D)."""
+    measured = slope if metric is None else slope @ metric.root
+    values, vectors = descending_eigenpairs(measured.T @ (xx @ measured))
+    return ResponseSpectrum(np.maximum(values, 0.0), vectors, metric)
 
 
-def input_spectrum(xx: Matrix, slope: Matrix, positions: int, weights: Matrix | None = None) -> tuple[Matrix, Matrix]:
+def input_spectrum(
+    xx: Matrix, slope: Matrix, positions: int, metric: Metric | None = None
+) -> tuple[Matrix, Matrix]:
     """Return how much response each direction of the input channels carries.
 
     Args:
         xx: covariance of patches, (K I, K I), positions of the kernel first.
         slope: (K I, O), rows likewise.
         positions: K.
-        weights: positive, of the targets, (O,); default 1.
+        metric: of the targets; None is the identity.
 
     Returns:
         Energies (I,), descending, and directions (I, I) in columns; the first R columns span the best input factor.
@@ -105,8 +132,8 @@ def input_spectrum(xx: Matrix, slope: Matrix, positions: int, weights: Matrix | 
     scale = np.sqrt(np.maximum(np.diag(traces), 1e-300))
     correlation = traces / np.outer(scale, scale)
     kernel = slope.reshape(positions, channels, -1)
-    if weights is not None:
-        kernel = kernel * np.sqrt(weights)
+    if metric is not None:
+        kernel = kernel @ metric.root
     mixed = np.tensordot(correlation, kernel, axes=(1, 0))
     inner = np.einsum("pio,pjo->ij", kernel, mixed, optimize=True)
     inner = 0.5 * (inner + inner.T)

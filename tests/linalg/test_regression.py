@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxcompress.linalg.moments import accumulate
-from onnxcompress.linalg.regression import input_spectrum, project_inputs, response_spectrum, ridge
+from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, ridge
 
 
 def _samples(seed: int, rows: int = 5000, inputs: int = 12, outputs: int = 7):
@@ -86,14 +86,43 @@ def test_reduced_rank_regression_beats_any_other_factorisation() -> None:
         assert error >= best * (1.0 - 1e-9)
 
 
-def test_weighted_targets_count_more() -> None:
+def test_directions_that_count_are_kept() -> None:
     x, slope = _samples(7)
     own = accumulate(x, (x @ slope).astype(np.float32)).centred()
-    weights = np.ones(7)
-    weights[2] = 1e4
-    first, last = response_spectrum(own.xx, slope, weights).factors(slope, 1)
-    missed = slope - first @ last.T
-    assert np.abs(missed[:, 2]).max() < 1e-2 * np.abs(slope[:, 2]).max()
+    direction = np.random.default_rng(70).standard_normal(7)
+    metric = Metric.of(np.outer(direction, direction), 1e-6)
+    assert metric is not None
+    first, last = response_spectrum(own.xx, slope, metric).factors(slope, 1)
+    missed = (slope - first @ last.T) @ direction
+    assert np.abs(missed).max() < 1e-2 * np.abs(slope @ direction).max()
+
+
+def test_no_approximation_of_a_rank_errs_less_in_the_metric() -> None:
+    x, slope = _samples(71)
+    own = accumulate(x, (x @ slope).astype(np.float32)).centred()
+    generator = np.random.default_rng(72)
+    half = generator.standard_normal((7, 7))
+    metric = Metric.of(half @ half.T, 0.1)
+    assert metric is not None
+    np.testing.assert_allclose(metric.root @ metric.inverse, np.eye(7), atol=1e-9)
+    np.testing.assert_allclose(np.square(metric.root).sum(), 7.0)
+
+    def error(approximation: np.ndarray) -> float:
+        missed = (slope - approximation) @ metric.root
+        return float(np.einsum("do,do->", missed, own.xx @ missed))
+
+    spectrum = response_spectrum(own.xx, slope, metric)
+    first, last = spectrum.factors(slope, 3)
+    np.testing.assert_allclose(error(first @ last.T), spectrum.energies[3:].sum(), atol=1e-8 * spectrum.energies[0])
+    plain_first, plain_last = response_spectrum(own.xx, slope).factors(slope, 3)
+    assert error(first @ last.T) < error(plain_first @ plain_last.T)
+    for _ in range(50):
+        other = first @ (last + 0.05 * generator.standard_normal(last.shape)).T
+        assert error(other) >= error(first @ last.T) * (1.0 - 1e-9)
+
+
+def test_no_gradient_is_no_metric() -> None:
+    assert Metric.of(np.zeros((3, 3)), 0.1) is None
 
 
 def test_input_spectrum_finds_the_channels_that_matter() -> None:

@@ -30,11 +30,11 @@ def problem(rows: int = 30, inputs: int = 60, outputs: int = 7) -> tuple[Samples
 
 @pytest.mark.parametrize("strength", [1e-3, 1.0])
 def test_the_weights_are_those_of_the_covariances(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refit_wide, "RIDGES", (strength,))
+    monkeypatch.setattr(refit_wide, "UNJUDGED", strength)
     samples, prior = problem()
     covariances = accumulate(samples.inputs, samples.targets).centred()
     expected = ridge(covariances, prior, strength)
-    fitted = fit_wide(samples, ChainShape(4), prior)
+    fitted = fit_wide(samples, None, ChainShape(4), prior)
     assert fitted.core.shape == (4, 15, 7)
     np.testing.assert_allclose(fitted.slope(), expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(fitted.constant, covariances.constant(expected), rtol=1e-3, atol=1e-3)
@@ -45,16 +45,16 @@ def test_the_ridge_is_chosen_on_images_held_out(monkeypatch: pytest.MonkeyPatch)
     samples, prior = problem(rows=50)
     noise = 20.0 * GENERATOR.standard_normal(samples.targets.shape)
     samples = Samples(samples.inputs, (samples.inputs @ prior + noise).astype(np.float32), 1, relu=False)
-    far = np.linalg.norm(fit_wide(samples, ChainShape(1), prior).slope() - prior)
+    far = np.linalg.norm(fit_wide(*samples.parted(), ChainShape(1), prior).slope() - prior)
     monkeypatch.setattr(refit_wide, "RIDGES", (1e-3,))
-    assert far < 0.6 * np.linalg.norm(fit_wide(samples, ChainShape(1), prior).slope() - prior)
+    assert far < 0.6 * np.linalg.norm(fit_wide(*samples.parted(), ChainShape(1), prior).slope() - prior)
 
 
 def test_an_output_factor_keeps_the_leading_responses() -> None:
     samples, prior = problem(rows=200, inputs=40)
     low = GENERATOR.standard_normal((40, 2)) @ GENERATOR.standard_normal((2, 7))
     samples = Samples(samples.inputs, (samples.inputs @ low + 1.0).astype(np.float32), 1, relu=False)
-    fitted = fit_wide(samples, ChainShape(1, None, 2), 0.0 * prior)
+    fitted = fit_wide(*samples.parted(), ChainShape(1, None, 2), 0.0 * prior)
     assert fitted.last is not None
     assert (fitted.core.shape, fitted.last.shape) == ((1, 40, 2), (2, 7))
     got = samples.inputs @ fitted.slope() + fitted.constant
@@ -64,7 +64,7 @@ def test_an_output_factor_keeps_the_leading_responses() -> None:
 def test_more_rows_than_fit_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit_wide, "MOST_ROWS", 50)
     samples, prior = problem(rows=120, inputs=10)
-    np.testing.assert_allclose(fit_wide(samples, ChainShape(1), prior).constant, 2.0, atol=0.2)
+    np.testing.assert_allclose(fit_wide(*samples.parted(), ChainShape(1), prior).constant, 2.0, atol=0.2)
 
 
 def test_inputs_that_never_vary_leave_the_weights() -> None:
@@ -72,7 +72,7 @@ def test_inputs_that_never_vary_leave_the_weights() -> None:
         np.ones((20, 5), np.float32), GENERATOR.standard_normal((20, 3)).astype(np.float32), 1, relu=False
     )
     prior = GENERATOR.standard_normal((5, 3))
-    fitted = fit_wide(samples, ChainShape(1), prior)
+    fitted = fit_wide(samples, None, ChainShape(1), prior)
     np.testing.assert_array_equal(fitted.slope(), prior)
     np.testing.assert_allclose(fitted.constant, samples.targets.mean(axis=0) - prior.sum(axis=0), rtol=1e-6)
 

@@ -20,8 +20,10 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Rows
 from onnxcompress.linalg.parallel import one_blas_thread
+from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
+from onnxcompress.passes.recovery.error_metric import gradient_moments, weighable
 from onnxcompress.passes.recovery.refit_layers import (
     RefitLayer,
     bias_of,
@@ -40,6 +42,9 @@ from onnxcompress.passes.tucker.sites import has_input
 Array = npt.NDArray[Any]
 
 _LEAST_ROWS = 8192
+
+_DAMPING = 0.1
+"""Share of equal weights that is mixed into the outputs' weights: their gradients come from a few dozen images."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,17 @@ class Refit(Pass):
         if context.calibration is None:
             raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
         images = _count(context.calibration)
-        layers, skipped = find_refit_layers(context.original or model, model, context)
+        original = context.original or model
+        layers, skipped = find_refit_layers(original, model, context)
+        weighed = weighable(with_banded_lrn(original), [layer for layer in layers if len(layer.chain) > 1])
         decisions: list[Decision] = []
         for layer in layers:
             reason = _why_too_wide(layer) or _why_not_aligned(model, layer, context.provenance)
             if reason:
                 skipped.append(Skipped(layer.node, reason))
             else:
-                decisions.append({"node": layer.node, "kind": "refit", "chain": list(layer.chain), "images": images})
+                decision: Decision = {"node": layer.node, "kind": "refit", "chain": list(layer.chain), "images": images}
+                decisions.append({**decision, **({"weighed": True} if layer.node in weighed else {})})
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -122,9 +130,11 @@ class Refit(Pass):
         images = max(1, int(plan.decisions[0].get("images", 1)))
         per_image = {layer.node: self.config.per_image(layer, images) for layer in layers}
         reference = with_banded_lrn(context.original or model)
+        weighed = [known[str(decision["node"])] for decision in plan.decisions if decision.get("weighed")]
+        moments = gradient_moments(reference, weighed, context.calibration, context.seed)
         targets = Targets(reference, layers, context.calibration(), per_image, context.seed)
         try:
-            _Refitting(self.config, model, layers, targets, per_image, context).run(context.calibration)
+            _Refitting(self.config, model, layers, targets, moments, per_image, context).run(context.calibration)
         finally:
             targets.close()
         return {}
@@ -139,6 +149,7 @@ class _Refitting:
         model: Model,
         layers: list[RefitLayer],
         targets: Targets,
+        moments: Mapping[str, Matrix],
         per_image: Mapping[str, int],
         context: PassContext,
     ) -> None:
@@ -147,6 +158,7 @@ class _Refitting:
         self._working = with_banded_lrn(model)
         self._layers = {layer.node: layer for layer in layers}
         self._targets = targets
+        self._moments = moments
         self._per_image = per_image
         self._context = context
 
@@ -194,13 +206,14 @@ class _Refitting:
         flat, prior = ordered(current[0]), ordered(prior_slope(layer, current, self._context.provenance)[0])
         rows = spanned_last(rows, layer.spanned, layer.positions)
         samples = LayerSamples(rows, targets, per_image, layer.follows_relu)
-        shape = _shape(self._working, layer, nodes)
+        shape = self._shape(layer, nodes)
+        training, judging = samples.parted()
         if len(prior) > MOST_INPUTS:
-            fitted = fit_wide(samples, shape, prior)
+            fitted = fit_wide(training, judging, shape, prior)
         else:
-            fitted = fit_chain(samples, shape, prior, self._config.rounds)
-        judged = samples.judged()
-        if samples.error(fitted.slope(), fitted.constant, judged) < samples.error(flat, constant, judged):
+            fitted = fit_chain(training, judging, shape, prior, self._config.rounds)
+        judge = judging or training
+        if judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant):
             self._assign(layer, nodes, fitted)
 
     def _fit_groups(self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int) -> None:
@@ -220,13 +233,24 @@ class _Refitting:
                 layer.follows_relu,
             )
             flat = current[group].reshape(-1, current.shape[-1])
-            fitted = fit_chain(own, ChainShape(positions), priors[group].reshape(flat.shape), self._config.rounds)
-            judged = own.judged()
-            better = own.error(fitted.slope(), fitted.constant, judged) < own.error(flat, constant[group], judged)
+            prior = priors[group].reshape(flat.shape)
+            training, judging = own.parted()
+            fitted = fit_chain(training, judging, ChainShape(positions), prior, self._config.rounds)
+            judge = judging or training
+            better = judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant[group])
             slopes.append((fitted.slope() if better else flat).reshape(current[group].shape))
             constants.append(fitted.constant if better else constant[group])
         self._write(nodes[0], np.stack(slopes))
         self._write_bias(nodes[0], np.concatenate(constants))
+
+    def _shape(self, layer: RefitLayer, nodes: list[gs.Node]) -> ChainShape:
+        into = chain_slope(self._working, nodes[:1], 0).shape[3] if layer.has_input_factor else None
+        out = chain_slope(self._working, nodes[-1:], 0).shape[2] if layer.has_output_factor else None
+        metric, moment = None, self._moments.get(layer.node)
+        if moment is not None:
+            kept = self._context.provenance.get(layer.output, slice(None))
+            metric = Metric.of(moment[kept][:, kept], _DAMPING)
+        return ChainShape(layer.positions // layer.spanned, into, out, metric)
 
     def _assign(self, layer: RefitLayer, nodes: list[gs.Node], weights: ChainWeights) -> None:
         if weights.first is not None:
@@ -269,12 +293,6 @@ def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> M
         if layer.output in provenance:
             slope = slope[..., provenance[layer.output]]
     return slope if slope.shape == current.shape else current
-
-
-def _shape(model: Model, layer: RefitLayer, nodes: list[gs.Node]) -> ChainShape:
-    into = chain_slope(model, nodes[:1], 0).shape[3] if layer.has_input_factor else None
-    out = chain_slope(model, nodes[-1:], 0).shape[2] if layer.has_output_factor else None
-    return ChainShape(layer.positions // layer.spanned, into, out)
 
 
 def _advance(part: Part, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.linalg.moments import Covariances, Moments, Rows, accumulate
-from onnxcompress.linalg.regression import input_spectrum, project_inputs, response_spectrum, ridge, solve_ridge
+from onnxcompress.linalg.moments import Covariances, Rows, accumulate
+from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, ridge, solve_ridge
 from onnxcompress.linalg.spectrum import Matrix
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-"""Strengths that are tried, in units of the mean variance of an input, where samples are few."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""Strengths that are tried, in units of the mean variance of an input; the strongest hardly leaves the prior."""
 
-_PLENTY = 12
-"""From so many samples for each input on, the weakest ridge is taken without trying."""
+UNJUDGED = 1.0
+"""Where there are too few images to hold any out."""
 
 SHRINKAGE = 1.0
 """How far the inputs' covariance is drawn towards equal variance when there is one sample for each input: to its mean.
@@ -31,7 +31,11 @@ It grows with the square of the inputs for each sample. A classifier of 1,024 fe
 0.025 of divergence on other images with four times this, and 0.042 with a fifth of it."""
 
 HELD_OUT = 5
-"""Every so manieth image chooses the ridge and judges the fit."""
+"""Every so manieth image is kept out of every layer's fit: it chooses the ridge and judges what was fitted.
+
+In no layer, as the images that earlier layers were fitted to come out of them with less error than others do: to the
+next layer they promise better inputs than it will have. A GoogLeNet at 0.55 of its MACs, 500 images: divergence on 200
+others 0.048 where the fifth took part in every fit once it had chosen, 0.055."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ class ChainShape:
     """What a layer's chain looks like: positions of the core, and ranks where it has factors (None: it has not).
 
     Where the input factor spans a part of the kernel, rows and slopes come with that part beside the channels: see
-    `spanned_last`.
+    `spanned_last`. What the factors keep is what counts most in the metric of the outputs' errors.
     """
 
     positions: int
     rank_in: int | None = None
     rank_out: int | None = None
+    metric: Metric | None = None
 
 
 @dataclass(frozen=True)
@@ -86,20 +91,20 @@ class Samples:
     per_image: int
     relu: bool
 
-    def held_out(self) -> npt.NDArray[np.bool_]:
-        """Return which rows are held out, (n,)."""
+    def where(self, rows: npt.NDArray[np.bool_]) -> Samples:
+        """Return some of the rows, (n,) saying which."""
+        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
+
+    def parted(self) -> tuple[Samples, Samples | None]:
+        """Return the rows to fit to and those held out, none where there are too few images."""
         image = np.arange(len(self.inputs)) // self.per_image
-        return np.asarray(image % HELD_OUT == HELD_OUT - 1)
+        held = np.asarray(image % HELD_OUT == HELD_OUT - 1)
+        return (self.where(~held), self.where(held)) if held.any() else (self, None)
 
-    def judged(self) -> npt.NDArray[np.bool_]:
-        """Return the rows that judge a fit: those held out, all of them where there are too few images."""
-        held = self.held_out()
-        return held if held.any() else ~held
-
-    def error(self, slope: Matrix, constant: Matrix, rows: npt.NDArray[np.bool_]) -> float:
-        """Return the relative squared error of affine weights on some rows, behind the Relu where there is one."""
-        wanted = self.targets[rows]
-        got = self.inputs[rows] @ slope.astype(np.float32) + constant.astype(np.float32)
+    def error(self, slope: Matrix, constant: Matrix) -> float:
+        """Return the relative squared error of affine weights, behind the Relu where there is one."""
+        wanted = self.targets
+        got = self.inputs @ slope.astype(np.float32) + constant.astype(np.float32)
         if self.relu:
             wanted, got = np.maximum(wanted, 0.0), np.maximum(got, 0.0)
         size = float(np.square(wanted - wanted.mean(axis=0)).sum(dtype=np.float64))
@@ -121,51 +126,35 @@ def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.ND
     return np.ascontiguousarray(np.moveaxis(split, -3, -2)).reshape(rows.shape)
 
 
-def fit_chain(samples: Samples, shape: ChainShape, prior: Matrix, rounds: int) -> ChainWeights:
+def fit_chain(training: Samples, judging: Samples | None, shape: ChainShape, prior: Matrix, rounds: int) -> ChainWeights:
     """Fit a chain to samples.
 
     Args:
+        training, judging: what is fitted to, and what chooses the ridge, or None.
         prior: what the slope is drawn towards, (K I, O): the original's weights.
         rounds: of the fit behind the Relu; 0 fits what stands before it.
     """
-    held = samples.held_out()
-    judged = bool(held.any() and not held.all()) and len(samples.inputs) < _PLENTY * samples.inputs.shape[1]
-    training = accumulate(samples.inputs[~held], samples.targets[~held]) if judged else None
-    judging = accumulate(samples.inputs[held], samples.targets[held]) if judged else None
-    whole = training + judging if training and judging else accumulate(samples.inputs, samples.targets)
-    plenty = len(samples.inputs) >= _PLENTY * samples.inputs.shape[1]
-    strength = RIDGES[0] if plenty else RIDGES[-1]
-    if training and judging:
-        strength = _best_strength(training.centred(), judging, prior)
-    covariances = whole.centred()
-    chain = _fit(covariances, shape, prior, strength)
-    if samples.relu and rounds:
-        chain = _fit_behind_relu(samples, covariances, chain, shape, prior, strength, rounds)
-    return chain
-
-
-def _best_strength(training: Covariances, judging: Moments, prior: Matrix) -> float:
-    judge = judging.centred()
-
-    def missed(strength: float) -> float:
-        slope = ridge(training, prior, strength)
-        shift = judge.mean_y - judge.mean_x @ slope - training.constant(slope)
-        return float(judge.errors(slope).sum() + np.square(shift).sum())
-
-    best, least = RIDGES[0], float("inf")
-    for strength in RIDGES:
-        error = missed(strength)
-        if error >= least:
+    covariances = accumulate(training.inputs, training.targets).centred()
+    strength, chain, least = UNJUDGED, None, float("inf")
+    for tried in RIDGES if judging else (UNJUDGED,):
+        fitted = _fit(covariances, shape, prior, tried)
+        error = judging.error(fitted.slope(), fitted.constant) if judging else 0.0
+        if chain is not None and not error < least:
             break
-        best, least = strength, error
-    return best
+        strength, chain, least = tried, fitted, error
+    assert chain is not None
+    if training.relu and rounds:
+        behind = _fit_behind_relu(training, covariances, chain, shape, prior, strength, rounds)
+        if judging is None or judging.error(behind.slope(), behind.constant) < least:
+            chain = behind
+    return chain
 
 
 def _fit(covariances: Covariances, shape: ChainShape, prior: Matrix, strength: float) -> ChainWeights:
     first = None
     if shape.rank_in is not None:
         slope = ridge(covariances, prior, strength)
-        directions = input_spectrum(covariances.xx, slope, shape.positions)[1]
+        directions = input_spectrum(covariances.xx, slope, shape.positions, shape.metric)[1]
         first = np.linalg.qr(directions[:, : shape.rank_in])[0]
     return _fit_behind(covariances, first, shape, prior, strength)
 
@@ -186,7 +175,9 @@ def _fit_behind(
     if shape.rank_out is not None:
         # Few samples see few directions; without shrinkage the others would not count at all.
         spread = SHRINKAGE * (len(xx) / max(covariances.count, 1)) ** 2 * float(np.trace(xx)) / len(xx)
-        core, outer = response_spectrum(xx + spread * np.eye(len(xx)), slope).factors(slope, shape.rank_out)
+        core, outer = response_spectrum(xx + spread * np.eye(len(xx)), slope, shape.metric).factors(
+            slope, shape.rank_out
+        )
         last = outer.T
         slope = core @ last
     constant = covariances.mean_y - mean_x @ slope

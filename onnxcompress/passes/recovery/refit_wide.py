@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnxcompress.linalg.moments import Rows
 from onnxcompress.linalg.spectrum import Matrix, descending_eigenpairs
-from onnxcompress.passes.recovery.refit_solve import RIDGES, SHRINKAGE, ChainShape, ChainWeights, Samples
+from onnxcompress.passes.recovery.refit_solve import RIDGES, SHRINKAGE, UNJUDGED, ChainShape, ChainWeights, Samples
 
 MOST_INPUTS = 10_000
 """Layers of more inputs are fitted in the dual form: a covariance of so many takes 0.8 GB, a fit several of them."""
@@ -25,22 +25,17 @@ MOST_ROWS = 4096
 """Samples of such a layer, at most."""
 
 
-def fit_wide(samples: Samples, shape: ChainShape, prior: Matrix) -> ChainWeights:
-    """Fit a chain without an input factor, as `refit_solve.fit_chain` does, of at most `MOST_ROWS` samples.
+def fit_wide(training: Samples, judging: Samples | None, shape: ChainShape, prior: Matrix) -> ChainWeights:
+    """Fit a chain without an input factor, as `refit_solve.fit_chain` does, to at most `MOST_ROWS` samples.
 
     Args:
         prior: what the slope is drawn towards, (K I, O): the original's weights.
     """
-    step = -(-len(samples.inputs) // MOST_ROWS)
-    inputs, targets = samples.inputs[::step], samples.targets[::step]
-    held = samples.held_out()[::step]
-    judging = replace(samples, inputs=inputs, targets=targets, relu=False)
-    strength = RIDGES[0]
-    if held.any() and not held.all():
-        tried = _fits(inputs[~held], targets[~held], prior, RIDGES)
-        errors = [judging.error(slope, constant, held) for slope, constant in tried]
-        strength = RIDGES[int(np.argmin(errors))]
-    ((slope, constant),) = _fits(inputs, targets, prior, (strength,))
+    step = -(-len(training.inputs) // MOST_ROWS)
+    inputs, targets = training.inputs[::step], training.targets[::step]
+    fits = _fits(inputs, targets, prior, RIDGES if judging else (UNJUDGED,))
+    errors = [replace(judging, relu=False).error(*fit) if judging else 0.0 for fit in fits]
+    slope, constant = fits[int(np.argmin(errors))]
     last = None
     if shape.rank_out is not None:
         mean = inputs.mean(axis=0, dtype=np.float64)
