@@ -2,7 +2,7 @@
 
 Reverse accumulation: from the gradient at the outputs (`backward_loss`) back through the nodes in reverse order. With g
 the gradient of a node's output y, its rule (`backward_rules`) gives g dy/dx for each operand x, and the gradient of a
-tensor is the sum over the nodes that read it. A node without a rule ends the way: what is computed before it has no
+tensor is the sum over the nodes that read it. LRN is taken in its banded form (`analysis.lrn`). A node without a rule ends the way: what is computed before it has no
 gradient, whichever other ways lead from there to the outputs, as the sum would lack a term.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.passes.execution import needed_nodes
@@ -62,7 +63,7 @@ class Backward:
         self._batch = 0
         if model.weight_bytes > IN_MEMORY_BYTES:
             return
-        graph = _Graph(model, frozenset(tensors))
+        graph = _Graph(with_banded_lrn(model), frozenset(tensors))
         self._gradients = {name: graph.gradients[name] for name in order if name in graph.gradients}
         self.tensors = tuple(self._gradients)
         if not self.tensors:

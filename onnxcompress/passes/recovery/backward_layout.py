@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -88,11 +87,14 @@ def pad(site: Site) -> Mapping[int, str]:
     return {0: site.tape.add("Slice", site.g, begins, [-end if end else _END for end in ends], axes)}
 
 
-def expanded_mean(site: Site) -> Mapping[int, str]:
-    size = site.size
-    if not size:
-        return {}
-    return {0: site.tape.expanded_as(site.tape.add("Mul", site.g, 1.0 / math.prod(size)), site.x)}
+def global_average_pool(site: Site) -> Mapping[int, str]:
+    return {0: site.tape.expanded_as(_mean(site), site.x)}
+
+
+def _mean(site: Site) -> str:
+    """Return the gradient divided by how many elements each mean is of."""
+    counts = (site.tape.add("Cast", site.tape.add("Size", each), to=onnx.TensorProto.FLOAT) for each in (site.y, site.x))
+    return site.tape.add("Mul", site.g, site.tape.add("Div", *counts))
 
 
 def global_max_pool(site: Site) -> Mapping[int, str]:
@@ -106,17 +108,11 @@ def global_max_pool(site: Site) -> Mapping[int, str]:
 
 
 def reduce(site: Site) -> Mapping[int, str]:
-    """ReduceMean along axes of known length, ReduceSum along any."""
+    """ReduceMean and ReduceSum."""
     shape, axes = site.shape(0), site.listed("axes", 1)
     if shape is None or axes is None or (not axes and site.attributes.get("noop_with_empty_axes", 0)):
         return {}
-    axes = axes or list(range(len(shape)))
-    g = site.g
+    g = _mean(site) if site.node.op_type == "ReduceMean" else site.g
     if not site.attributes.get("keepdims", 1):
-        g = site.tape.add("Unsqueeze", g, axes)
-    if site.node.op_type == "ReduceMean":
-        sizes = [dim for dim in (shape[axis] for axis in axes) if isinstance(dim, int)]
-        if len(sizes) != len(axes):
-            return {}
-        g = site.tape.add("Mul", g, 1.0 / math.prod(sizes))
+        g = site.tape.add("Unsqueeze", g, axes or list(range(len(shape))))
     return {0: site.tape.expanded_as(g, site.x)}

@@ -15,7 +15,7 @@ import numpy as np
 from onnxcompress.graph import Shape
 from onnxcompress.passes.recovery.backward_layout import (
     concat,
-    expanded_mean,
+    global_average_pool,
     global_max_pool,
     pad,
     passed_on,
@@ -26,7 +26,7 @@ from onnxcompress.passes.recovery.backward_layout import (
     transpose,
 )
 from onnxcompress.passes.recovery.backward_nodes import Rule, Site
-from onnxcompress.passes.recovery.backward_windows import average_pool, conv, lrn, max_pool
+from onnxcompress.passes.recovery.backward_windows import average_pool, conv, conv_transpose, max_pool
 
 _STEP = 2.0**-7
 """h of the symmetric difference: its error and the rounding of float32 are both about 1e-5 of the values."""
@@ -88,7 +88,7 @@ def _sqrt(site: Site) -> str:
 
 
 def _relu(site: Site) -> Mapping[int, str]:
-    return {0: site.tape.add("Where", site.tape.add("Greater", site.y, 0.0), site.g, 0.0)}
+    return {0: site.tape.add("Mul", site.g, site.tape.add("Sign", site.y))}
 
 
 def _leaky_relu(site: Site) -> Mapping[int, str]:
@@ -187,10 +187,22 @@ def _gemm(site: Site) -> Mapping[int, str]:
 
 
 def _matmul(site: Site) -> Mapping[int, str]:
+    """g B^T; of stacks of matrices that are not broadcast A^T g, too."""
     left, right = site.shape(0), site.shape(1)
-    if left is None or right is None or len(right) != 2 or len(left) < 2:
+    if left is None or right is None or min(len(left), len(right)) < 2:
         return {}
-    return {0: site.tape.add("MatMul", site.g, site.tape.add("Transpose", site.node.input[1], perm=[1, 0]))}
+    is_stack = left[:-2] == right[:-2] and None not in left[:-2]
+    if not is_stack and len(right) > 2:
+        return {}
+    turned = {p: _turned(site, p, len(right if p else left)) for p in (0, 1) if 1 - p in site.wanted}
+    found = {0: site.tape.add("MatMul", site.g, turned[1])} if 0 in site.wanted else {}
+    if 1 in site.wanted and is_stack:
+        found[1] = site.tape.add("MatMul", turned[0], site.g)
+    return found
+
+
+def _turned(site: Site, position: int, rank: int) -> str:
+    return site.tape.add("Transpose", site.node.input[position], perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
 def _batch_normalization(site: Site) -> Mapping[int, str]:
@@ -202,17 +214,51 @@ def _batch_normalization(site: Site) -> Mapping[int, str]:
     return {0: site.tape.add("Mul", site.g, factor.reshape(-1, *[1] * (len(shape) - 2)).astype(np.float32))}
 
 
+def _layer_normalization(site: Site) -> Mapping[int, str]:
+    shape, axis = site.shape(0), int(site.attributes.get("axis", -1))
+    if shape is None:
+        return {}
+    g = site.tape.add("Mul", site.g, site.node.input[1])
+    return _normalised(site, g, list(range(axis % len(shape), len(shape))))
+
+
+def _instance_normalization(site: Site) -> Mapping[int, str]:
+    shape = site.shape(0)
+    if shape is None or len(shape) < 3:
+        return {}
+    scale = site.tape.add("Reshape", site.node.input[1], [-1, *[1] * (len(shape) - 2)])
+    return _normalised(site, site.tape.add("Mul", site.g, scale), list(range(2, len(shape))))
+
+
+def _normalised(site: Site, g: str, axes: list[int]) -> Mapping[int, str]:
+    """z = (x - mean) / sigma over `axes`: (g - mean of g - z times the mean of g z) / sigma."""
+    tape = site.tape
+    count = tape.add("ReduceSum", tape.expanded_as(1.0, site.x), axes)
+
+    def mean(value: str) -> str:
+        return tape.add("Div", tape.add("ReduceSum", value, axes), count)
+
+    centred = tape.add("Sub", site.x, mean(site.x))
+    variance = tape.add("Add", mean(tape.add("Mul", centred, centred)), float(site.attributes.get("epsilon", 1e-5)))
+    sigma = tape.add("Sqrt", variance)
+    z = tape.add("Div", centred, sigma)
+    parallel = tape.add("Mul", z, mean(tape.add("Mul", g, z)))
+    return {0: tape.add("Div", tape.add("Sub", tape.add("Sub", g, mean(g)), parallel), sigma)}
+
+
 _SMOOTH = ("Gelu", "Mish", "Selu", "Celu", "Softsign", "Softplus", "Sin", "Cos", "Atan", "Swish")
 
 RULES: dict[str, Rule] = {
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "BatchNormalization": _batch_normalization,
-    "LRN": lrn,
+    "InstanceNormalization": _instance_normalization,
+    "LayerNormalization": _layer_normalization,
     "MaxPool": max_pool,
     "AveragePool": average_pool,
-    "GlobalAveragePool": expanded_mean,
+    "GlobalAveragePool": global_average_pool,
     "GlobalMaxPool": global_max_pool,
     "ReduceMean": reduce,
     "ReduceSum": reduce,

@@ -1,4 +1,4 @@
-"""Backward rules of nodes that slide a window: convolution, pooling, local response normalisation.
+"""Backward rules of nodes that slide a window: convolution and pooling.
 
 With g the gradient of the output:
 
@@ -6,40 +6,43 @@ With g the gradient of the output:
   turned round and its channels swapped, for which onnxruntime has the faster kernels.
 - Average pooling: a convolution whose weights are ones, divided by how many places each window counts.
 - Maximum pooling: each element of g is added at the place where its window found the maximum.
-- LRN, y = x s^-b with s = bias + a/n W x^2, W the banded matrix of the window over channels:
-  dx = g s^-b - 2 a b / n x W^T (g x s^(-b-1)).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from onnxcompress.analysis.lrn import band_matrix
-from onnxcompress.passes.recovery.backward_nodes import Array, Site
+from onnxcompress.passes.recovery.backward_nodes import Array, Site, lengths
 from onnxcompress.runtime.patches import Window
 
 
 def conv(site: Site) -> Mapping[int, str]:
     """The input's gradient; weights and bias have none."""
-    shape, size = site.shape(1), site.size
-    kernel = None if shape is None else tuple(dim for dim in shape[2:] if isinstance(dim, int))
-    if shape is None or kernel is None or len(kernel) != len(shape) - 2 or size is None or len(size) != len(kernel):
+    shape = site.shape(1)
+    kernel = None if shape is None else lengths(shape[2:])
+    if not kernel:
         return {}
-    window = Window.of(kernel, site.attributes, size)
+    weight = site.constant(1)
     group = int(site.attributes.get("group", 1))
-    known = site.constant(1)
-    weight = site.node.input[1] if known is None else known
-    return {0: _transposed(site, site.g, weight, group, window, window.output_size(size))}
+    return _transposed(site, site.g, site.node.input[1] if weight is None else weight, group, kernel, None)
+
+
+def conv_transpose(site: Site) -> Mapping[int, str]:
+    """The convolution of g with the same weights."""
+    attributes = site.attributes
+    if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or "output_shape" in attributes:
+        return {}
+    geometry = {name: value for name, value in attributes.items() if name != "output_padding"}
+    return {0: site.tape.add("Conv", site.g, site.node.input[1], **geometry)}
 
 
 def average_pool(site: Site) -> Mapping[int, str]:
     shape, size = site.shape(0) or (), site.size
     outputs = (site.tape.shapes.get(site.y) or ())[2:]
-    sizes = tuple(dim for dim in outputs if isinstance(dim, int))
-    if size is None or len(shape) < 3 or not isinstance(shape[1], int) or len(sizes) != len(size):
+    sizes = lengths(outputs)
+    if not size or not sizes or not isinstance(shape[1], int):
         return {}
     window = Window.of(tuple(site.attributes["kernel_shape"]), site.attributes, size)
     includes = bool(site.attributes.get("count_include_pad", 0))
@@ -55,7 +58,7 @@ def average_pool(site: Site) -> Mapping[int, str]:
         counts *= valid.sum(1).reshape(-1, *[1] * (rank - 1 - axis))
     scaled = site.tape.add("Mul", site.g, (1.0 / counts).astype(np.float32))
     ones = np.ones((shape[1], 1, *window.kernel), np.float32)
-    return {0: _transposed(site, scaled, ones, shape[1], window, sizes)}
+    return _transposed(site, scaled, ones, shape[1], window.kernel, sizes)
 
 
 def max_pool(site: Site) -> Mapping[int, str]:
@@ -71,49 +74,40 @@ def max_pool(site: Site) -> Mapping[int, str]:
     return {0: tape.reshaped_as(tape.add("ScatterElements", zeros, *flat, axis=0, reduction="add"), site.x)}
 
 
-def lrn(site: Site) -> Mapping[int, str]:
-    shape, tape = site.shape(0), site.tape
-    if shape is None or len(shape) < 3 or not isinstance(shape[1], int):
-        return {}
-    length, beta = int(site.attributes["size"]), float(site.attributes.get("beta", 0.75))
-    scale = float(site.attributes.get("alpha", 1e-4)) / length
-    band = band_matrix(shape[1], length, scale).reshape(shape[1], shape[1], *[1] * (len(shape) - 2))
-    bias = np.full(shape[1], float(site.attributes.get("bias", 1.0)), np.float32)
-    sums = tape.add("Conv", tape.add("Mul", site.x, site.x), band.astype(np.float32), bias)
-    if beta == 0.75:  # two roots are several times faster than a power
-        root = tape.add("Sqrt", sums)
-        power = tape.add("Mul", root, tape.add("Sqrt", root))
-    else:
-        power = tape.add("Pow", sums, beta)
-    direct = tape.add("Div", site.g, power)
-    share = tape.add("Div", tape.add("Mul", direct, site.x), sums)
-    back = (2.0 * beta * band.swapaxes(0, 1)).astype(np.float32)
-    return {0: tape.add("Sub", direct, tape.add("Mul", site.x, tape.add("Conv", share, back)))}
-
-
 def _transposed(
-    site: Site, g: str, weight: Array | str, group: int, window: Window, outputs: tuple[int, ...]
-) -> str:
-    """Return what a convolution by `weight` (O, C / group, ...) to a spatial shape of `outputs` gives back of `g`."""
-    rank, size = window.spatial, site.size or ()
-    begins = [reach - 1 - pad for reach, pad in zip(window.reach, window.pads[:rank], strict=True)]
-    ends = [size[d] + window.reach[d] - 1 - outputs[d] - begins[d] for d in range(rank)]
-    if isinstance(weight, np.ndarray) and math.prod(window.strides) == 1 and min(*begins, *ends) >= 0:
-        geometry = {"pads": [*begins, *ends], "dilations": list(window.dilations), "group": group}
-        return site.tape.add("Conv", g, _turned(weight, group), **geometry)
+    site: Site,
+    g: str,
+    weight: Array | str,
+    group: int,
+    kernel: tuple[int, ...],
+    outputs: tuple[int, ...] | None,
+) -> Mapping[int, str]:
+    """Return what a convolution gives back of `g`.
+
+    Args:
+        weight: (O, C / group, ...), or the name of a tensor that is computed.
+        outputs: its spatial output shape, None for the usual one.
+    """
+    rank, size = len(kernel), site.size
+    # At stride 1 neither the padding nor the way back depends on the size.
+    window = Window.of(kernel, site.attributes, size or [0] * rank)
+    margins = [reach - 1 - pad for reach, pad in zip(2 * window.reach, window.pads, strict=True)]
+    if isinstance(weight, np.ndarray) and set(window.strides) == {1} and min(margins) >= 0:
+        geometry = {"pads": margins, "dilations": list(window.dilations), "group": group}
+        return {0: site.tape.add("Conv", g, _turned(weight, group), **geometry)}
+    if not size:
+        return {}
+    outputs = outputs or window.output_size(size)
     full = [(outputs[d] - 1) * window.strides[d] + window.reach[d] for d in range(rank)]
     surplus = [full[d] - window.pads[d] - size[d] for d in range(rank)]
-    return site.tape.add(
-        "ConvTranspose",
-        g,
-        weight,
-        group=group,
-        kernel_shape=list(window.kernel),
-        strides=list(window.strides),
-        dilations=list(window.dilations),
-        pads=[*window.pads[:rank], *(max(0, each) for each in surplus)],
-        output_padding=[max(0, -each) for each in surplus],
-    )
+    geometry = {
+        "group": group,
+        "strides": list(window.strides),
+        "dilations": list(window.dilations),
+        "pads": [*window.pads[:rank], *(max(0, each) for each in surplus)],
+        "output_padding": [max(0, -each) for each in surplus],
+    }
+    return {0: site.tape.add("ConvTranspose", g, weight, **geometry)}
 
 
 def _turned(weight: Array, group: int) -> Array:
