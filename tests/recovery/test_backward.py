@@ -1,4 +1,4 @@
-"""Gradients at inner tensors from one ONNX graph: whole networks, the three kinds of loss, and where the way back ends."""
+"""Gradients at inner tensors from one ONNX graph: whole networks, every loss, and where the way back ends."""
 
 from __future__ import annotations
 
@@ -31,10 +31,19 @@ def gradients(model: Model, names: list[str], batch: Arrays) -> Arrays:
     return Backward(model, names).run(batch, np.random.default_rng(SEED))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["googlenet", "resnet-basic", "mobilenet-v3", "densenet", "inception-v3", "squeezenet", "siamese", "video-3d"],
-)
+NETWORKS = [
+    "googlenet",
+    "resnet-basic",
+    "mobilenet-v3",
+    "densenet",
+    "inception-v3",
+    "squeezenet",
+    "siamese",
+    "video-3d",
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_tensor_of_a_network(name: str) -> None:
     model, batch = Model.from_proto(export(name)), sample_inputs(name)
     names = float_tensors(model)
@@ -138,7 +147,7 @@ def test_central_differences() -> None:
 
 
 def test_an_unknown_operator_ends_the_way_back() -> None:
-    """`b` reaches the output through Sinh and past it: the sum would lack a term, so it has none; `a` lies before it."""
+    """`b` reaches the output through Sinh and past it: the sum would lack a term. `a` lies before it."""
     nodes = [
         node("Relu", ["x"], "a"),
         node("Sigmoid", ["a"], "b"),

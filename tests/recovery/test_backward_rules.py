@@ -139,6 +139,9 @@ CASES: dict[str, Case] = {
     "selu": unary("Selu"),
     "celu": unary("Celu", alpha=0.8),
     "softsign": unary("Softsign"),
+    "sin": unary("Sin"),
+    "cos": unary("Cos"),
+    "atan": unary("Atan"),
     "softmax": Case("Softmax", {}, (5, 4), {"axis": 1}),
     "add": Case("Add", {"c": normal(6, 1, 8)}),
     "sub, right": Case("Sub", {"c": normal(6, 1, 8)}, operands=("c", "x")),
@@ -179,4 +182,4 @@ def test_a_rule_gives_the_gradient(name: str) -> None:
 
 
 def test_every_rule_is_tested() -> None:
-    assert {case.op for case in CASES.values()} >= RULES.keys() - {"Sin", "Cos", "Atan", "Swish"}
+    assert {case.op for case in CASES.values()} >= RULES.keys()

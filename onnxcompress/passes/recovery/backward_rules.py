@@ -246,7 +246,7 @@ def _normalised(site: Site, g: str, axes: list[int]) -> Mapping[int, str]:
     return {0: tape.add("Div", tape.add("Sub", tape.add("Sub", g, mean(g)), parallel), sigma)}
 
 
-_SMOOTH = ("Gelu", "Mish", "Selu", "Celu", "Softsign", "Softplus", "Sin", "Cos", "Atan", "Swish")
+_SMOOTH = ("Gelu", "Mish", "Selu", "Celu", "Softsign", "Softplus", "Sin", "Cos", "Atan")
 
 RULES: dict[str, Rule] = {
     "Conv": conv,
