@@ -203,6 +203,38 @@ def test_float16_ends_the_way_back() -> None:
     assert Backward(model, ["a", "h", "t", "f"]).tensors == ("f",)
 
 
+def test_an_operand_whose_share_is_not_known_has_no_gradient() -> None:
+    """Power has a rule for its base; `a` is also an exponent."""
+    nodes = [
+        node("Sigmoid", ["x"], "a"),
+        node("Tanh", ["a"], "t"),
+        node("Pow", ["two", "a"], "p"),
+        node("Add", ["t", "p"], "y"),
+    ]
+    model = build(nodes, {"two": np.float32(2)}, shape=("n", 6, 5))
+    assert Backward(model, ["a", "t", "p"]).tensors == ("t", "p")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Cast", ["a"], "z", to=TensorProto.FLOAT16)],
+        [node("Expand", ["a", "lengths"], "z")],
+    ],
+    ids=["type", "shape"],
+)
+def test_an_output_without_a_loss_ends_the_way_back(nodes: list[onnx.NodeProto]) -> None:
+    """A float16 output, or one of unknown shape: its loss would be missing from the gradient at `a`."""
+    ways = [node("Relu", ["x"], "a"), node("Tanh", ["a"], "t"), node("Sigmoid", ["t"], "y")]
+    lengths = [
+        node("NonZero", ["x"], "where"),
+        node("Shape", ["where"], "found"),
+        node("Concat", ["found", "rest"], "lengths", axis=0),
+    ]
+    model = build([*ways, *lengths, *nodes], {"rest": np.array([6, 5])}, shape=("n", 6, 5), outputs=("y", "z"))
+    assert Backward(model, ["a", "t"]).tensors == ("t",)
+
+
 def subgraph_model() -> Model:
     """`a` is read by Tanh, and from inside an If."""
     inner = helper.make_graph(

@@ -141,7 +141,6 @@ CASES: dict[str, Case] = {
     "softsign": unary("Softsign"),
     "sin": unary("Sin"),
     "cos": unary("Cos"),
-    "atan": unary("Atan"),
     "softmax": Case("Softmax", {}, (5, 4), {"axis": 1}),
     "add": Case("Add", {"c": normal(6, 1, 8)}),
     "sub, right": Case("Sub", {"c": normal(6, 1, 8)}, operands=("c", "x")),

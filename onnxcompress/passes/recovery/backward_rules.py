@@ -172,7 +172,7 @@ def _repeated(operand: Shape | None, output: Shape | None) -> list[int] | None:
         if own == 1 and full != 1:
             axes.append(axis)
         elif own != full or own is None:
-            is_batch = axis == 0 and not isinstance(own, int)
+            is_batch = axis == 0 and not isinstance(own, int) and not isinstance(full, int)
             if not is_batch:
                 return None
     return axes
@@ -246,7 +246,7 @@ def _normalised(site: Site, g: str, axes: list[int]) -> Mapping[int, str]:
     return {0: tape.add("Div", tape.add("Sub", tape.add("Sub", g, mean(g)), parallel), sigma)}
 
 
-_SMOOTH = ("Gelu", "Mish", "Selu", "Celu", "Softsign", "Softplus", "Sin", "Cos", "Atan")
+_SMOOTH = ("Gelu", "Mish", "Selu", "Celu", "Softsign", "Softplus", "Sin", "Cos")
 
 RULES: dict[str, Rule] = {
     "Conv": conv,
