@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,31 @@ Places = npt.NDArray[np.int64]
 class Window:
     """A convolution's geometry: one entry for each spatial dimension, `pads` begins then ends as in ONNX.
 
-    `auto_pad` has to be resolved into `pads` before.
+    `auto_pad` has to be resolved into `pads` before, as `of` does.
     """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
+
+    @classmethod
+    def of(cls, kernel: tuple[int, ...], attributes: Mapping[str, object], size: Sequence[int]) -> Window:
+        """Read a node's strides, pads, dilations and `auto_pad` for a spatial input shape."""
+        strides = _whole(attributes.get("strides"), (1,) * len(kernel))
+        dilations = _whole(attributes.get("dilations"), (1,) * len(kernel))
+        pads = _whole(attributes.get("pads"), (0,) * (2 * len(kernel)))
+        auto_pad = str(attributes.get("auto_pad", "NOTSET"))
+        if auto_pad == "VALID":
+            pads = (0,) * (2 * len(kernel))
+        elif auto_pad.startswith("SAME"):
+            pads = _same_pads(size, kernel, strides, dilations, upper=auto_pad == "SAME_UPPER")
+        return cls(kernel, strides, pads, dilations)
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The length that the kernel spans, dilated."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     @property
     def spatial(self) -> int:
@@ -90,3 +108,23 @@ def output_rows(activations: Array, places: Places) -> Array:
     at = [places[:, :, dimension] for dimension in range(places.shape[2])]
     index: tuple[Array | slice, ...] = (np.arange(batch)[:, None], slice(None), *at)
     return activations[index].reshape(-1, activations.shape[1])
+
+
+def _whole(value: object, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(each) for each in value) if isinstance(value, (list, tuple)) and value else default
+
+
+def _same_pads(
+    spatial: Sequence[int],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    *,
+    upper: bool,
+) -> tuple[int, ...]:
+    totals = []
+    for size, k, stride, dilation in zip(spatial, kernel, strides, dilations, strict=True):
+        outputs = -(-size // stride)
+        totals.append(max((outputs - 1) * stride + dilation * (k - 1) + 1 - size, 0))
+    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (*small, *large) if upper else (*large, *small)

@@ -80,16 +80,7 @@ class RefitLayer:
 
     def window(self, spatial: tuple[int, ...]) -> Window:
         """Return the convolution's geometry for an input of a spatial size."""
-        count = len(self.kernel_shape)
-        strides = _whole(self.attributes.get("strides"), (1,) * count)
-        dilations = _whole(self.attributes.get("dilations"), (1,) * count)
-        pads = _whole(self.attributes.get("pads"), (0,) * (2 * count))
-        auto_pad = str(self.attributes.get("auto_pad", "NOTSET"))
-        if auto_pad == "VALID":
-            pads = (0,) * (2 * count)
-        elif auto_pad.startswith("SAME"):
-            pads = _same_pads(spatial, self.kernel_shape, strides, dilations, upper=auto_pad == "SAME_UPPER")
-        return Window(self.kernel_shape, strides, pads, dilations)
+        return Window.of(self.kernel_shape, self.attributes, spatial)
 
 
 def find_refit_layers(
@@ -230,23 +221,3 @@ def _chain(model: Model, producers: Mapping[str, gs.Node], tensor: str, output: 
         nodes.append(node)
         name = node.inputs[0].name
     return nodes[::-1]
-
-
-def _whole(value: object, default: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(each) for each in value) if isinstance(value, (list, tuple)) and value else default
-
-
-def _same_pads(
-    spatial: tuple[int, ...],
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    *,
-    upper: bool,
-) -> tuple[int, ...]:
-    totals = []
-    for size, k, stride, dilation in zip(spatial, kernel, strides, dilations, strict=True):
-        outputs = -(-size // stride)
-        totals.append(max((outputs - 1) * stride + dilation * (k - 1) + 1 - size, 0))
-    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
-    return (*small, *large) if upper else (*large, *small)
