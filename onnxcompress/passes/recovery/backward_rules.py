@@ -77,10 +77,11 @@ def _inside(site: Site, hard: str) -> str:
 
 
 def _elu(site: Site) -> str:
-    """alpha exp(x) = y + alpha below zero."""
-    alpha = float(site.attributes.get("alpha", 1.0))
-    below = site.tape.add("Add", site.y, alpha)
-    return site.tape.add("Where", site.tape.add("Greater", site.x, 0.0), 1.0, below)
+    """Below zero y = gamma alpha (exp(x) - 1), whose slope is y + gamma alpha; gamma is 1 but for Selu."""
+    is_selu = site.node.op_type == "Selu"
+    gamma = float(site.attributes.get("gamma", 1.05070102)) if is_selu else 1.0
+    below = site.tape.add("Add", site.y, gamma * float(site.attributes.get("alpha", 1.67326319 if is_selu else 1.0)))
+    return site.tape.add("Where", site.tape.add("Greater", site.x, 0.0), gamma, below)
 
 
 def _sqrt(site: Site) -> str:
@@ -246,7 +247,7 @@ def _normalised(site: Site, g: str, axes: list[int]) -> Mapping[int, str]:
     return {0: tape.add("Div", tape.add("Sub", tape.add("Sub", g, mean(g)), parallel), sigma)}
 
 
-_SMOOTH = ("Gelu", "Mish", "Selu", "Celu", "Softsign", "Softplus", "Sin", "Cos")
+_SMOOTH = ("Gelu", "Mish", "Celu", "Softsign", "Softplus", "Sin", "Cos")
 
 RULES: dict[str, Rule] = {
     "Conv": conv,
@@ -271,7 +272,7 @@ RULES: dict[str, Rule] = {
     "Erf": _times(_erf),
     "HardSigmoid": _times(_hard_sigmoid),
     "HardSwish": _times(_hard_swish),
-    "Elu": _times(_elu),
+    **dict.fromkeys(("Elu", "Selu"), _times(_elu)),
     "Exp": _times(lambda site: site.y),
     "Sqrt": _times(_sqrt),
     "Neg": lambda site: {0: site.tape.add("Neg", site.g)},
