@@ -111,9 +111,7 @@ def response_spectrum(xx: Matrix, slope: Matrix, metric: Metric | None = None) -
     return ResponseSpectrum(np.maximum(values, 0.0), vectors, metric)
 
 
-def input_spectrum(
-    xx: Matrix, slope: Matrix, positions: int, metric: Metric | None = None
-) -> tuple[Matrix, Matrix]:
+def input_spectrum(xx: Matrix, slope: Matrix, positions: int, metric: Metric | None = None) -> tuple[Matrix, Matrix]:
     """Return how much response each direction of the input channels carries.
 
     Args:

@@ -19,7 +19,7 @@ from onnxcompress.passes.recovery.allocation_samples import batched, sample_batc
 from onnxcompress.passes.recovery.backward import Backward
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
 
-_IMAGES = 96
+_IMAGES = 192
 
 
 def weighable(model: Model, layers: Collection[RefitLayer]) -> frozenset[str]:

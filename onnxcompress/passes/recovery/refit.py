@@ -7,7 +7,7 @@ lost before it. No labels, no gradients. A layer keeps its old weights where the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Rows
-from onnxcompress.linalg.parallel import one_blas_thread
+from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
@@ -32,7 +32,7 @@ from onnxcompress.passes.recovery.refit_layers import (
     weight_of,
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
-from onnxcompress.passes.recovery.refit_solve import ChainShape, ChainWeights, fit_chain, spanned_last
+from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, spanned_last
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
@@ -42,6 +42,9 @@ from onnxcompress.passes.tucker.sites import has_input
 Array = npt.NDArray[Any]
 
 _LEAST_ROWS = 8192
+
+_SAMPLE_BYTES = 2**29
+"""Samples of layers that are fitted side by side, at most, unless those of one alone are more."""
 
 _DAMPING = 0.1
 """Share of equal weights that is mixed into the outputs' weights: their gradients come from a few dozen images."""
@@ -140,6 +143,14 @@ class Refit(Pass):
         return {}
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """New weights of a layer: {place in its chain: slope (G, K, I, O)}, and the last node's bias, (O,)."""
+
+    slopes: Mapping[int, Matrix]
+    constant: Matrix
+
+
 class _Refitting:
     """One run of the pass over a model that may be written to."""
 
@@ -175,27 +186,55 @@ class _Refitting:
             if kept is not None:
                 kept.close()
             before, kept, given = after, after, live
-            for node in waves.at(depth):
-                with one_blas_thread():
-                    self._refit(self._layers[node], after)
+            for layers in self._portions(waves.at(depth)):
+                self._refit(layers, after)
         if kept is not None:
             kept.close()
 
-    def _refit(self, layer: RefitLayer, batches: Iterable[Mapping[str, Array]]) -> None:
-        sampler = LayerSampler(layer, self._per_image[layer.node], self._context.seed)
-        rows = np.concatenate([sampler.patches(batch[layer.input]) for batch in batches])
+    def _portions(self, names: Sequence[str]) -> Iterator[list[RefitLayer]]:
+        """Divide layers into portions whose samples are in memory together."""
+        portion: list[RefitLayer] = []
+        taken = 0
+        for layer in map(self._layers.__getitem__, names):
+            size = 4 * layer.features * layer.groups * self._per_image[layer.node] * self._targets.images
+            if portion and taken + size > _SAMPLE_BYTES:
+                yield portion
+                portion, taken = [], 0
+            portion.append(layer)
+            taken += size
+        yield portion
+
+    def _refit(self, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]]) -> None:
+        """Refit layers of one depth, none of which sees another."""
+        samplers = [LayerSampler(layer, self._per_image[layer.node], self._context.seed) for layer in layers]
+        parts: list[list[Rows]] = [[] for _ in layers]
+        for batch in batches:
+            for layer, sampler, own in zip(layers, samplers, parts, strict=True):
+                own.append(sampler.patches(batch[layer.input]))
+
+        def fitted(at: int) -> _Fitted | None:
+            rows, parts[at] = np.concatenate(parts[at]), []
+            return self._fit(layers[at], rows)
+
+        found = parallel_map(fitted, range(len(layers)), lambda at: sum(part.nbytes for part in parts[at]))
+        for layer, weights in zip(layers, found, strict=True):
+            if weights is not None:
+                self._assign(layer, weights)
+
+    def _fit(self, layer: RefitLayer, rows: Rows) -> _Fitted | None:
+        """Return better weights of a layer, if there are any."""
         targets = self._targets.rows(layer)
         provenance = self._context.provenance
         if layer.output in provenance:
             targets = np.ascontiguousarray(targets[:, provenance[layer.output]])
-        nodes = [node for node in self._working.nodes if node.name in layer.chain]
+        nodes = [_named(self._working, name) for name in layer.chain]
         per_image = max(1, len(rows) // self._targets.images)
-        if layer.groups == 1:
-            self._fit_group(layer, nodes, rows, targets, per_image)
-        else:
-            self._fit_groups(layer, nodes, rows, targets, per_image)
+        fit = self._fit_group if layer.groups == 1 else self._fit_groups
+        return fit(layer, nodes, rows, targets, per_image)
 
-    def _fit_group(self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int) -> None:
+    def _fit_group(
+        self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int
+    ) -> _Fitted | None:
         current = chain_slope(self._working, nodes, layer.core)
         constant = bias_of(self._working, nodes[-1], targets.shape[1])
 
@@ -213,10 +252,18 @@ class _Refitting:
         else:
             fitted = fit_chain(training, judging, shape, prior, self._config.rounds)
         judge = judging or training
-        if judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant):
-            self._assign(layer, nodes, fitted)
+        if not judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant):
+            return None
+        slopes = {layer.core: fitted.core[None]}
+        if fitted.first is not None:
+            slopes[0] = fitted.first.reshape(1, layer.spanned, -1, fitted.first.shape[1])
+        if fitted.last is not None:
+            slopes[len(nodes) - 1] = fitted.last[None, None]
+        return _Fitted(slopes, fitted.constant)
 
-    def _fit_groups(self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int) -> None:
+    def _fit_groups(
+        self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int
+    ) -> _Fitted:
         """Fit a grouped convolution group by group; all groups or none are taken."""
         groups, positions = layer.groups, layer.positions
         patches = rows.reshape(len(rows), positions, groups, -1)
@@ -240,8 +287,7 @@ class _Refitting:
             better = judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant[group])
             slopes.append((fitted.slope() if better else flat).reshape(current[group].shape))
             constants.append(fitted.constant if better else constant[group])
-        self._write(nodes[0], np.stack(slopes))
-        self._write_bias(nodes[0], np.concatenate(constants))
+        return _Fitted({0: np.stack(slopes)}, np.concatenate(constants))
 
     def _shape(self, layer: RefitLayer, nodes: list[gs.Node]) -> ChainShape:
         into = chain_slope(self._working, nodes[:1], 0).shape[3] if layer.has_input_factor else None
@@ -252,22 +298,12 @@ class _Refitting:
             metric = Metric.of(moment[kept][:, kept], _DAMPING)
         return ChainShape(layer.positions // layer.spanned, into, out, metric)
 
-    def _assign(self, layer: RefitLayer, nodes: list[gs.Node], weights: ChainWeights) -> None:
-        if weights.first is not None:
-            self._write(nodes[0], weights.first.reshape(1, layer.spanned, -1, weights.first.shape[1]))
-        self._write(nodes[layer.core], weights.core[None])
-        if weights.last is not None:
-            self._write(nodes[-1], weights.last[None, None])
-        self._write_bias(nodes[-1], weights.constant)
-
-    def _write(self, node: gs.Node, slope: Matrix) -> None:
+    def _assign(self, layer: RefitLayer, weights: _Fitted) -> None:
         for model in (self._working, self._model):
-            own = _named(model, node.name)
-            model.set_input(own, 1, weight_of(slope, own, model.values(own.inputs[1])))
-
-    def _write_bias(self, node: gs.Node, constant: Matrix) -> None:
-        for model in (self._working, self._model):
-            write_bias(model, _named(model, node.name), constant)
+            nodes = [_named(model, name) for name in layer.chain]
+            for at, slope in weights.slopes.items():
+                model.set_input(nodes[at], 1, weight_of(slope, nodes[at], model.values(nodes[at].inputs[1])))
+            write_bias(model, nodes[-1], weights.constant)
 
 
 def write_bias(model: Model, node: gs.Node, constant: Matrix) -> None:
