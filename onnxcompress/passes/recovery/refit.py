@@ -182,12 +182,14 @@ class _Refitting:
         for depth in range(waves.count):
             live = waves.live(depth)
             part = Part(self._working, waves.nodes_before(depth), given, live)
-            after = BatchFile().write(_advance(part, before))
+            after = BatchFile()
+            batches: Iterable[Mapping[str, Array]] = after.passed_on(part.run(batch) for batch in before)
+            for layers in self._portions(waves.at(depth)):
+                self._refit(layers, batches)
+                batches = after
             if kept is not None:
                 kept.close()
             before, kept, given = after, after, live
-            for layers in self._portions(waves.at(depth)):
-                self._refit(layers, after)
         if kept is not None:
             kept.close()
 
@@ -329,11 +331,6 @@ def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> M
         if layer.output in provenance:
             slope = slope[..., provenance[layer.output]]
     return slope if slope.shape == current.shape else current
-
-
-def _advance(part: Part, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
-    for batch in batches:
-        yield part.run(batch)
 
 
 def _count(calibration: Samples) -> int:

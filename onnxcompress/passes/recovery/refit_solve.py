@@ -135,19 +135,32 @@ def fit_chain(training: Samples, judging: Samples | None, shape: ChainShape, pri
         rounds: of the fit behind the Relu; 0 fits what stands before it.
     """
     covariances = accumulate(training.inputs, training.targets).centred()
-    strength, chain, least = UNJUDGED, None, float("inf")
-    for tried in RIDGES if judging else (UNJUDGED,):
-        fitted = _fit(covariances, shape, prior, tried)
-        error = judging.error(fitted.slope(), fitted.constant) if judging else 0.0
-        if chain is not None and not error < least:
-            break
-        strength, chain, least = tried, fitted, error
-    assert chain is not None
+    strength, chain, least = UNJUDGED, _fit(covariances, shape, prior, UNJUDGED), float("inf")
+    if judging:
+        strength, chain, least = _best(covariances, judging, shape, prior, chain)
     if training.relu and rounds:
         behind = _fit_behind_relu(training, covariances, chain, shape, prior, strength, rounds)
         if judging is None or judging.error(behind.slope(), behind.constant) < least:
             chain = behind
     return chain
+
+
+def _best(
+    covariances: Covariances, judging: Samples, shape: ChainShape, prior: Matrix, chain: ChainWeights
+) -> tuple[float, ChainWeights, float]:
+    """Return the best ridge, its chain and its error, looked for up or down from `UNJUDGED`, of which `chain` is."""
+    start = RIDGES.index(UNJUDGED)
+    best = UNJUDGED, chain, judging.error(chain.slope(), chain.constant)
+    for strengths in (RIDGES[start + 1 :], RIDGES[:start][::-1]):
+        for strength in strengths:
+            chain = _fit(covariances, shape, prior, strength)
+            error = judging.error(chain.slope(), chain.constant)
+            if not error < best[2]:
+                break
+            best = strength, chain, error
+        if best[0] != UNJUDGED:
+            break
+    return best
 
 
 def _fit(covariances: Covariances, shape: ChainShape, prior: Matrix, strength: float) -> ChainWeights:

@@ -121,14 +121,13 @@ class BatchFile:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._names: list[tuple[str, ...]] = []
 
-    def write(self, batches: Iterable[Batch]) -> BatchFile:
-        """Append batches; return the file itself."""
+    def passed_on(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Append batches, and yield each once it is written."""
         for batch in batches:
             self._names.append(tuple(batch))
             for array in batch.values():
                 np.save(self._file, array, allow_pickle=False)
-        self._file.flush()
-        return self
+            yield batch
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         self._file.seek(0)
