@@ -2,8 +2,9 @@
 
 Reverse accumulation: from the gradient at the outputs (`backward_loss`) back through the nodes in reverse order. With g
 the gradient of a node's output y, its rule (`backward_rules`) gives g dy/dx for each operand x, and the gradient of a
-tensor is the sum over the nodes that read it. LRN is taken in its banded form (`analysis.lrn`). A node without a rule ends the way: what is computed before it has no
-gradient, whichever other ways lead from there to the outputs, as the sum would lack a term.
+tensor is the sum over the nodes that read it. LRN is taken in its banded form (`analysis.lrn`). A node without a rule
+ends the way: what is computed before it has no gradient, whichever other ways lead from there to the outputs, as the
+sum would lack a term.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import onnx
 from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
+from onnxcompress.importing import names_read
 from onnxcompress.passes.execution import needed_nodes
 from onnxcompress.passes.recovery.backward_loss import Noise, begin
 from onnxcompress.passes.recovery.backward_nodes import Site, Tape
 from onnxcompress.passes.recovery.backward_opset import raise_opset
 from onnxcompress.passes.recovery.backward_rules import FLAT, RULES
 from onnxcompress.passes.recovery.outputs import compared_outputs
-from onnxcompress.runtime.capture import check_finite
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import IN_MEMORY_BYTES, array_to_tensor
 
@@ -60,7 +61,6 @@ class Backward:
         if unknown := set(tensors).difference(order):
             raise ModelError(f"tensor '{min(unknown)}' is neither an input of the model nor computed by a node")
         self.tensors: tuple[str, ...] = ()
-        self._batch = 0
         if model.weight_bytes > IN_MEMORY_BYTES:
             return
         graph = _Graph(with_banded_lrn(model), frozenset(tensors))
@@ -80,7 +80,7 @@ class Backward:
             generator: draws the targets, one array for each output, in the order of the outputs.
 
         Raises:
-            DataError: a gradient holds NaN or infinity, or the inputs do not fit.
+            DataError: the inputs do not fit.
         """
         if not self.tensors:
             return {}
@@ -89,11 +89,7 @@ class Backward:
         feeds.update(batch)
         wanted = list(dict.fromkeys(self._gradients.values()))
         arrays = self._session.run({name: feeds[name] for name in self._fed}, wanted)
-        found = {name: arrays[gradient] for name, gradient in self._gradients.items()}
-        for name, array in found.items():
-            check_finite(array, f"the gradient at tensor '{name}', batch {self._batch}")
-        self._batch += 1
-        return found
+        return {name: arrays[gradient] for name, gradient in self._gradients.items()}
 
 
 class _Graph:
@@ -137,7 +133,7 @@ class _Graph:
         """Return the graph as a model, without what the gradients do not need."""
         wanted = list(dict.fromkeys(self.gradients.values()))
         nodes = needed_nodes([*self._nodes, *self._tape.nodes], wanted)
-        read = {name for node in nodes for name in node.input}
+        read = {name for node in nodes for name in names_read(node)}
         graph = onnx.GraphProto(name="gradients", node=nodes)
         graph.input.extend(info for info in self._inputs if info.name in read)
         graph.input.extend(noise.info() for noise in self.noises if noise.name in read)

@@ -2,7 +2,7 @@
 
 A small error e of a layer's outputs at one position costs the network about e^T G e / 2 in divergence from its own
 answers, with G = E[g g^T] of the gradients g of -log p(label), labels drawn from what the network answers: the Fisher
-information (J. Martens, "New Insights and Perspectives on the Natural Gradient Method", JMLR 2020). A factor of
+information (J. Martens, "New Insights and Perspectives on the Natural Gradient Method", JMLR 21, 2020). A factor of
 limited rank keeps the directions that G says count, not those in which a layer merely answers loudest.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Samples
@@ -25,24 +26,22 @@ _IMAGES = 192
 def weighable(model: Model, layers: Collection[RefitLayer]) -> frozenset[str]:
     """Return the layers, by name, whose outputs have a gradient that can be computed."""
     outputs = {layer.output: layer.node for layer in layers}
-    return frozenset(outputs[tensor] for tensor in Backward(model, list(outputs)).tensors) if outputs else frozenset()
+    backward = _backward(model, list(outputs))
+    return frozenset(outputs[tensor] for tensor in backward.tensors) if backward else frozenset()
 
 
 def gradient_moments(
     model: Model, layers: Collection[RefitLayer], calibration: Samples, seed: int
 ) -> dict[str, Matrix]:
-    """Return {layer: sum of g g^T over samples and positions, (O, O)}.
+    """Return {layer: sum of g g^T over samples and positions, (O, O)}, without layers at which it is not finite.
 
     Args:
         model: the original.
         layers: as in `weighable`.
-
-    Raises:
-        DataError: a gradient is NaN or infinite; its tensor is named.
     """
-    if not layers:
+    backward = _backward(model, [layer.output for layer in layers])
+    if backward is None:
         return {}
-    backward = Backward(model, [layer.output for layer in layers])
     channels = {layer.output: 1 if layer.op == "Conv" else -1 for layer in layers}
     moments: dict[str, Matrix] = {}
     generator = np.random.default_rng(seed)
@@ -51,4 +50,13 @@ def gradient_moments(
         for name, gradient in backward.run(batch, generator).items():
             rows = np.moveaxis(gradient, channels[name], -1).reshape(-1, gradient.shape[channels[name]])
             moments[name] = moments.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
-    return {layer.node: moments[layer.output] for layer in layers if layer.output in moments}
+    finite = {name for name, moment in moments.items() if np.isfinite(moment).all()}
+    return {layer.node: moments[layer.output] for layer in layers if layer.output in finite}
+
+
+def _backward(model: Model, tensors: list[str]) -> Backward | None:
+    """Return the way back to tensors; None where there are none, or onnxruntime does not take it."""
+    try:
+        return Backward(model, tensors) if tensors else None
+    except ModelError:
+        return None

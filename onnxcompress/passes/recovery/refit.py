@@ -254,7 +254,8 @@ class _Refitting:
         else:
             fitted = fit_chain(training, judging, shape, prior, self._config.rounds)
         judge = judging or training
-        if not judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant):
+        error = judge.error(fitted.slope(), fitted.constant, shape.metric)
+        if not error < judge.error(flat, constant, shape.metric):
             return None
         slopes = {layer.core: fitted.core[None]}
         if fitted.first is not None:

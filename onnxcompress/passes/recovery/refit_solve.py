@@ -101,17 +101,21 @@ class Samples:
         held = np.asarray(image % HELD_OUT == HELD_OUT - 1)
         return (self.where(~held), self.where(held)) if held.any() else (self, None)
 
-    def error(self, slope: Matrix, constant: Matrix) -> float:
-        """Return the relative squared error of affine weights, behind the Relu where there is one."""
+    def error(self, slope: Matrix, constant: Matrix, metric: Metric | None = None) -> float:
+        """Return the relative squared error of affine weights in a metric, behind the Relu where there is one."""
         wanted = self.targets
         got = self.inputs @ slope.astype(np.float32) + constant.astype(np.float32)
         if self.relu:
             wanted, got = np.maximum(wanted, 0.0), np.maximum(got, 0.0)
-        size = float(np.square(wanted - wanted.mean(axis=0)).sum(dtype=np.float64))
-        missed = float(np.square(got - wanted).sum(dtype=np.float64))
+        size, missed = (_energy(each, metric) for each in (wanted - wanted.mean(axis=0), got - wanted))
         if size > 0.0:
             return missed / size
         return 0.0 if missed == 0.0 else float("inf")
+
+
+def _energy(rows: Rows, metric: Metric | None) -> float:
+    measured = rows if metric is None else rows @ metric.root.astype(np.float32)
+    return float(np.square(measured).sum(dtype=np.float64))
 
 
 def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.NDArray[Any]:
@@ -140,7 +144,7 @@ def fit_chain(training: Samples, judging: Samples | None, shape: ChainShape, pri
         strength, chain, least = _best(covariances, judging, shape, prior, chain)
     if training.relu and rounds:
         behind = _fit_behind_relu(training, covariances, chain, shape, prior, strength, rounds)
-        if judging is None or judging.error(behind.slope(), behind.constant) < least:
+        if judging is None or judging.error(behind.slope(), behind.constant, shape.metric) < least:
             chain = behind
     return chain
 
@@ -150,11 +154,11 @@ def _best(
 ) -> tuple[float, ChainWeights, float]:
     """Return the best ridge, its chain and its error, looked for up or down from `UNJUDGED`, of which `chain` is."""
     start = RIDGES.index(UNJUDGED)
-    best = UNJUDGED, chain, judging.error(chain.slope(), chain.constant)
+    best = UNJUDGED, chain, judging.error(chain.slope(), chain.constant, shape.metric)
     for strengths in (RIDGES[start + 1 :], RIDGES[:start][::-1]):
         for strength in strengths:
             chain = _fit(covariances, shape, prior, strength)
-            error = judging.error(chain.slope(), chain.constant)
+            error = judging.error(chain.slope(), chain.constant, shape.metric)
             if not error < best[2]:
                 break
             best = strength, chain, error

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxcompress.graph import Model, array_info
+from onnxcompress.importing import names_read
 from onnxcompress.passes.execution import needed_nodes
 from onnxcompress.runtime.capture import check_finite
 from onnxcompress.runtime.session import Session, SessionSettings
@@ -146,7 +147,7 @@ def _reads(node: Any) -> list[str]:
 def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> bytes:
     whole = model.skeleton()
     chosen = needed_nodes([node for node in whole.graph.node if node.name in nodes], wanted, given)
-    read = {name for node in chosen for name in node.input}
+    read = {name for node in chosen for name in names_read(node)}
     graph = onnx.GraphProto(name="part", node=chosen)
     constants = model.constants()
     for name in given:

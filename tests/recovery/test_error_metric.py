@@ -1,0 +1,146 @@
+"""What counts at the output: moments of gradients, factors that follow them, and images that no fit sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxcompress.graph import Model
+from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.base import PassContext, Plan, Samples
+from onnxcompress.passes.recovery.error_metric import gradient_moments, weighable
+from onnxcompress.passes.recovery.refit import Refit, RefitConfig
+from onnxcompress.passes.recovery.refit_layers import find_refit_layers
+from onnxcompress.passes.recovery.refit_solve import HELD_OUT, ChainShape, fit_chain
+from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
+from onnxcompress.passes.tucker import TuckerConfig, TuckerDecomposition
+from tests.small_models import build, node, run_all
+
+LOUD = 8
+"""Filters of the first convolution that answer loudly and hardly matter."""
+
+
+def calibration(images: int, seed: int) -> Samples:
+    data = np.random.default_rng(seed).standard_normal((images, 3, 8, 8)).astype(np.float32)
+    return lambda: ({"x": data[at : at + 16]} for at in range(0, images, 16))
+
+
+def network(*, resized: bool = False) -> Model:
+    """Sixteen filters, half of them loud; the classes are read from the others."""
+    generator = np.random.default_rng(5)
+    first = 0.3 * generator.standard_normal((16, 3, 3, 3))
+    second = generator.standard_normal((5, 16, 1, 1))
+    first[:LOUD] *= 3.0
+    second[:, :LOUD] *= 1e-3
+    behind = [node("Resize", ["q", "", "scales"], "r", mode="nearest")] if resized else [node("Identity", ["q"], "r")]
+    constants = {"w": first, "b": np.zeros(16), "v": second, "scales": np.ones(4)}
+    return build(
+        [
+            node("Conv", ["x", "w", "b"], "h", pads=[1, 1, 1, 1]),
+            node("Relu", ["h"], "q"),
+            *behind,
+            node("Conv", ["r", "v"], "s"),
+            node("GlobalAveragePool", ["s"], "p"),
+            node("Flatten", ["p"], "y"),
+        ],
+        {name: values.astype(np.float32) for name, values in constants.items()},
+        shape=("n", 3, 8, 8),
+    )
+
+
+def moments(model: Model, images: int, seed: int = 0) -> dict[str, Matrix]:
+    layers = find_refit_layers(model, model, PassContext())[0]
+    return {layer.output: found for layer in layers if (found := _moment(model, layer, images, seed)) is not None}
+
+
+def _moment(model: Model, layer, images: int, seed: int) -> Matrix | None:
+    return gradient_moments(model, [layer], calibration(images, 3), seed).get(layer.node)
+
+
+def test_the_moment_at_the_scores_is_the_fisher_information_of_the_classes() -> None:
+    model, images = network(), 96
+    found = moments(model, images)["s"]
+    data = np.concatenate([batch["x"] for batch in calibration(images, 3)()])
+    scores = run_all(model, {"x": data})["y"].astype(np.float64)
+    probable = np.exp(scores - scores.max(axis=1, keepdims=True))
+    probable /= probable.sum(axis=1, keepdims=True)
+    expected = (np.einsum("nc,cd->cd", probable, np.eye(5)) - probable.T @ probable) / 64  # of 64 averaged positions
+    # One label is drawn for each sample: a rough estimate of the sum over all.
+    assert np.linalg.norm(found - expected) < 0.3 * np.linalg.norm(expected)
+
+
+def test_what_the_output_hardly_reads_counts_little() -> None:
+    weights = np.diag(moments(network(), 32)["h"])
+    assert weights[:LOUD].max() < 1e-3 * weights[LOUD:].mean()
+
+
+def test_behind_an_unknown_operator_nothing_is_weighed() -> None:
+    model = network(resized=True)
+    layers = find_refit_layers(model, model, PassContext())[0]
+    assert {layer.output for layer in layers if layer.node in weighable(model, layers)} == {"s"}
+    assert weighable(model, []) == frozenset()
+
+
+def test_gradients_that_are_not_finite_weigh_nothing() -> None:
+    model = network()
+    layers = find_refit_layers(model, model, PassContext())[0]
+    data = np.full((4, 3, 8, 8), np.nan, np.float32)
+    assert gradient_moments(model, layers, lambda: [{"x": data}], 0) == {}
+
+
+@pytest.fixture(scope="module")
+def refitted() -> tuple[Model, Model, Model, Plan]:
+    """The original, split and refitted with and without weights, and the plan."""
+    original = network()
+    tucker = TuckerDecomposition(TuckerConfig.from_spec("ratio=0.5"))
+    # The reader stays: fitted anew it would make do with what the loud filters say of its inputs.
+    reader = next(each.name for each in original.nodes if each.outputs[0].name == "s")
+    context = PassContext(calibration=calibration(160, 1), original=original, exclude=(f"^{reader}$",))
+    split = tucker.apply(original, tucker.plan(original, context), context).model
+    refit = Refit(RefitConfig())
+    plan = refit.plan(split, context)
+    plain = replace(plan, decisions=tuple({k: v for k, v in d.items() if k != "weighed"} for d in plan.decisions))
+    return original, *(refit.apply(split, each, context).model for each in (plan, plain)), plan
+
+
+def test_split_layers_alone_are_weighed(refitted: tuple[Model, Model, Model, Plan]) -> None:
+    assert [decision.get("weighed") for decision in refitted[3].decisions] == [True]
+    original = refitted[0]
+    whole = Refit(RefitConfig()).plan(original, PassContext(calibration=calibration(16, 1), original=original))
+    assert [decision.get("weighed") for decision in whole.decisions] == [None, None]
+
+
+def test_a_weighed_factor_keeps_what_the_output_reads(refitted: tuple[Model, Model, Model, Plan]) -> None:
+    original, weighed, plain, _ = refitted
+    inputs = {"x": np.concatenate([batch["x"] for batch in calibration(64, 9)()])}
+    wanted = run_all(original, inputs)["y"]
+    errors = [float(np.square(run_all(model, inputs)["y"] - wanted).sum()) for model in (weighed, plain)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_images_held_out_take_part_in_no_fit() -> None:
+    generator = np.random.default_rng(4)
+    inputs = generator.standard_normal((200, 6)).astype(np.float32)
+    targets = generator.standard_normal((200, 3)).astype(np.float32)
+    samples = LayerSamples(inputs, targets, per_image=2, relu=True)
+    training, judging = samples.parted()
+    assert judging is not None
+    assert (len(training.inputs), len(judging.inputs)) == (160, 40)
+    np.testing.assert_array_equal(judging.inputs[:2], inputs[2 * (HELD_OUT - 1) : 2 * HELD_OUT])
+    prior = np.zeros((6, 3))
+    # Where targets are noise, the strongest ridge is best on other images; where they are not, the weakest.
+    linear = (inputs @ generator.standard_normal((6, 3))).astype(np.float32)
+    for wanted, least, most in ((targets, 0.0, 0.1), (linear, 0.9, 1.1)):
+        own = replace(samples, targets=wanted, relu=False)
+        fitted = fit_chain(*own.parted(), ChainShape(1), prior, 0).slope()
+        scale = np.linalg.norm(np.linalg.lstsq(inputs, wanted - wanted.mean(axis=0), rcond=None)[0])
+        assert least <= np.linalg.norm(fitted) / scale <= most
+
+
+def test_few_images_hold_none_out() -> None:
+    rows = np.ones((HELD_OUT - 1, 2), np.float32)
+    training, judging = LayerSamples(rows, rows, per_image=1, relu=False).parted()
+    assert judging is None
+    assert len(training.inputs) == HELD_OUT - 1
