@@ -43,6 +43,21 @@ def fast_multiple(provider: str) -> int:
     return _CPU_MULTIPLE if provider_name(provider) == CPU else _SMALL_BLOCK
 
 
+def saturates_signed_weights(provider: str) -> bool:
+    """Whether a provider's products of unsigned activations and signed weights overflow on this machine.
+
+    On x86 without VNNI two such products are summed in 16 bits, which hold 128 x 255 and no more: large weights side by
+    side saturate. A GoogLeNet in 8 bits answered 67.0 % of 200 photographs right there, 78.0 % with unsigned weights,
+    whose kernels widen first (and take 1.2 times as long), 77.5 % with signed ones on VNNI.
+
+    Raises:
+        RecipeError: no provider has this name.
+    """
+    features = cpu_features()
+    has_vnni = any(features.get(name, False) for name in ("AVX512VNNI", "AVX512_CLX", "AVX512_ICL"))
+    return provider_name(provider) == CPU and features.get("AVX2", features.get("X86_V3", False)) and not has_vnni
+
+
 def cpu_features() -> Mapping[str, bool]:
     """Return which vector instruction sets this processor has, as numpy found them; empty where it does not say."""
     for module in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # numpy 2, numpy 1.26

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from onnxcompress.analysis.cost import model_cost
@@ -20,8 +22,10 @@ from onnxcompress.passes.quantization import (
     Int8Quantization,
     calibration_batch,
     candidates,
+    int8,
     verify_quantization,
 )
+from onnxcompress.runtime import block
 from tests.small_models import build, node, run_all
 from tests.tiny_models import conv_net, samples
 
@@ -34,6 +38,7 @@ def batches() -> Iterator[dict[str, Any]]:
 
 
 CONTEXT = PassContext(calibration=batches)
+SYMMETRIC = Int8Config(symmetric=True)
 
 
 def quantized(model: Model, each: Int8Quantization | Float16Conversion, context: PassContext = CONTEXT) -> PassResult:
@@ -47,6 +52,59 @@ def ops(model: Model) -> list[str]:
 def spread(model: Model, other: Model) -> float:
     first, second = (run_all(m, {"x": samples()})["y"] for m in (model, other))
     return float(np.abs(second - first).max() / first.std())
+
+
+@pytest.fixture(autouse=True)
+def _signed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same plans on every machine."""
+    monkeypatch.setattr(int8, "saturates_signed_weights", lambda provider: False)
+
+
+def test_weights_are_unsigned_where_signed_ones_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "saturates_signed_weights", lambda provider: provider == "CPUExecutionProvider")
+    model = Model.from_proto(conv_net())
+    result = quantized(model, Int8Quantization())
+    assert {d["weights"] for d in result.plan.decisions} == {"uint8"}
+    assert {t.values.dtype for t in result.model.constants().values() if t.values.ndim > 1} == {np.dtype(np.uint8)}
+    assert spread(model, result.model) < 0.2
+    monkeypatch.setattr(int8, "saturates_signed_weights", lambda provider: False)
+    replayed = Int8Quantization().apply(model, result.plan, CONTEXT).model
+    assert replayed.to_bytes() == result.model.to_bytes()  # the plan says it, not the machine that replays
+    for context, config in ((replace(CONTEXT, providers=("CUDAExecutionProvider",)), Int8Config()), (CONTEXT, SYMMETRIC)):
+        plan = Int8Quantization(config).plan(model, context)
+        assert not any("weights" in decision for decision in plan.decisions)
+
+
+def test_large_weights_side_by_side_do_not_saturate_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On x86 without VNNI, 127 x 255 twice is more than a signed kernel's 16 bits hold."""
+    monkeypatch.undo()
+    kernel = np.ones((8, 64, 3, 3), np.float32)
+    model = build([node("Conv", ["x", "w"], "h", pads=[1, 1, 1, 1]), node("Relu", ["h"], "y")], {"w": kernel}, shape=("n", 64, 8, 8))
+    data = np.random.default_rng(1).uniform(0.8, 1.0, (8, 64, 8, 8)).astype(np.float32)
+    context = PassContext(calibration=lambda: [{"x": data}])
+    content = quantized(model, Int8Quantization(), context).model.to_bytes()
+    seen = ort.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": data})[0]
+    wanted = run_all(model, {"x": data})["y"]
+    assert np.abs(seen - wanted).max() < 0.02 * wanted.max()
+
+
+@pytest.mark.parametrize(
+    ("features", "saturates"),
+    [
+        ({"AVX2": True, "AVX512F": True}, True),
+        ({"X86_V3": True}, True),
+        ({"AVX2": True, "AVX512VNNI": True}, False),
+        ({"AVX2": True, "AVX512_CLX": True}, False),
+        ({"NEON": True}, False),
+        ({}, False),
+    ],
+)
+def test_signed_weights_saturate_on_x86_without_vnni(
+    features: dict[str, bool], saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block, "cpu_features", lambda: features)
+    assert block.saturates_signed_weights("cpu") is saturates
+    assert not block.saturates_signed_weights("cuda")
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -30,6 +30,7 @@ from onnxcompress.passes.quantization.candidates import (
     require_one_file,
 )
 from onnxcompress.passes.quantization.compact import compact, tensor_names
+from onnxcompress.runtime.block import saturates_signed_weights
 from onnxcompress.runtime.quiet import quiet_logging
 
 _FIRST_OPSET = 13
@@ -94,14 +95,15 @@ class Int8Quantization(Pass):
         coarse = {node.name: reason for node in nodes if (reason := _why_too_coarse(node, ranges)) is not None}
         if coarse:
             nodes, skipped = find_candidates(model, context, coarse)
+        saturates = not self.config.symmetric and any(map(saturates_signed_weights, context.providers))
+        weights = {"weights": "uint8"} if saturates else {}
         decisions: list[Decision] = []
         first_user = float_tensors(model, nodes)
         for node in nodes:
             own_ranges = {n: [ranges[n].low, ranges[n].high] for n, first in first_user.items() if first is node}
             activations = "int8" if self.config.symmetric else "uint8"
-            decisions.append(
-                {"kind": "int8", "node": node.name, "op": node.op, "activations": activations, "ranges": own_ranges}
-            )
+            common = {"kind": "int8", "node": node.name, "op": node.op, "activations": activations, **weights}
+            decisions.append({**common, "ranges": own_ranges})
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -117,9 +119,11 @@ class Int8Quantization(Pass):
             raise RecipeError(f"plan: the model has no node '{unknown[0]}' to quantise")
         ranges = {name: pair for decision in plan.decisions for name, pair in decision["ranges"].items()}
         symmetric = any(decision["activations"] == "int8" for decision in plan.decisions)
+        unsigned = any(decision.get("weights") == "uint8" for decision in plan.decisions)
         proto = _with_opset(model.to_proto())
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
-        quantized = _quantized(proto, [str(d["node"]) for d in plan.decisions], ranges, symmetric=symmetric)
+        nodes = [str(decision["node"]) for decision in plan.decisions]
+        quantized = _quantized(proto, nodes, ranges, symmetric=symmetric, unsigned_weights=unsigned)
         compact(quantized, windows, kept=tensor_names(proto))
         model.become(quantized)
         return {}
@@ -155,7 +159,12 @@ def _with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantized(
-    proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, tuple[float, float]], *, symmetric: bool
+    proto: onnx.ModelProto,
+    nodes: list[str],
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    symmetric: bool,
+    unsigned_weights: bool,
 ) -> onnx.ModelProto:
     with quiet_logging():
         from onnxruntime.quantization import QDQQuantizer, QuantType
@@ -169,7 +178,7 @@ def _quantized(
             inferred,
             per_channel=True,
             reduce_range=False,
-            weight_qType=QuantType.QInt8,
+            weight_qType=QuantType.QUInt8 if unsigned_weights else QuantType.QInt8,
             activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, found),
             nodes_to_quantize=nodes,
