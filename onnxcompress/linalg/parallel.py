@@ -68,15 +68,6 @@ class _Share:
                 self._changed.notify_all()
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Let BLAS compute on the calling thread only: on a busy machine its own threads wait for each other, spinning."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1, user_api="blas"):
-        yield
-
-
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

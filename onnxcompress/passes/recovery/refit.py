@@ -2,7 +2,7 @@
 
 Layer after layer in topological order, each sees its inputs as the layers compressed and refitted before it make them,
 and is fitted to the original's outputs at the same positions: it makes good, as far as a linear layer can, what was
-lost before it. No labels, no gradients. A layer keeps its old weights where the fit is no better on images held out.
+lost before it. No labels. A layer keeps its old weights where the fit is no better on images held out.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Refit(Pass):
         images = _count(context.calibration)
         original = context.original or model
         layers, skipped = find_refit_layers(original, model, context)
-        weighed = weighable(with_banded_lrn(original), [layer for layer in layers if len(layer.chain) > 1])
+        weighed = weighable(original, [layer for layer in layers if len(layer.chain) > 1])
         decisions: list[Decision] = []
         for layer in layers:
             reason = _why_too_wide(layer) or _why_not_aligned(model, layer, context.provenance)
