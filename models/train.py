@@ -90,6 +90,19 @@ def varied(images: Tensor, size: int, padding: int, generator: torch.Generator, 
     return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Blacken a square of up to `side` pixels in each image (N, H, W, C), its centre anywhere in it.
+
+    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", arXiv:1708.04552, 2017.
+    """
+    count, height, width, _ = images.shape
+    tops = torch.randint(0, height, (count, 1), generator=generator) - side // 2
+    lefts = torch.randint(0, width, (count, 1), generator=generator) - side // 2
+    rows, columns = torch.arange(height) - tops, torch.arange(width) - lefts
+    rows, columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[..., None], 0)
+
+
 def accuracy(network: nn.Module, split: Split, device: torch.device) -> float:
     """Top-1 accuracy in percent."""
     network.eval()
@@ -156,6 +169,8 @@ def train(progress: Progress, split: Split, arguments: argparse.Namespace, proce
             first = step * arguments.batch + processes.rank * share
             chosen = order[first : first + share]
             images = varied(split.images[chosen], size, arguments.padding, generator, mirror=arguments.mirror)
+            if arguments.cutout:
+                images = cut_out(images, arguments.cutout, generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
                 logits = network(to_input(images.to(device)))
                 loss = functional.cross_entropy(logits, split.labels[chosen].to(device), label_smoothing=0.1)
@@ -240,6 +255,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--padding", type=int, default=4, help="images are shifted by up to so many pixels")
     parser.add_argument("--mirror", action="store_true", help="mirror every second image")
+    parser.add_argument("--cutout", type=int, default=0, help="blacken a square of this side in each image; 0: none")
     parser.add_argument("--early-size", type=int, help="train on squares of this size first, which is faster")
     parser.add_argument("--early-epochs", type=int, default=0, help="for so many epochs")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where torch's autocast does")

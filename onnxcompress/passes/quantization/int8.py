@@ -2,8 +2,9 @@
 
 The result is a QDQ model: every quantised tensor passes a QuantizeLinear and a DequantizeLinear, weights (8 bits, one
 scale for each output channel) and biases (32 bits) are stored as integers behind a DequantizeLinear. Runtimes fuse
-these into 8-bit kernels. What the quantizer spends on names and repeated constants is saved afterwards (`compact`). onnxruntime's own calibration keeps every activation of every sample in memory unless it only
-looks at extremes, which a single outlier stretches; here histograms are streamed (`linalg.histogram`).
+these into 8-bit kernels. What the quantizer spends on names and repeated constants is saved afterwards (`compact`).
+onnxruntime's own calibration keeps every activation of every sample in memory unless it only looks at extremes, which a
+single outlier stretches; here histograms are streamed (`linalg.histogram`).
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ class Int8Quantization(Pass):
         proto = _with_opset(model.to_proto())
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
         nodes = [str(decision["node"]) for decision in plan.decisions]
-        quantized = _quantized(proto, nodes, ranges, symmetric=symmetric, unsigned_weights=unsigned)
+        quantized = _quantized(proto, nodes, ranges, symmetric=symmetric)
+        if unsigned:
+            _shift_weights(quantized.graph)
         compact(quantized, windows, kept=tensor_names(proto))
         model.become(quantized)
         return {}
@@ -164,7 +167,6 @@ def _quantized(
     ranges: Mapping[str, tuple[float, float]],
     *,
     symmetric: bool,
-    unsigned_weights: bool,
 ) -> onnx.ModelProto:
     with quiet_logging():
         from onnxruntime.quantization import QDQQuantizer, QuantType
@@ -178,7 +180,7 @@ def _quantized(
             inferred,
             per_channel=True,
             reduce_range=False,
-            weight_qType=QuantType.QUInt8 if unsigned_weights else QuantType.QInt8,
+            weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, found),
             nodes_to_quantize=nodes,
@@ -191,3 +193,15 @@ def _quantized(
         result: onnx.ModelProto = quantizer.model.model
         del result.graph.value_info[:]
         return result
+
+
+def _shift_weights(graph: onnx.GraphProto) -> None:
+    """Store signed weights as unsigned ones around 128, the same numbers.
+
+    Not left to the quantizer, some releases of which sign the weights of a channel's scale whatever they are asked for.
+    """
+    stored = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    read = [node.input for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]
+    for name in dict.fromkeys(name for inputs in read for name in (inputs[0], *inputs[2:3])):
+        values = onnx.numpy_helper.to_array(stored[name]).astype(np.int16) + 128
+        stored[name].CopyFrom(onnx.numpy_helper.from_array(values.astype(np.uint8), name))
