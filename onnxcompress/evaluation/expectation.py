@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.evaluation.metrics import probabilities
+from onnxcompress.evaluation.metrics import kl_divergence, probabilities
 from onnxcompress.evaluation.reference import Reference, real_outputs
 from onnxcompress.runtime.session import Session
 
@@ -20,7 +20,7 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True)
 class ExpectedDrop:
-    """Two estimates on the same samples, in percentage points.
+    """Two estimates on the same samples, in percentage points, and how far the answers are apart.
 
     Attributes:
         drop: how far top-1 is expected to fall: the larger one of two estimates that read no labels and are as good as
@@ -29,11 +29,13 @@ class ExpectedDrop:
             classes scatter around a line; normally distributed, that turns so many of them over, also where few did.
         disagreement: samples to which the models give different classes.
         samples: how many.
+        divergence: mean KL(original || compressed) in nats; infinite where the compressed model gave NaN or infinity.
     """
 
     drop: float
     disagreement: float
     samples: int
+    divergence: float
 
 
 def expected_drop(compressed: Session, reference: Reference) -> ExpectedDrop:
@@ -43,7 +45,7 @@ def expected_drop(compressed: Session, reference: Reference) -> ExpectedDrop:
         ModelError: the compressed model fails while running.
     """
     assert reference.output is not None
-    lost, differing = 0.0, 0
+    lost, differing, divergence = 0.0, 0, 0.0
     margins: list[Rows] = []
     for batch, expected in reference.batches():
         seen = real_outputs(compressed, batch)[reference.output].reshape(batch.size, -1)
@@ -54,10 +56,12 @@ def expected_drop(compressed: Session, reference: Reference) -> ExpectedDrop:
         finite = np.asarray(np.isfinite(seen).all(axis=1))
         lost += float((own[rows, first] - np.where(finite, own[rows, second], 0.0)).sum())
         differing += int(np.sum((first != second) | ~finite))
-        margins.append(_margins(own, np.where(finite[:, None], probabilities(seen, reference.normalised), own)))
+        other = np.where(finite[:, None], probabilities(seen, reference.normalised), own)
+        divergence += float(np.where(finite, kl_divergence(own, other), np.inf).sum())
+        margins.append(_margins(own, other))
     samples = sum(map(len, margins))
     drop = max(lost / samples, _lost_by_spread(np.concatenate(margins)))
-    return ExpectedDrop(100.0 * drop, 100.0 * differing / samples, samples)
+    return ExpectedDrop(100.0 * drop, 100.0 * differing / samples, samples, divergence / samples)
 
 
 def _margins(own: Rows, other: Rows) -> Rows:

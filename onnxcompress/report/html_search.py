@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Column, Markup, element, table
-from onnxcompress.report.search_figures import chosen_text, drop_title, search_title, trial_row
+from onnxcompress.report.search_figures import chosen_text, search_title, trial_row, trial_titles
 
 
 def search_section(report: Report) -> Markup:
@@ -12,9 +12,7 @@ def search_section(report: Report) -> Markup:
     found = report.search
     if found is None:
         return Markup("")
-    columns = [
-        Column(title, "number") for title in ("filters removed", "MACs", "parameters", drop_title(found), "seconds")
-    ]
+    columns = [Column(title, "number") for title in trial_titles(found)]
     rows = [trial_row(trial) for trial in found.trials]
     trials = element("div", table(columns, rows), class_="scroll") if rows else Markup("")
     limit = (

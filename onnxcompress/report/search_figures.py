@@ -14,7 +14,8 @@ class Trial:
     Attributes:
         prune: fraction of filters removed; share: of MACs asked for, None where ranks were not chosen.
         macs, params: left, as shares of the original; None where the budget could not be kept.
-        drop: what is held against `max_drop`, in points; `disagreement`: percent of samples.
+        drop: what is held against `max_drop`, in points; `disagreement`: percent of samples;
+            `divergence`: mean KL(original || compressed), in nats.
     """
 
     prune: float
@@ -23,6 +24,7 @@ class Trial:
     params: float | None = None
     drop: float | None = None
     disagreement: float | None = None
+    divergence: float | None = None
     seconds: float = 0.0
 
 
@@ -57,11 +59,17 @@ def drop_title(found: Found) -> str:
     return "top-1 lost, expected" if found.measure == "expected_top1" else "other classes, percent"
 
 
+def trial_titles(found: Found) -> tuple[str, ...]:
+    """Return the titles of a trial's cells."""
+    return ("filters removed", "MACs", "parameters", drop_title(found), "KL", "seconds")
+
+
 def trial_row(trial: Trial) -> list[str]:
-    """Return a trial's cells: filters removed, MACs, parameters, drop, seconds."""
+    """Return a trial's cells, as titled."""
     left = ["-" if share is None else f"{share:.3f} x" for share in (trial.macs, trial.params)]
     lost = "not reached" if trial.drop is None else f"{trial.drop:.2f}"
-    return [f"{100 * trial.prune:g} %", *left, lost, f"{trial.seconds:.1f}"]
+    apart = "-" if trial.divergence is None else f"{trial.divergence:.3g}"
+    return [f"{100 * trial.prune:g} %", *left, lost, apart, f"{trial.seconds:.1f}"]
 
 
 def chosen_text(found: Found) -> str:

@@ -15,7 +15,7 @@ from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.profile_rows import NODE_HEADER, NOTE, OP_HEADER, node_rows, op_rows, providers_line
 from onnxcompress.report.rows import before_and_after, before_and_after_title, stage_measures, step_rows
-from onnxcompress.report.search_figures import Found, chosen_text, drop_title, search_title, trial_row
+from onnxcompress.report.search_figures import Found, chosen_text, search_title, trial_row, trial_titles
 from onnxcompress.report.text import count, printable, size
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def _stages_table(report: Report) -> Table:
 
 def _print_search(found: Found, console: Console) -> None:
     if found.trials:
-        columns = ("filters removed", "MACs", "parameters", drop_title(found), "seconds")
-        table = new_table(search_title(found), *((title, "right") for title in columns))
+        table = new_table(search_title(found), *((title, "right") for title in trial_titles(found)))
         for trial in found.trials:
             table.add_row(*trial_row(trial))
         console.print(table)

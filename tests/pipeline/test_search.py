@@ -66,6 +66,9 @@ def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(fo
     rows = np.arange(400)
     assert seen.samples == 400
     assert seen.disagreement == pytest.approx(100 * (classes[0] != classes[1]).mean())
+    other = np.exp(logits[1].astype(np.float64))
+    other /= other.sum(axis=1, keepdims=True)
+    assert seen.divergence == pytest.approx((own * np.log(own / other)).sum(axis=1).mean(), rel=1e-4)
     counted = 100 * (own[rows, classes[0]] - own[rows, classes[1]]).mean()
     order = np.argsort(own, axis=1)
     first, second = order[:, -1], order[:, -2]
@@ -74,7 +77,7 @@ def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(fo
     turned = np.array([NormalDist().cdf(-value / (after - line).std()) for value in line])
     spread = 100 * (turned * (own[rows, first] - own[rows, second])).mean()
     assert seen.drop == pytest.approx(max(counted, spread), rel=1e-4)
-    assert (same.drop, same.disagreement) == (0.0, 0.0)
+    assert (same.drop, same.disagreement, same.divergence) == (0.0, 0.0, 0.0)
 
 
 def test_less_certain_throughout_loses_nothing(folder: Path) -> None:
@@ -151,8 +154,8 @@ def test_pruning_alone_reaches_a_target_with_the_fewest_filters(folder: Path) ->
 def test_both_under_a_target_take_the_rate_that_loses_least(folder: Path) -> None:
     options = {"data": "data.npz", "calib": "calib.npz", "prune": "auto", "tucker": "auto", "svd": "auto", **QUICK}
     found = onnxcompress.compress("in.onnx", target={"macs": 0.5}, **options).report.search
-    best = min((trial for trial in found.trials if trial.drop is not None), key=lambda trial: trial.drop)
-    assert found.chosen == {"prune": best.prune}
+    closest = min(trial.divergence for trial in found.trials if trial.divergence is not None)
+    assert [trial.prune for trial in found.trials if trial.divergence == closest] == [found.chosen["prune"]]
     assert found.trials[0].prune == 0.0
 
 
@@ -172,7 +175,7 @@ def _unreachable(*arguments: Any) -> Any:
 
 def test_what_cannot_be_kept_is_told_with_what_was_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"data": "calib.npz", "tucker": "auto", "max_drop": 1.0, "recover": "none", **QUICK}
-    monkeypatch.setattr(search, "expected_drop", lambda *models: ExpectedDrop(7.0, 7.0, 25))
+    monkeypatch.setattr(search, "expected_drop", lambda *models: ExpectedDrop(7.0, 7.0, 25, 0.5))
     with pytest.raises(BudgetInfeasibleError, match=r"keeps max_drop 1 .*tried leaves \d+% .* loses 7.00 points"):
         onnxcompress.compress("in.onnx", **options)
     monkeypatch.setattr(Search, "_compressed", _unreachable)

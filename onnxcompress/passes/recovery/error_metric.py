@@ -33,7 +33,11 @@ def weighable(model: Model, layers: Collection[RefitLayer]) -> frozenset[str]:
 def gradient_moments(
     model: Model, layers: Collection[RefitLayer], calibration: Samples, seed: int
 ) -> dict[str, Matrix]:
-    """Return {layer: sum of g g^T over samples and positions, (O, O)}, without layers at which it is not finite.
+    """Return {layer: mean over samples of the sum of g g^T over positions, (O, O)}, without those that are not finite.
+
+    Shrunk towards a multiple of the identity as far as the samples' own sums differ from their mean: the intensity of
+    the least expected squared error (O. Ledoit, M. Wolf, J. Multivariate Analysis 88, 2004), a sample's positions
+    counting as one draw.
 
     Args:
         model: the original.
@@ -43,15 +47,34 @@ def gradient_moments(
     if backward is None:
         return {}
     channels = {layer.output: 1 if layer.op == "Conv" else -1 for layer in layers}
-    moments: dict[str, Matrix] = {}
+    sums: dict[str, Matrix] = {}
+    squares: dict[str, float] = {}
+    count = 0
     generator = np.random.default_rng(seed)
     size, filled = sample_batch(model)
     for batch in batched(spread(calibration, _IMAGES), size, filled=filled):
+        count += len(next(iter(batch.values())))
         for name, gradient in backward.run(batch, generator).items():
-            rows = np.moveaxis(gradient, channels[name], -1).reshape(-1, gradient.shape[channels[name]])
-            moments[name] = moments.get(name, 0.0) + (rows.T @ rows).astype(np.float64)
-    finite = {name for name, moment in moments.items() if np.isfinite(moment).all()}
-    return {layer.node: moments[layer.output] for layer in layers if layer.output in finite}
+            last = np.moveaxis(gradient, channels[name], -1)
+            rows = last.reshape(len(gradient), -1, last.shape[-1])
+            own = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
+            sums[name] = sums.get(name, 0.0) + own.sum(axis=0)
+            squares[name] = squares.get(name, 0.0) + float(np.square(own).sum())
+    finite = {name for name, own in sums.items() if np.isfinite(own).all() and np.isfinite(squares[name])}
+    return {
+        layer.node: _shrunk(sums[layer.output] / count, squares[layer.output] / count, count)
+        for layer in layers
+        if layer.output in finite
+    }
+
+
+def _shrunk(mean: Matrix, square: float, count: int) -> Matrix:
+    """Return the mean of `count` matrices (O, O) shrunk; `square` is the mean of their squared norms."""
+    level = float(np.trace(mean)) / len(mean) * np.eye(len(mean))
+    noise = max(0.0, square - float(np.square(mean).sum())) / max(1, count - 1)
+    distance = float(np.square(mean - level).sum())
+    intensity = min(1.0, noise / distance) if distance > 0.0 and count > 1 else 1.0
+    return (1.0 - intensity) * mean + intensity * level
 
 
 def _backward(model: Model, tensors: list[str]) -> Backward | None:

@@ -46,8 +46,8 @@ _LEAST_ROWS = 8192
 _SAMPLE_BYTES = 2**29
 """Samples of layers that are fitted side by side, at most, unless those of one alone are more."""
 
-_DAMPING = 0.1
-"""Share of equal weights that is mixed into the outputs' weights: their gradients come from a few dozen images."""
+_DAMPING = 0.02
+"""Share of equal weights that is mixed into the outputs' weights, so that none is zero."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,7 @@ class _Refitting:
         else:
             fitted = fit_chain(training, judging, shape, prior, self._config.rounds)
         judge = judging or training
-        error = judge.error(fitted.slope(), fitted.constant, shape.metric)
-        if not error < judge.error(flat, constant, shape.metric):
+        if not judge.error_of(fitted, shape) < judge.error(flat, constant, shape.metric):
             return None
         slopes = {layer.core: fitted.core[None]}
         if fitted.first is not None:

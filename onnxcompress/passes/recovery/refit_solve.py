@@ -113,6 +113,11 @@ class Samples:
         return 0.0 if missed == 0.0 else float("inf")
 
 
+    def error_of(self, chain: ChainWeights, shape: ChainShape) -> float:
+        """Return the error of a chain's weights in the metric of its shape."""
+        return self.error(chain.slope(), chain.constant, shape.metric)
+
+
 def _energy(rows: Rows, metric: Metric | None) -> float:
     measured = rows if metric is None else rows @ metric.root.astype(np.float32)
     return float(np.square(measured).sum(dtype=np.float64))
@@ -144,7 +149,7 @@ def fit_chain(training: Samples, judging: Samples | None, shape: ChainShape, pri
         strength, chain, least = _best(covariances, judging, shape, prior, chain)
     if training.relu and rounds:
         behind = _fit_behind_relu(training, covariances, chain, shape, prior, strength, rounds)
-        if judging is None or judging.error(behind.slope(), behind.constant, shape.metric) < least:
+        if judging is None or judging.error_of(behind, shape) < least:
             chain = behind
     return chain
 
@@ -154,11 +159,11 @@ def _best(
 ) -> tuple[float, ChainWeights, float]:
     """Return the best ridge, its chain and its error, looked for up or down from `UNJUDGED`, of which `chain` is."""
     start = RIDGES.index(UNJUDGED)
-    best = UNJUDGED, chain, judging.error(chain.slope(), chain.constant, shape.metric)
+    best = UNJUDGED, chain, judging.error_of(chain, shape)
     for strengths in (RIDGES[start + 1 :], RIDGES[:start][::-1]):
         for strength in strengths:
             chain = _fit(covariances, shape, prior, strength)
-            error = judging.error(chain.slope(), chain.constant, shape.metric)
+            error = judging.error_of(chain, shape)
             if not error < best[2]:
                 break
             best = strength, chain, error

@@ -30,7 +30,7 @@ from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance,
 Classes = npt.NDArray[np.int64]
 """The class of every input channel of a layer, (I,); those below 0 cannot leave."""
 
-_IMAGES, _JUDGING_IMAGES, _POSITIONS = 256, 16, 32
+_IMAGES, _JUDGING_IMAGES, _POSITIONS = 512, 48, 32
 _ROUND = 0.04
 """Share of the classes that are left which leave in one round, before all others are judged anew."""
 
