@@ -104,6 +104,17 @@ def test_moved_images_keep_their_pixels() -> None:
     assert not torch.equal(moved, images)
 
 
+def test_squares_are_cut_out_of_every_image_also_at_its_edges() -> None:
+    images = torch.full((200, 9, 9, 3), 7, dtype=torch.uint8)
+    gone = train.cut_out(images, 4, torch.Generator().manual_seed(0)) == 0
+    assert torch.equal(gone.any(3), gone.all(3))
+    sizes = [(int(each.any(1).sum()), int(each.any(0).sum())) for each in gone.any(3)]
+    assert all(int(each.sum()) == high * wide for each, (high, wide) in zip(gone.any(3), sizes, strict=True))
+    assert {high for high, _ in sizes} == {wide for _, wide in sizes} == {2, 3, 4}
+    assert bool(gone.any(0).all())
+    assert int(images.sum()) == images.numel() * 7
+
+
 def test_smaller_views_are_windows_and_half_of_them_mirrored() -> None:
     image = torch.arange(8 * 8 * 3, dtype=torch.uint8).reshape(1, 8, 8, 3)
     views = train.varied(image.expand(200, -1, -1, -1), 6, 0, torch.Generator().manual_seed(0), mirror=True)

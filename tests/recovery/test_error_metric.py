@@ -66,7 +66,9 @@ def test_the_moment_at_the_scores_is_the_fisher_information_of_the_classes() -> 
     scores = run_all(model, {"x": data})["y"].astype(np.float64)
     probable = np.exp(scores - scores.max(axis=1, keepdims=True))
     probable /= probable.sum(axis=1, keepdims=True)
-    expected = (np.einsum("nc,cd->cd", probable, np.eye(5)) - probable.T @ probable) / images / 64  # of 64 averaged positions
+    expected = (
+        (np.einsum("nc,cd->cd", probable, np.eye(5)) - probable.T @ probable) / images / 64
+    )  # of 64 averaged positions
     # One label is drawn for each sample: a rough estimate of the sum over all.
     assert np.linalg.norm(found - expected) < 0.3 * np.linalg.norm(expected)
 
