@@ -12,7 +12,8 @@ from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import accumulate
 from onnxcompress.passes.base import PassContext
-from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
+from onnxcompress.passes.recovery import allocation
+from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig, _with_layers_behind
 from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.pipeline.compress import compress
@@ -65,9 +66,9 @@ def test_the_error_of_a_choice_is_what_its_truncation_misses() -> None:
 def test_the_budget_is_kept(target: dict[str, float]) -> None:
     model = Model.from_proto(conv_net(channels=32))
     context = PassContext(calibration=_calibration(), original_cost=model_cost(model))
-    allocation = Allocation(AllocationConfig(target))
-    plan = allocation.plan(model, context)
-    result = allocation.apply(model, plan, context)
+    each = Allocation(AllocationConfig(target))
+    plan = each.plan(model, context)
+    result = each.apply(model, plan, context)
     before, after = model_cost(model), model_cost(result.model)
     shares = {"macs": (after.macs or 0) / (before.macs or 1), "params": after.params / before.params}
     assert plan.decisions
@@ -80,12 +81,12 @@ def test_the_budget_is_kept(target: dict[str, float]) -> None:
 def test_fewer_samples_than_inputs_are_enough_to_choose_a_rank() -> None:
     model = Model.from_proto(conv_net(channels=32))
     context = PassContext(calibration=_calibration(32), original_cost=model_cost(model))
-    allocation = Allocation(AllocationConfig({"params": 0.93}, split_kernels=False))
-    plan = allocation.plan(model, context)
+    each = Allocation(AllocationConfig({"params": 0.93}, split_kernels=False))
+    plan = each.plan(model, context)
     (decision,) = plan.decisions
     assert (decision["node"], decision["kind"], decision["channels"]) == ("classifier", "svd", [512, 4])
     assert 0.0 < decision["response_error"] < 1.0
-    assert model_cost(allocation.apply(model, plan, context).model).params <= 0.93 * model_cost(model).params
+    assert model_cost(each.apply(model, plan, context).model).params <= 0.93 * model_cost(model).params
 
 
 def test_shrinkage_falls_with_the_number_of_samples() -> None:
@@ -104,6 +105,25 @@ def test_shrinkage_falls_with_the_number_of_samples() -> None:
     assert weights == sorted(weights)
     assert weights[0] < 0.9
     assert weights[-1] > 0.98
+
+
+def test_only_layers_with_layers_behind_them_are_mended() -> None:
+    model = Model.from_proto(conv_net(channels=32))
+    layers = ("first", "second", "classifier")
+    assert _with_layers_behind(model, layers) == {"first", "second"}
+    assert _with_layers_behind(model, ("first", "second")) == {"first"}
+
+
+def test_what_other_layers_mend_counts_less_but_for_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.from_proto(conv_net(channels=32))
+    context = PassContext(calibration=_calibration(128), original_cost=model_cost(model))
+
+    def split() -> set[str]:
+        return {str(d["node"]) for d in Allocation(AllocationConfig({"params": 0.95})).plan(model, context).decisions}
+
+    assert split() == {"second"}
+    monkeypatch.setattr(allocation, "_UNMENDED", 100.0)
+    assert split() == {"classifier"}
 
 
 def test_a_plan_is_replayed_to_the_same_bytes() -> None:

@@ -8,7 +8,7 @@ a choice. The splits are the Tucker and SVD passes'; a refit afterwards gives th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -40,6 +40,12 @@ from onnxcompress.passes.tucker.svd import matrix_factors
 Array = npt.NDArray[Any]
 
 TARGETS = ("macs", "params", "size", "latency")
+
+_UNMENDED = 0.55
+"""Share of a layer's damage that is left once it and the layers behind it are refitted to the original's answers.
+
+Measured: nine layers of SqueezeNet, each split alone, all refitted, kept 0.22 to 0.95 of their damage, the middle one
+0.49; of all layers split together a GoogLeNet kept 0.59. Nothing mends a layer that only outputs lie behind."""
 
 _JUDGED_ON_DATA = ("response_error", "sensitivity")
 """Entries of a decision that calibration data and the weights of the day gave."""
@@ -208,7 +214,11 @@ class Allocation(Pass):
     ) -> tuple[dict[str, Choice], dict[str, dict[str, list[float]]]]:
         """Return what every layer becomes, and how long it then takes where that counted."""
         cost, reference = model_cost(model), context.original_cost or model_cost(model)
-        damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
+        mended = _with_layers_behind(model, choices)
+        damages = [
+            np.array([sensitivity.get(n, 1.0) * (_UNMENDED if n in mended else 1.0) * c.error for c in own])
+            for n, own in choices.items()
+        ]
         costs: dict[str, list[Array]] = {}
         limits: dict[str, float] = {}
         for kind, share in self.config.targets.items():
@@ -262,6 +272,19 @@ class Allocation(Pass):
             sizes = {"macs": list(cost.macs) if cost.macs else None, "params": list(cost.params)}
             decisions.append({"node": node, **common, "error": error, **sizes, **judged})
         return decisions
+
+
+def _with_layers_behind(model: Model, layers: Collection[str]) -> set[str]:
+    """Return the layers from whose outputs a way leads to another layer."""
+    leading: set[str] = set()
+    found: set[str] = set()
+    for node in reversed(model.nodes):
+        leads = any(tensor.name in leading for tensor in node.outputs)
+        if node.name in layers and leads:
+            found.add(node.name)
+        if node.name in layers or leads:
+            leading.update(tensor.name for tensor in node.inputs)
+    return found
 
 
 def _disturb(layer: RefitLayer, covariances: Covariances, choices: Sequence[Choice]) -> Disturbance:
