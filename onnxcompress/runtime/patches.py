@@ -36,7 +36,7 @@ class Window:
         if auto_pad == "VALID":
             pads = (0,) * (2 * len(kernel))
         elif auto_pad.startswith("SAME"):
-            pads = _same_pads(size, kernel, strides, dilations, upper=auto_pad == "SAME_UPPER")
+            pads = same_pads(size, kernel, strides, dilations, upper=auto_pad == "SAME_UPPER")
         return cls(kernel, strides, pads, dilations)
 
     @property
@@ -114,14 +114,15 @@ def _whole(value: object, default: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(each) for each in value) if isinstance(value, (list, tuple)) and value else default
 
 
-def _same_pads(
+def same_pads(
     spatial: Sequence[int],
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
     *,
     upper: bool,
 ) -> tuple[int, ...]:
+    """Return the pads, begins and then ends, of `auto_pad` SAME_UPPER or SAME_LOWER for a spatial input shape."""
     totals = []
     for size, k, stride, dilation in zip(spatial, kernel, strides, dilations, strict=True):
         outputs = -(-size // stride)

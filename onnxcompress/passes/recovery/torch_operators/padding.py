@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxcompress.passes.recovery.torch_operators.registry import Call
+from onnxcompress.runtime.patches import same_pads
 
 Pads = list[tuple[int, int]]
 """(begin, end) of each spatial dimension."""
@@ -41,14 +42,10 @@ def input_pads(call: Call, window: Window, sizes: Sequence[int]) -> Pads:
     if mode == "VALID":
         return [(0, 0)] * rank
     if mode == "NOTSET":
-        flat = call.wholes("pads", [0] * (2 * rank)) or []
-        return list(zip(flat[:rank], flat[rank:], strict=True))
-    pads = []
-    for size, reach, stride in zip(sizes, window.reach, window.strides, strict=True):
-        total = max(0, (-(-size // stride) - 1) * stride + reach - size)
-        small = total // 2
-        pads.append((small, total - small) if mode == "SAME_UPPER" else (total - small, small))
-    return pads
+        flat: Sequence[int] = call.wholes("pads", [0] * (2 * rank)) or []
+    else:
+        flat = same_pads(sizes, window.kernel, window.strides, window.dilations, upper=mode == "SAME_UPPER")
+    return list(zip(flat[:rank], flat[rank:], strict=True))
 
 
 def ceil_extra(window: Window, pads: Pads, sizes: Sequence[int]) -> list[int]:
