@@ -116,9 +116,7 @@ def needed_nodes(
     return needed[::-1]
 
 
-def _stretches(
-    nodes: Sequence[onnx.NodeProto], nbytes: Mapping[str, int], dtypes: Mapping[str, int]
-) -> list[_Stretch]:
+def _stretches(nodes: Sequence[onnx.NodeProto], nbytes: Mapping[str, int], dtypes: Mapping[str, int]) -> list[_Stretch]:
     """Cut the nodes where 256 MB of weights (names and bytes: `nbytes`) have been read.
 
     A cut lies where all that is handed over is a tensor whose type is known (no sequence).

@@ -29,7 +29,7 @@ class RaceResult:
 
 
 Race = Callable[[Model, Model], Sequence[RaceResult]]
-"""Times two models against each other on every asked provider; returns nothing where one of them cannot be run as it is."""
+"""Times two models against each other on every asked provider; returns nothing where one cannot be run as it is."""
 
 
 def is_faster(results: Sequence[RaceResult]) -> bool:

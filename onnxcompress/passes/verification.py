@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import DataError, ModelError, PassError

@@ -151,7 +151,12 @@ def test_a_chain_becomes_one_in_several_rounds() -> None:
 
 def bottlenecks() -> Any:
     """Two wide 1x1 convolutions with a linear bottleneck between, so that a split of the second one meets the first."""
-    constants = {"u": values(64, 6, 3, 3), "v": values(32, 64, 1, 1), "w": values(64, 32, 1, 1), "t": values(4, 64, 3, 3)}
+    constants = {
+        "u": values(64, 6, 3, 3),
+        "v": values(32, 64, 1, 1),
+        "w": values(64, 32, 1, 1),
+        "t": values(4, 64, 3, 3),
+    }
     nodes = [
         node("Conv", ["x", "u"], "p", name="into"),
         node("Relu", ["p"], "q"),
@@ -179,9 +184,7 @@ def test_factors_of_neighbours_are_merged_behind_the_recovery(recover: str, tmp_
     assert [check.pass_name for check in result.report.self_checks][-1] == "merge"
     replayed = onnxcompress.compress(bottlenecks(), plan=plan, calib=calib, latency=False)
     assert replayed.model.to_bytes() == result.model.to_bytes()
-    left_apart = onnxcompress.compress(
-        bottlenecks(), recover=recover, calib=calib, cleanup="auto,-merge", **options
-    )
+    left_apart = onnxcompress.compress(bottlenecks(), recover=recover, calib=calib, cleanup="auto,-merge", **options)
     assert [stage.pass_name for stage in left_apart.report.stages] == names[:-1]
     assert_close(left_apart.model, result.model, 1e-4, n=2)
 

@@ -8,7 +8,7 @@ from onnx import helper
 
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.pruning.balance import Balance, Demand, solve
-from tests.passes.test_pruning_balance import lost, brute_force
+from tests.passes.test_pruning_balance import brute_force, lost
 from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes
 from tests.small_models import build, node
 

@@ -66,15 +66,24 @@ def test_weights_are_unsigned_where_signed_ones_saturate(monkeypatch: pytest.Mon
     result = quantized(model, Int8Quantization())
     assert {d["weights"] for d in result.plan.decisions} == {"uint8"}
     assert {t.values.dtype for t in result.model.constants().values() if t.values.ndim > 1} == {np.dtype(np.uint8)}
-    signed = Int8Quantization().apply(
-        model, replace(result.plan, decisions=tuple({**d, "weights": "int8"} for d in result.plan.decisions)), CONTEXT
-    ).model
+    signed = (
+        Int8Quantization()
+        .apply(
+            model,
+            replace(result.plan, decisions=tuple({**d, "weights": "int8"} for d in result.plan.decisions)),
+            CONTEXT,
+        )
+        .model
+    )
     for batch in batches():
         assert np.array_equal(run_all(signed, batch)["y"], run_all(result.model, batch)["y"])
     monkeypatch.setattr(int8, "saturates_signed_weights", lambda provider: False)
     replayed = Int8Quantization().apply(model, result.plan, CONTEXT).model
     assert replayed.to_bytes() == result.model.to_bytes()  # the plan says it, not the machine that replays
-    for context, config in ((replace(CONTEXT, providers=("CUDAExecutionProvider",)), Int8Config()), (CONTEXT, SYMMETRIC)):
+    for context, config in (
+        (replace(CONTEXT, providers=("CUDAExecutionProvider",)), Int8Config()),
+        (CONTEXT, SYMMETRIC),
+    ):
         plan = Int8Quantization(config).plan(model, context)
         assert not any("weights" in decision for decision in plan.decisions)
 
@@ -83,7 +92,11 @@ def test_large_weights_side_by_side_do_not_saturate_on_this_machine(monkeypatch:
     """On x86 without VNNI, 127 x 255 twice is more than a signed kernel's 16 bits hold."""
     monkeypatch.undo()
     kernel = np.ones((8, 64, 3, 3), np.float32)
-    model = build([node("Conv", ["x", "w"], "h", pads=[1, 1, 1, 1]), node("Relu", ["h"], "y")], {"w": kernel}, shape=("n", 64, 8, 8))
+    model = build(
+        [node("Conv", ["x", "w"], "h", pads=[1, 1, 1, 1]), node("Relu", ["h"], "y")],
+        {"w": kernel},
+        shape=("n", 64, 8, 8),
+    )
     data = np.random.default_rng(1).uniform(0.8, 1.0, (8, 64, 8, 8)).astype(np.float32)
     context = PassContext(calibration=lambda: [{"x": data}])
     content = quantized(model, Int8Quantization(), context).model.to_bytes()
@@ -283,7 +296,9 @@ def test_the_check_tells_a_wreck_from_a_quantised_model() -> None:
     assert feeds is not None
     good = quantized(model, Int8Quantization())
     assert 0 < verify_quantization(model, good, feeds).difference < 0.1
-    tight = [{**d, "ranges": {n: [0.01 * v for v in pair] for n, pair in d["ranges"].items()}} for d in good.plan.decisions]
+    tight = [
+        {**d, "ranges": {n: [0.01 * v for v in pair] for n, pair in d["ranges"].items()}} for d in good.plan.decisions
+    ]
     wreck = Int8Quantization().apply(model, Plan("int8", tuple(tight)), PassContext())
     with pytest.raises(ModelError, match="does not stand int8"):
         verify_quantization(model, wreck, feeds)

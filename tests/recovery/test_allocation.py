@@ -12,7 +12,7 @@ from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import accumulate
 from onnxcompress.passes.base import PassContext
-from onnxcompress.passes.recovery import allocation
+from onnxcompress.passes.recovery import allocation, allocation_samples
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig, _with_layers_behind
 from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_solve import allocate
@@ -166,3 +166,18 @@ def test_a_model_without_choices_keeps_its_limit_or_tells_so() -> None:
     assert allocate([], {"macs": []}, {"macs": 1.0}) == []
     with pytest.raises(BudgetInfeasibleError, match="macs: the limit is -1"):
         allocate([], {"macs": []}, {"macs": -1.0})
+
+
+def test_samples_are_spread_over_the_stream_and_fewer_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream():
+        return ({"x": np.arange(at, at + 10, dtype=np.float32)[:, None]} for at in range(0, 100, 10))
+
+    def chosen(images: int) -> list[float]:
+        return [float(sample["x"][0, 0]) for sample in allocation_samples.spread(stream, images)]
+
+    assert chosen(100) == list(range(100))
+    few = chosen(8)
+    assert len(few) == 8
+    assert few[0] < 10 < 80 < few[-1]
+    monkeypatch.setattr(allocation_samples, "_SPREAD_BYTES", 2 * 4 * 5)
+    assert len(chosen(100)) == 5

@@ -28,7 +28,15 @@ from onnxcompress.passes.race import is_faster, race_text, short_name
 
 RULES: Mapping[str, type[Rule]] = {
     rule.name: rule
-    for rule in (IdentityRemoval, ConstantFolding, ReshapeSettling, BatchNormFolding, LinearMerging, LrnRewriting, UnusedRemoval)
+    for rule in (
+        IdentityRemoval,
+        ConstantFolding,
+        ReshapeSettling,
+        BatchNormFolding,
+        LinearMerging,
+        LrnRewriting,
+        UnusedRemoval,
+    )
 }
 STEPS = tuple(RULES)
 """Names of all steps, in the order in which they run."""

@@ -15,7 +15,15 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model, Shape
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    has_input,
+    is_standard,
+    pinned_names,
+    planned_node,
+    remove_nodes,
+)
 
 _OF_ONE_INPUT = frozenset({"Concat", "Sum", "Max", "Min", "Mean"})
 _CHANGES_ONLY_SHAPE = frozenset({"Reshape", "Flatten"})

@@ -13,6 +13,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, planned_node
 
+
 class LrnRewriting(Rule):
     """Writes LRN as square, banded Conv, roots and quotient."""
 

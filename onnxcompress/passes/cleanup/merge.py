@@ -152,7 +152,9 @@ def _pads(conv: gs.Node) -> bool:
 def _cost(model: Model, first: gs.Node, second: gs.Node, shapes: Shapes) -> _Cost:
     slope, constant = _product(model, first, second)
     apart = sum(int(np.prod(node.inputs[1].shape)) for node in (first, second))
-    biases = [int(node.inputs[2].shape[0]) if has_input(node, 2) and node.inputs[2].shape else 0 for node in (first, second)]
+    biases = [
+        int(node.inputs[2].shape[0]) if has_input(node, 2) and node.inputs[2].shape else 0 for node in (first, second)
+    ]
     bias = constant.size if any(biases) else 0
     macs = [node_macs(node, shapes) for node in (first, second)]
     weight = int(np.prod(second.inputs[1].shape))

@@ -115,7 +115,10 @@ def solve(
     matrix, right = lil_matrix((rows, spare + len(sets))), np.zeros(rows)
     upper = np.array([float(c in prunable) for c in classes])
     bounds = [upper, np.full(2 * len(demands), float(len(classes)))]
-    bounds += [np.array([float((b.length - 1) // b.unit) for b in balances]), np.array([float(len(own)) for own in sets])]
+    bounds += [
+        np.array([float((b.length - 1) // b.unit) for b in balances]),
+        np.array([float(len(own)) for own in sets]),
+    ]
     row = 0
     for at, demand in enumerate(demands):
         matrix[row, [column[int(c)] for c in demand.classes]] = 1.0

@@ -139,7 +139,7 @@ def _activation_scores(model: Model, groups: ChannelGroups, count: int, context:
 
 
 def _taylor_scores(model: Model, groups: ChannelGroups, count: int, context: PassContext) -> Scores:
-    """What a class adds at all its consumers together, squared for each sample: where it is removed, it is zero there."""
+    """What a class adds at all its consumers together, squared for each sample: removed, it is zero there."""
     samples = context.labelled or context.calibration
     if samples is None:
         raise DataError("importance 'taylor' needs data; give --train, --calib or --data")
@@ -180,9 +180,7 @@ def _response_scores(model: Model, groups: ChannelGroups, by_weights: Scores, co
     return np.where(known, scores / mean, by_weights) if mean > 0.0 else by_weights
 
 
-def _judged(
-    model: Model, groups: ChannelGroups, count: int, calibration: Samples, context: PassContext
-) -> Scores:
+def _judged(model: Model, groups: ChannelGroups, count: int, calibration: Samples, context: PassContext) -> Scores:
     """Return the damage of every class for the share of MACs that it saves, NaN where no linear layer reads it."""
     from onnxcompress.passes.recovery.removal import removal_scores
 

@@ -119,7 +119,9 @@ class Allocation(Pass):
         measured: _Measured = memory[self.name]
         skipped, worth, sensitivity = list(measured.skipped), measured.worth, measured.sensitivity
         chosen, times = self._allocate(model, context, worth, sensitivity)
-        decisions = [{**each, **times.get(str(each["node"]), {})} for each in self._decisions(model, chosen, sensitivity)]
+        decisions = [
+            {**each, **times.get(str(each["node"]), {})} for each in self._decisions(model, chosen, sensitivity)
+        ]
         split = {str(decision["node"]) for decision in decisions}
         for name in measured.considered:
             if name not in split:
@@ -172,7 +174,7 @@ class Allocation(Pass):
         return {}
 
     def remeasured(self, model: Model, plan: Plan) -> Plan:
-        """Return the plan with the errors of this model's weights, and without what calibration data told of others'."""
+        """Return the plan with the errors of this model's weights, without what calibration data told of others'."""
         errors: dict[str, Any] = {}
         for kind, each in (("tucker", self._tucker), ("svd", self._svd)):
             own = tuple(decision for decision in plan.decisions if decision["kind"] == kind)

@@ -19,6 +19,7 @@ from onnxcompress.runtime.capture import capture_activations
 Array = npt.NDArray[Any]
 
 _BATCH = 16
+_SPREAD_BYTES = 2**31
 
 
 def sample_batch(model: Model) -> tuple[int, bool]:
@@ -51,10 +52,15 @@ def layer_covariances(
 
 
 def spread(calibration: Samples, images: int) -> list[dict[str, Array]]:
-    """Return at most so many samples, evenly spread over a stream of any length, one in each batch."""
+    """Return at most so many samples, evenly spread over a stream of any length, one in each batch.
+
+    Fewer of large ones: on the way twice as many are in memory, 2 GB at most.
+    """
     chosen: list[dict[str, Array]] = []
     stride, number = 1, 0
     for batch in calibration():
+        size = sum(array[:1].nbytes for array in batch.values())
+        images = min(images, max(1, _SPREAD_BYTES // (2 * max(size, 1))))
         for row in range(len(next(iter(batch.values())))):
             if number % stride == 0:
                 chosen.append({name: array[row : row + 1].copy() for name, array in batch.items()})

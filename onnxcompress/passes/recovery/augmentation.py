@@ -71,9 +71,7 @@ def _moved(images: Tensor, mirrored: Tensor, down: Tensor, across: Tensor) -> Te
     return padded[numbers[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _affine_maps(
-    views: Views, mirrored: Tensor, area: Tensor, ratio: Tensor, across: Tensor, down: Tensor
-) -> Tensor:
+def _affine_maps(views: Views, mirrored: Tensor, area: Tensor, ratio: Tensor, across: Tensor, down: Tensor) -> Tensor:
     """Return the affine maps (B, 2, 3) from the views' coordinates (-1 to 1) to their images'."""
     share = views.zoom + (1.0 - views.zoom) * area
     stretch = views.stretch ** (2 * ratio - 1)

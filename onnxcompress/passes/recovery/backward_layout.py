@@ -93,7 +93,9 @@ def global_average_pool(site: Site) -> Mapping[int, str]:
 
 def _mean(site: Site) -> str:
     """Return the gradient divided by how many elements each mean is of."""
-    counts = (site.tape.add("Cast", site.tape.add("Size", each), to=onnx.TensorProto.FLOAT) for each in (site.y, site.x))
+    counts = (
+        site.tape.add("Cast", site.tape.add("Size", each), to=onnx.TensorProto.FLOAT) for each in (site.y, site.x)
+    )
     return site.tape.add("Mul", site.g, site.tape.add("Div", *counts))
 
 

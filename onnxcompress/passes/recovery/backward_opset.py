@@ -98,4 +98,6 @@ def _means_the_same(node: onnx.NodeProto, version: int) -> bool:
         return True
     # An attribute that is gone and was not given: what was its default is what the operator does.
     defaults = {name: each.default_value for name, each in old.attributes.items() if name not in given}
-    return all(new.attributes[name].default_value == value for name, value in defaults.items() if name in new.attributes)
+    return all(
+        new.attributes[name].default_value == value for name, value in defaults.items() if name in new.attributes
+    )

@@ -154,9 +154,7 @@ def _summed(site: Site, gradients: Mapping[int, str]) -> dict[int, str]:
         if axes is None:
             continue
         name = site.node.input[position]
-        found[position] = (
-            site.tape.reshaped_as(site.tape.add("ReduceSum", gradient, axes), name) if axes else gradient
-        )
+        found[position] = site.tape.reshaped_as(site.tape.add("ReduceSum", gradient, axes), name) if axes else gradient
     return found
 
 

@@ -1,9 +1,9 @@
 """What each value that a node reads contributes to the loss, to first order: gradient times value.
 
 Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: taking a value v to zero changes the loss
-by about -(d loss / d v) v. It is taken at the operands of nodes rather than at weights, which is the paper's gate behind
-a filter: there it holds whatever lies between the filter's convolution and its readers, batch normalisation among it
-(before which the gradient times the weight of a filter sums to zero, as its scale has no effect).
+by about -(d loss / d v) v. It is taken at the operands of nodes rather than at weights, which is the paper's gate
+behind a filter: there it holds whatever lies between the filter's convolution and its readers, batch normalisation
+among it (before which the gradient times the weight of a filter sums to zero, as its scale has no effect).
 """
 
 from __future__ import annotations

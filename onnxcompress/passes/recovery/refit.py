@@ -35,8 +35,8 @@ from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, spanned_last
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
-from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
 from onnxcompress.passes.recovery.refit_waves import BatchFile, Part, Waves
+from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
 from onnxcompress.passes.tucker.sites import has_input
 
 Array = npt.NDArray[Any]
@@ -347,7 +347,8 @@ def _named(model: Model, name: str) -> gs.Node:
 def _why_too_wide(layer: RefitLayer) -> str | None:
     if layer.features <= MOST_INPUTS or not layer.has_input_factor:
         return None
-    return f"each output has {layer.features:,} inputs: with more than {MOST_INPUTS:,} a layer with an input factor is not fitted"
+    inputs = f"each output has {layer.features:,} inputs"
+    return f"{inputs}: with more than {MOST_INPUTS:,} a layer with an input factor is not fitted"
 
 
 def _why_not_aligned(model: Model, layer: RefitLayer, provenance: Provenance) -> str | None:

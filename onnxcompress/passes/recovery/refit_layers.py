@@ -199,7 +199,7 @@ def _core_of(chain: list[gs.Node], kernel: tuple[int, ...]) -> int | None:
     shapes = [tuple(int(size) for size in node.inputs[1].shape[2:]) for node in chain]
     whole = [at for at, shape in enumerate(shapes) if shape == kernel]
     if whole:
-        # Of a split matrix any node could be the core: the first keeps strides and pads, the other is the output factor.
+        # Of a split matrix any node could be the core: the first keeps strides and pads, the other is the factor.
         return whole[0] if math.prod(kernel) == 1 or len(chain) < _LONGEST_CHAIN else 1
     ones = (1,) * len(kernel)
     spans = [at for at in range(1, len(kernel)) if shapes[0] == (*kernel[:at], *ones[at:])]

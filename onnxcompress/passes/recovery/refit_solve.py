@@ -27,8 +27,8 @@ UNJUDGED = 1.0
 
 SHRINKAGE = 1.0
 """How far the inputs' covariance is drawn towards equal variance when there is one sample for each input: to its mean.
-It grows with the square of the inputs for each sample. A classifier of 1,024 features, halved in rank by 500 images, lost
-0.025 of divergence on other images with four times this, and 0.042 with a fifth of it."""
+It grows with the square of the inputs for each sample. A classifier of 1,024 features, halved in rank by 500 images,
+lost 0.025 of divergence on other images with four times this, and 0.042 with a fifth of it."""
 
 HELD_OUT = 5
 """Every so manieth image is kept out of every layer's fit: it chooses the ridge and judges what was fitted.
@@ -112,7 +112,6 @@ class Samples:
             return missed / size
         return 0.0 if missed == 0.0 else float("inf")
 
-
     def error_of(self, chain: ChainWeights, shape: ChainShape) -> float:
         """Return the error of a chain's weights in the metric of its shape."""
         return self.error(chain.slope(), chain.constant, shape.metric)
@@ -135,7 +134,9 @@ def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.ND
     return np.ascontiguousarray(np.moveaxis(split, -3, -2)).reshape(rows.shape)
 
 
-def fit_chain(training: Samples, judging: Samples | None, shape: ChainShape, prior: Matrix, rounds: int) -> ChainWeights:
+def fit_chain(
+    training: Samples, judging: Samples | None, shape: ChainShape, prior: Matrix, rounds: int
+) -> ChainWeights:
     """Fit a chain to samples.
 
     Args:

@@ -12,6 +12,7 @@ one output.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -136,7 +137,7 @@ def removal_scores(
             least = max(least, float(prices[at]))
             scores[alive[at]] = least
         gone = {int(number) for number in alive[order]}
-        parallel_map(lambda reader: reader.remove(gone), readers.values())
+        parallel_map(functools.partial(Reader.remove, numbers=gone), readers.values())
     return scores
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from onnxcompress.analysis.split import WHOLE, Split
 
 _GAIN = 0.03
-"""A split must take at least this share less time than the whole layer: less is noise, and costs accuracy for nothing."""
+"""A split must take at least this share less time than the whole layer: less is noise, at a cost in accuracy."""
 
 
 def fastest_split(times: Mapping[Split, float] | None, splits: Iterable[Split]) -> tuple[Split | None, str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.lrn import is_window
 from onnxcompress.analysis.cost import sample_shapes
+from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.spectrum import Matrix, working
 from onnxcompress.passes.base import PassContext, Skipped

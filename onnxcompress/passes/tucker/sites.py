@@ -14,8 +14,8 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.spectrum import Matrix, working
-from onnxcompress.serialization import release_mapped
 from onnxcompress.passes.base import PassContext, Skipped
+from onnxcompress.serialization import release_mapped
 
 Array = npt.NDArray[Any]
 
@@ -107,7 +107,7 @@ def as_stored(factor: Matrix, dtype: np.dtype[Any]) -> Array:
     """
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(factor.astype(dtype))
-    within = -LARGEST_FACTOR <= factor.min(initial=0.0) and factor.max(initial=0.0) <= LARGEST_FACTOR
+    within = factor.min(initial=0.0) >= -LARGEST_FACTOR and factor.max(initial=0.0) <= LARGEST_FACTOR
     if not (within and np.isfinite(stored).all()):
         raise ValueError(f"a factor of it holds values too large for {dtype}")
     return stored

@@ -113,7 +113,9 @@ class SvdDecomposition(Pass):
         ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.rank})
         for site, choice in zip(sites, choices, strict=True):
             if choice.rank:
-                timed = {} if times is None else {"ms": [times[site.node][r] for r in (WHOLE, Split(None, choice.rank))]}
+                timed = (
+                    {} if times is None else {"ms": [times[site.node][r] for r in (WHOLE, Split(None, choice.rank))]}
+                )
                 decisions.append({**_decision(site, choice, ledger), **timed})
             else:
                 reasons[site.node] = choice.reason
@@ -167,7 +169,9 @@ class SvdDecomposition(Pass):
         if self.config.spec.rule != "auto" or context.split_times is None:
             return None
         pairs = zip(sites, choices, strict=True)
-        return context.split_times(model, {site.node: [Split(None, choice.rank)] for site, choice in pairs if choice.rank})
+        return context.split_times(
+            model, {site.node: [Split(None, choice.rank)] for site, choice in pairs if choice.rank}
+        )
 
     def _rank(self, spectrum: Spectrum) -> int:
         spec = self.config.spec

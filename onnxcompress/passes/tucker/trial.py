@@ -70,7 +70,9 @@ class SplitTrials:
             else:
                 first, second = (
                     copy.new_constant(f"{layer}_svd_{name}_weight", array)
-                    for name, array in zip(("first", "second"), _matrix_weights(self.matrices[layer], ranks))
+                    for name, array in zip(
+                        ("first", "second"), _matrix_weights(self.matrices[layer], ranks), strict=True
+                    )
                 )
                 replace_by_chain(copy, nodes[layer], factor_links(copy, nodes[layer], first, second))
         return copy
@@ -96,7 +98,9 @@ def _convolution_weights(site: ConvSite, split: SplitShape) -> SplitWeights:
     return SplitWeights(
         first=_filled(site.weight, first, inputs * math.prod(spanned)) if split.with_in else None,
         core=_filled(site.weight, core, split.rank_in * math.prod(rest)),
-        last=_filled(site.weight, (groups * outputs, split.rank_out, *ones), split.rank_out) if split.with_out else None,
+        last=_filled(site.weight, (groups * outputs, split.rank_out, *ones), split.rank_out)
+        if split.with_out
+        else None,
         relative_error=0.0,
     )
 
