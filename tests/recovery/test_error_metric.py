@@ -66,16 +66,16 @@ def test_the_moment_at_the_scores_is_the_fisher_information_of_the_classes() -> 
     scores = run_all(model, {"x": data})["y"].astype(np.float64)
     probable = np.exp(scores - scores.max(axis=1, keepdims=True))
     probable /= probable.sum(axis=1, keepdims=True)
-    expected = (
-        (np.einsum("nc,cd->cd", probable, np.eye(5)) - probable.T @ probable) / images / 64
-    )  # of 64 averaged positions
+    positions = 64  # which are averaged
+    expected = (np.einsum("nc,cd->cd", probable, np.eye(5)) - probable.T @ probable) / images / positions
     # One label is drawn for each sample: a rough estimate of the sum over all.
     assert np.linalg.norm(found - expected) < 0.3 * np.linalg.norm(expected)
 
 
 def test_what_the_output_hardly_reads_counts_little() -> None:
-    weights = np.diag(moments(network(), 32)["h"])
-    assert weights[:LOUD].max() < 0.03 * weights[LOUD:].mean()
+    weights = np.diag(moments(network(), 32)["h"]).copy()
+    weights -= weights.min()  # what shrinking adds to all of them
+    assert weights[:LOUD].max() < 1e-3 * weights[LOUD:].mean()
 
 
 def test_moments_are_shrunk_as_far_as_images_disagree() -> None:

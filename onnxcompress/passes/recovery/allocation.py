@@ -142,7 +142,8 @@ class Allocation(Pass):
         drawn = spread(calibration, self.config.images + self.config.judging_images)
         every = max(2, round(len(drawn) / self.config.judging_images))
         judging = drawn[every - 1 :: every] or drawn
-        seen = [sample for number, sample in enumerate(drawn) if number % every != every - 1]
+        seen = drawn.copy()
+        del seen[every - 1 :: every]
         covariances = layer_covariances(
             fast, layers, batched(seen, batch, filled=filled), self.config.positions, context.seed
         )
