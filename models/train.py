@@ -87,7 +87,9 @@ def varied(images: Tensor, size: int, padding: int, generator: torch.Generator, 
     if mirror:
         flipped = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(flipped, columns.flip(1), columns)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    numbers = torch.arange(count, device=images.device)
+    return padded[numbers[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -100,7 +102,7 @@ def cut_out(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     lefts = torch.randint(0, width, (count, 1), generator=generator) - side // 2
     rows, columns = torch.arange(height) - tops, torch.arange(width) - lefts
     rows, columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[..., None], 0)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[..., None].to(images.device), 0)
 
 
 def accuracy(network: nn.Module, split: Split, device: torch.device) -> float:
@@ -154,10 +156,12 @@ def train(progress: Progress, split: Split, arguments: argparse.Namespace, proce
         network = nn.parallel.DistributedDataParallel(network)
     share = arguments.batch // processes.size
     steps = len(split.labels) // arguments.batch
+    # All of them at once: small images, which are cut and mirrored where they are used.
+    split = Split(split.images.to(device), split.labels.to(device))
     start = time.monotonic()
     for epoch in range(progress.done, arguments.epochs):
         network.train()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=device)
         size = split.images.shape[1]
         if epoch < arguments.early_epochs:
             size = arguments.early_size or size
@@ -167,24 +171,26 @@ def train(progress: Progress, split: Split, arguments: argparse.Namespace, proce
         torch.manual_seed(generator.initial_seed())  # of dropout, so that a resumed run is the same
         for step in range(steps):
             first = step * arguments.batch + processes.rank * share
-            chosen = order[first : first + share]
+            chosen = order[first : first + share].to(device)
             images = varied(split.images[chosen], size, arguments.padding, generator, mirror=arguments.mirror)
             if arguments.cutout:
                 images = cut_out(images, arguments.cutout, generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
-                logits = network(to_input(images.to(device)))
-                loss = functional.cross_entropy(logits, split.labels[chosen].to(device), label_smoothing=0.1)
+                logits = network(to_input(images))
+                loss = functional.cross_entropy(logits, split.labels[chosen], label_smoothing=0.1)
             progress.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             progress.optimizer.step()
             progress.schedule.step()
-            total += loss.item()
+            total += loss.detach()  # not read here: that would wait for an accelerator at every step
             if step % 50 == 49:
-                logging.debug("step %d: loss %.4f, %.0f s", step + 1, total / (step + 1), time.monotonic() - start)
+                logging.debug(
+                    "step %d: loss %.4f, %.0f s", step + 1, float(total) / (step + 1), time.monotonic() - start
+                )
         progress.done = epoch + 1
         seconds = time.monotonic() - start
         if processes.rank == 0:
-            logging.info("epoch %d/%d: loss %.4f, %.0f s", epoch + 1, arguments.epochs, total / steps, seconds)
+            logging.info("epoch %d/%d: loss %.4f, %.0f s", epoch + 1, arguments.epochs, float(total) / steps, seconds)
             progress.save()
 
 

@@ -30,6 +30,7 @@ LossOf = Callable[[Positions, torch.Generator, int], Tensor]
 _WARMUP_SHARE = 0.05
 _SMALLEST_SIZE = 1e-3  # of a weight tensor, for its steps: a bias of zeros must be able to move
 _AVERAGED_STEPS = 50
+_STEPS_BETWEEN_LOOKS = 16  # at the loss: each look waits for an accelerator to finish its queue
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class Trainer:
             ],
             lr=settings.rate,
             betas=(0.9, 0.99),
+            fused=module.device.type == "cuda" or None,  # one kernel for each tensor, not a dozen
         )
         self._average: State = {}
 
@@ -217,29 +219,28 @@ class Trainer:
         self._module.train(self._training_mode)
         generator = torch.Generator().manual_seed(_seed(self._settings.seed, number))
         order = np.random.default_rng((self._settings.seed, number)).permutation(self._positions)
-        total, steps = 0.0, self.steps_per_epoch
+        total = torch.zeros((), dtype=torch.float64, device=self._module.device)
+        steps = self.steps_per_epoch
         for step in range(steps):
             chosen = order[step * self._settings.batch : (step + 1) * self._settings.batch]
             self._set_rates(number * steps + step, self._settings.epochs * steps)
-            loss = self._step(chosen, lambda part: loss_of(part, generator, number))
-            total += loss
-            if not math.isfinite(loss):
-                return loss
+            total += self._step(chosen, lambda part: loss_of(part, generator, number))
+            if step % _STEPS_BETWEEN_LOOKS == _STEPS_BETWEEN_LOOKS - 1 and not math.isfinite(float(total)):
+                break
             self._update_average(number * steps + step)
             tell(doing, number * steps + step + 1, self._settings.epochs * steps)
-        return total / steps
+        return float(total) / steps
 
-    def _step(self, chosen: Positions, loss_of: Callable[[Positions], Tensor]) -> float:
+    def _step(self, chosen: Positions, loss_of: Callable[[Positions], Tensor]) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        total = 0.0
+        losses = []
         for part in _parts(chosen, self._settings.at_once):
             with self._precision.autocast():
                 loss = loss_of(part) * (len(part) / len(chosen))
             self._precision.backward(loss)
-            total += float(loss.detach())
-        if math.isfinite(total):
-            self._precision.step(self._optimizer)
-        return total
+            losses.append(loss.detach().double())
+        self._precision.step(self._optimizer)
+        return torch.stack(losses).sum()
 
     def _set_rates(self, step: int, steps: int) -> None:
         """Warm up linearly, then follow half a cosine down to zero (Loshchilov and Hutter, SGDR, ICLR 2017)."""
@@ -252,8 +253,8 @@ class Trainer:
     def _update_average(self, step: int) -> None:
         # Over the last steps, fewer at the beginning: the start must not linger.
         share = max(1.0 / _AVERAGED_STEPS, 1.0 - (step + 1) / (step + 10))
-        for name, tensor in self._tensors().items():
-            self._average[name].lerp_(tensor.detach(), share)
+        tensors = self._tensors()
+        torch._foreach_lerp_([self._average[name] for name in tensors], [*tensors.values()], share)
 
     def _finish_epoch(self, number: int, loss: float, progressed: Progressed) -> None:
         trained = self._module.state()

@@ -84,10 +84,11 @@ class TrainingData:
         """Return random views of the samples at `positions`, and their labels (B,) or None."""
         arrays = {name: torch.from_numpy(array) for name, array in self._files.read(positions).items()}
         labels = arrays.pop(LABELS, None)
+        feeds = to_feeds(arrays, self._device)
         name = self.image_input
         if views is not None and generator is not None and name is not None:
-            arrays[name] = random_views(arrays[name].to(torch.float32), views, generator)
-        return to_feeds(arrays, self._device), None if labels is None else labels.to(self._device)
+            feeds[name] = random_views(feeds[name], views, generator)
+        return feeds, None if labels is None else labels.to(self._device)
 
 
 def split_off(positions: Positions, share: float, seed: int) -> tuple[Positions, Positions]:
