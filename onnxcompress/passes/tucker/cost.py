@@ -36,6 +36,12 @@ class SplitCost:
         """MACs of the split form, in units that compare between splits of the same convolution."""
         return (self.macs or self.relative_macs)[1]
 
+    @property
+    def saved_macs(self) -> int:
+        """MACs that the split saves; they compare between convolutions whose sizes are known."""
+        before, after = self.macs or self.relative_macs
+        return before - after
+
 
 class ParamsLedger:
     """Counts parameters over the decisions of a plan, a weight that several nodes read only once."""

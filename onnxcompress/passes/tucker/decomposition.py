@@ -24,6 +24,7 @@ from onnxcompress.passes.tucker.cache import WeightCache, remeasured
 from onnxcompress.passes.tucker.cost import ParamsLedger, SplitCost, tucker_cost
 from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights, decompose, split_weights
 from onnxcompress.passes.tucker.faster import fastest_split
+from onnxcompress.passes.tucker.raced import Saving, raced_splits
 from onnxcompress.passes.tucker.ranks import DEFAULT_FLOOR, DEFAULT_MIN_RANK, kernel_ranks
 from onnxcompress.passes.tucker.rewrite import replace_conv, require_distinct, split_constants
 from onnxcompress.passes.tucker.sites import ConvSite, find_conv_sites
@@ -98,7 +99,8 @@ class TuckerDecomposition(Pass):
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Choose ranks from the weights; every convolution that is not split says why.
 
-        Where the context knows how long splits take, `auto` makes the fastest, and none that is not faster.
+        Where the context knows how long splits take, `auto` makes the fastest, and none that is not faster; where it
+        can only race whole networks, those with which the network is fastest.
 
         Raises:
             RecipeError: a ranks file names a node that is not there or cannot be split, or a rank out of range.
@@ -111,6 +113,8 @@ class TuckerDecomposition(Pass):
         self._check_ranks_file(model, sites, reasons)
         splittable = {site.node for site in sites if why_not_split(site) is None}
         choices, times = self._choices(model, sites, splittable, context)
+        if self.config.spec.rule == "auto" and times is None:
+            choices = _raced(model, sites, choices, context)
         decisions: list[Decision] = []
         ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.split})
         for site, choice in zip(sites, choices, strict=True):
@@ -292,6 +296,20 @@ def _paying_splits(site: ConvSite, rank_in: int, rank_out: int) -> tuple[tuple[S
     if not paying:
         return (), f"no split at ranks [{rank_in}, {rank_out}] lowers both MACs and parameters"
     return tuple(sorted(paying, key=lambda split: (split_cost(site, split).macs_after, len(split.factors)))), ""
+
+
+def _raced(model: Model, sites: Sequence[ConvSite], choices: Sequence[_Choice], context: PassContext) -> list[_Choice]:
+    """Return the choices without the splits that do not make the network faster."""
+    savings = {
+        site.node: Saving(ranks_of(choice.split), split_cost(site, choice.split).saved_macs)
+        for site, choice in zip(sites, choices, strict=True)
+        if choice.split is not None
+    }
+    whole = raced_splits(model, savings, context)
+    return [
+        _Choice(reason=whole[site.node]) if site.node in whole else choice
+        for site, choice in zip(sites, choices, strict=True)
+    ]
 
 
 def _timed(times: _Times | None, node: str, ranks: Split) -> dict[str, list[float]]:

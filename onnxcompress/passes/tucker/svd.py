@@ -26,6 +26,7 @@ from onnxcompress.passes.tucker.cache import WeightCache, remeasured
 from onnxcompress.passes.tucker.cost import ParamsLedger
 from onnxcompress.passes.tucker.faster import fastest_split
 from onnxcompress.passes.tucker.matrices import MatrixSite, find_matrix_sites
+from onnxcompress.passes.tucker.raced import Saving, raced_splits
 from onnxcompress.passes.tucker.ranks import rounded_up
 from onnxcompress.passes.tucker.rewrite import Link, replace_by_chain, require_distinct
 from onnxcompress.passes.tucker.sites import Array, as_stored, has_input
@@ -95,7 +96,8 @@ class SvdDecomposition(Pass):
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Choose ranks from the weights; every node that is not split says why.
 
-        Where the context knows how long splits take, `auto` makes none that is not faster.
+        Where the context knows how long splits take, `auto` makes none that is not faster; where it can only race whole
+        networks, those with which the network is fastest.
         """
         self._cache.clear()
         if self.config.spec.rule == "off":
@@ -109,6 +111,8 @@ class SvdDecomposition(Pass):
             choice if times is None else _if_faster(choice, times.get(site.node))
             for site, choice in zip(sites, found, strict=True)
         ]
+        if self.config.spec.rule == "auto" and times is None:
+            choices = _raced(model, sites, choices, context)
         decisions: list[Decision] = []
         ledger = ParamsLedger({s.node for s, choice in zip(sites, choices, strict=True) if choice.rank})
         for site, choice in zip(sites, choices, strict=True):
@@ -207,6 +211,22 @@ def _if_faster(choice: _Choice, times: Mapping[Split, float] | None) -> _Choice:
         return choice
     fastest, reason = fastest_split(times, [Split(None, choice.rank)])
     return _Choice(reason=reason) if fastest is None else choice
+
+
+def _raced(
+    model: Model, sites: Sequence[MatrixSite], choices: Sequence[_Choice], context: PassContext
+) -> list[_Choice]:
+    """Return the choices without the splits that do not make the network faster."""
+    savings = {
+        site.node: Saving(Split(None, choice.rank), site.cost(choice.rank).saved_macs)
+        for site, choice in zip(sites, choices, strict=True)
+        if choice.rank
+    }
+    whole = raced_splits(model, savings, context)
+    return [
+        _Choice(reason=whole[site.node]) if site.node in whole else choice
+        for site, choice in zip(sites, choices, strict=True)
+    ]
 
 
 def matrix_factors(site: MatrixSite, rank: int, spectrum: Spectrum | None = None) -> MatrixFactors:
