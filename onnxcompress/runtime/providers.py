@@ -113,6 +113,8 @@ class Provider:
 
 CPU_PROVIDER = Provider("cpu", CPU)
 
+_RECORDED_GRAPHS = {CUDA: "enable_cuda_graph", TENSORRT: "trt_cuda_graph_enable"}
+
 
 def provider_name(name: str) -> str:
     """Return onnxruntime's name of a provider, given that or a short one.
@@ -159,6 +161,12 @@ def resolve_provider(name: str, options: Mapping[str, Mapping[str, str]] | None 
     def settings_of(provider: str) -> dict[str, str]:
         return {**_PINNED.get(provider, {}), **given.get(provider, {})}
 
+    for provider, option in _RECORDED_GRAPHS.items():
+        if given.get(provider, {}).get(option, "0").lower() not in ("0", "false"):
+            raise RecipeError(
+                f"provider option {option} is not supported: a recorded graph reads the addresses of its first run, "
+                "and each batch of data lies elsewhere; leave it out"
+            )
     behind = tuple((second, settings_of(second)) for second in _SECOND.get(full, ()) if second in available)
     return Provider(name, full, settings_of(full), behind)
 

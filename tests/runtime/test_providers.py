@@ -82,6 +82,13 @@ def test_a_missing_provider_says_what_is_there_and_what_to_install(monkeypatch: 
 
 
 @pytest.mark.usefixtures("with_cuda")
+def test_a_recorded_graph_is_refused_as_it_would_answer_for_other_inputs() -> None:
+    assert resolve_provider("cuda", {"cuda": {"enable_cuda_graph": "0"}}).options["enable_cuda_graph"] == "0"
+    with pytest.raises(RecipeError, match=r"enable_cuda_graph is not supported.*leave it out"):
+        resolve_provider("cuda", {"cuda": {"enable_cuda_graph": "1"}})
+
+
+@pytest.mark.usefixtures("with_cuda")
 def test_options_are_pinned_given_and_passed_behind() -> None:
     assert resolve_provider("cuda").as_onnxruntime() == [
         ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"}),
