@@ -83,7 +83,7 @@ def profile_section(report: Report) -> Markup:
         (NODE_HEADER, node_rows(report.profile), (0, 1, 4)),
     ):
         columns = [Column(name, "name" if at in left else "number") for at, name in enumerate(header)]
-        tables.append(element("div", table(columns, [list(row) for row in rows]), class_="tall"))
+        tables.append(element("div", table(columns, [list(row) for row in rows], stack=True), class_="tall"))
     return element(
         "section",
         element("h2", "Where the time goes"),
