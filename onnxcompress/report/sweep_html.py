@@ -6,7 +6,7 @@ from onnxcompress.recipe import Recipe
 from onnxcompress.report.html import html_page, made_by
 from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, text_with_options, void
 from onnxcompress.report.sweep_figures import Gain, SweepPoint, SweepReport
-from onnxcompress.report.sweep_plots import METHOD_TITLES, join_plots
+from onnxcompress.report.sweep_plots import METHOD_TITLES, any_below, join_plots
 from onnxcompress.report.sweep_text import (
     MEASURE_TITLES,
     gain_row,
@@ -87,7 +87,7 @@ def _plots(report: SweepReport) -> Markup:
     note = (
         "A line joins the points of one method that none of its others beats. Rest the pointer on a mark for its name."
     )
-    hollow = " Hollow marks at the lower edge lie deeper."
+    hollow = " Hollow marks on the axis lie deeper." if any_below(report) else ""
     return element(
         "section",
         element("h2", "Accuracy against what it costs"),
