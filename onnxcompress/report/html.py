@@ -13,7 +13,7 @@ from importlib import resources
 
 from onnxcompress.report import html_sections as sections
 from onnxcompress.report.figures import Report
-from onnxcompress.report.html_elements import Markup, element, text, void
+from onnxcompress.report.html_elements import Markup, element, text, text_with_options, void
 from onnxcompress.report.html_layers import layers_section, profile_section
 from onnxcompress.report.html_search import search_section
 
@@ -26,7 +26,7 @@ def html_report(report: Report) -> str:
         element("p", f"onnxcompress {report.command}", class_="soft small"),
         element("h1", title),
         sections.verdict(report),
-        *(element("p", line, class_="note") for line in report.warnings),
+        *(element("p", text_with_options(line), class_="note") for line in report.warnings),
     )
     main = element(
         "main",

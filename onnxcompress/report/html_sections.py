@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnxcompress.report.command import command_of, recipe_of
 from onnxcompress.report.decisions import decision_line
 from onnxcompress.report.figures import ModelFigures, Report
@@ -81,10 +83,16 @@ def figures_section(report: Report) -> Markup:
     return element(
         "section",
         element("h2", before_and_after_title(report)),
-        element("div", table(columns, before_and_after(report), stack=True), class_="scroll"),
+        element("div", table(columns, map(_indented, before_and_after(report)), stack=True), class_="scroll"),
         *([element("h3", "How sure that is"), *plots] if plots else []),
         id="figures",
     )
+
+
+def _indented(row: Sequence[str]) -> list[str]:
+    """A row whose name begins with spaces belongs to the one above."""
+    name = row[0].lstrip()
+    return [name if name == row[0] else element("span", name, class_="step"), *row[1:]]
 
 
 def _accuracy_plot(report: Report) -> list[Markup]:
@@ -201,13 +209,13 @@ def passes_section(report: Report) -> Markup:
 def skipped_section(report: Report) -> Markup:
     """Return what was left alone and why, sortable and searchable; nothing where nothing was."""
     rows: list[list[str | Cell]] = [
-        [Cell(stage.pass_name, number), skipped.node, skipped.reason]
+        [skipped.node, Cell(stage.pass_name, number), skipped.reason]
         for number, stage in enumerate(report.stages)
         for skipped in stage.skipped
     ]
     if not rows:
         return NOTHING
-    columns = [Column("pass"), Column("node", "name"), Column("why")]
+    columns = [Column("node", "name"), Column("pass"), Column("why")]
     return element(
         "section",
         element("h2", f"Left alone, and why ({len(rows)})"),

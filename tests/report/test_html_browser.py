@@ -104,8 +104,8 @@ def test_text_and_bars_stand_out_in_both_themes(page: Page, dark: bool) -> None:
     assert min(contrast(card, colour) for colour in marks) >= 3.0
 
 
-@pytest.mark.parametrize("width", [360, 390])
-def test_on_a_phone_no_table_is_cut_off_and_every_figure_says_what_it_is(page: Page, width: int) -> None:
+@pytest.mark.parametrize("width", [360, 390, 740])
+def test_where_room_is_short_no_table_is_cut_off_and_every_figure_says_what_it_is(page: Page, width: int) -> None:
     page.emulate(width=width, dark=False)
     assert page.wider_than_their_place() == []
     told = page.value(

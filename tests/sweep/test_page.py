@@ -34,8 +34,9 @@ def test_the_page_shows_plots_and_sorts(tmp_path: Path) -> None:
         assert page.value(first) == "prune-1.1"
         page.value(f"{head}.click()")
         assert page.value(first) == "prune-4"
-        page.emulate(width=360, dark=True)
-        assert page.wider_than_their_place() == []
+        for width in (360, 740, 1200):
+            page.emulate(width=width, dark=True)
+            assert page.wider_than_their_place() == []
 
 
 @pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on this machine")
