@@ -87,12 +87,17 @@ def _plots(report: SweepReport) -> Markup:
     note = (
         "A line joins the points of one method that none of its others beats. Rest the pointer on a mark for its name."
     )
+    paced = (
+        " Latency is the original's, divided by the speed-up measured beside it."
+        if "latency" in report.measures
+        else ""
+    )
     hollow = " Hollow marks on the axis lie deeper." if any_below(report) else ""
     return element(
         "section",
         element("h2", "Accuracy against what it costs"),
         join_plots(report),
-        element("p", note + hollow, class_="soft small"),
+        element("p", note + paced + hollow, class_="soft small"),
         id="plots",
     )
 

@@ -15,7 +15,7 @@ from onnxcompress.report.text import percent
 METHOD_TITLES = {"prune": "pruning alone", "tucker": "Tucker alone", "both": "both"}
 
 _HEIGHT, _TOP, _BOTTOM = 340, 18, 296
-_LEFT_PERCENT, _RIGHT_PERCENT = 12.0, 97.0
+_LEFT_PERCENT, _RIGHT_PERCENT = 14.0, 97.0
 _FILE_WIDTH = 760
 _SHOWN_POINTS = 20.0
 """What lies more points of accuracy below the original stands on the axis, hollow: it must not squeeze the others."""
@@ -77,7 +77,7 @@ def pareto_file(report: SweepReport, measure: str) -> str:
         keys += [_key(kind, across, 18), element("text", told, x=across + 14, y=22)]
         across += 40 + 8 * len(told)
     title = element("text", _title(report, measure), x=10, y=_HEIGHT + 36, class_="faint")
-    plot = element("svg", *_drawn(report, measure), y=30, width=_FILE_WIDTH, height=_HEIGHT)
+    plot = element("svg", *_drawn(report, measure), x=10, y=30, width=_FILE_WIDTH - 20, height=_HEIGHT)
     content = element(
         "svg",
         element("style", Markup(_STYLE)),
@@ -138,7 +138,13 @@ def _scale(report: SweepReport, measure: str) -> _Scale:
     if measure == "latency":
         times = [p.original_latency_ms for p in report.points if p.original_latency_ms is not None]
         middle = sorted(times)[len(times) // 2] if times else None
-        return _Scale("latency (ms, p50)", lambda p: p.latency_ms, middle, 1.0)
+
+        def latency(point: SweepPoint) -> float | None:
+            # Each point was measured beside the original: where the machine changed its pace, only their ratio holds.
+            ratio = point.compression.get("latency")
+            return middle / ratio if middle is not None and ratio else point.latency_ms
+
+        return _Scale("latency (ms, p50)", latency, middle, 1.0)
     name, original, of = {
         "bytes": ("file size", before.bytes, lambda p: p.bytes),
         "params": ("parameters", before.params, lambda p: p.params),
@@ -197,15 +203,15 @@ def _drawn(report: SweepReport, measure: str) -> Iterator[Markup]:
         yield element("line", class_=kind, x1="0", x2="100%", y1=frame.y(level), y2=frame.y(level))
     for method in _methods(report):
         yield from _front(method, points, measure, place, frame)
-    if original is not None:
-        name = f"original: {percent(report.original_accuracy)}, {original:.4g}"
-        yield _mark("original", frame.x(original), frame.y(report.original_accuracy), "mark original", name)
     for point in points:
         value, accuracy = place(point)
         below = _is_below(point, report)
         told = f"{point.name}: {percent(accuracy)}, {value:.4g} ({point.compression[measure]:.2f} x)"
         height = frame.y(frame.bottom if below else accuracy)
         yield _mark(point.method, frame.x(value), height, f"mark {point.method}{' below' if below else ''}", told)
+    if original is not None:
+        name = f"original: {percent(report.original_accuracy)}, {original:.4g}"
+        yield _mark("original", frame.x(original), frame.y(report.original_accuracy), "mark original", name)
 
 
 def _front(
