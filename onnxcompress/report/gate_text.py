@@ -33,7 +33,7 @@ def gate_value(gate: GateResult) -> str:
     """Return the value with its interval: `0.50 (95 %: -1.20 to 2.20)`."""
     if gate.value is None:
         return "not measured"
-    return f"{gate.value:.2f}{_interval(gate, '.2f')}"
+    return f"{_written(gate.value, '.2f')}{_interval(gate, '.2f')}"
 
 
 def gate_verdict(gate: GateResult) -> str:
@@ -93,4 +93,11 @@ def _measure_more(gate: GateResult, report: Report) -> str:
 def _interval(gate: GateResult, form: str) -> str:
     if gate.interval is None:
         return ""
-    return f" (95 %: {gate.interval[0]:{form}} to {gate.interval[1]:{form}})"
+    low, high = gate.interval
+    return f" (95 %: {_written(low, form)} to {_written(high, form)})"
+
+
+def _written(value: float, form: str) -> str:
+    """What rounds to zero has no sign."""
+    number = f"{value:{form}}"
+    return number if number.strip("-0.") else number.removeprefix("-")

@@ -13,7 +13,7 @@ from importlib import resources
 
 from onnxcompress.report import html_sections as sections
 from onnxcompress.report.figures import Report
-from onnxcompress.report.html_elements import Markup, element, join, text, void
+from onnxcompress.report.html_elements import Markup, element, text, text_with_options, void
 from onnxcompress.report.html_layers import layers_section, profile_section
 from onnxcompress.report.html_search import search_section
 
@@ -26,7 +26,7 @@ def html_report(report: Report) -> str:
         element("p", f"onnxcompress {report.command}", class_="soft small"),
         element("h1", title),
         sections.verdict(report),
-        *(element("p", line, class_="note") for line in report.warnings),
+        *(element("p", text_with_options(line), class_="note") for line in report.warnings),
     )
     main = element(
         "main",
@@ -62,8 +62,8 @@ def html_page(title: str, main: Markup) -> str:
 
 def made_by(versions: Mapping[str, str]) -> Markup:
     """Return the line at a page's foot."""
-    version = versions.get("onnxcompress", "")
-    return join([text(f"Made by onnxcompress {version}. A figure that was not measured is not shown.")])
+    maker = " ".join(["onnxcompress", *([versions["onnxcompress"]] if "onnxcompress" in versions else [])])
+    return text(f"Made by {maker}. A figure that was not measured is not shown.")
 
 
 def _title(report: Report) -> str:

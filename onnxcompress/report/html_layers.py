@@ -78,12 +78,13 @@ def profile_section(report: Report) -> Markup:
     if report.profile is None:
         return Markup("")
     tables = []
-    for header, rows, left in (
-        (OP_HEADER, op_rows(report.profile), (0,)),
-        (NODE_HEADER, node_rows(report.profile), (0, 1, 4)),
+    for title, header, rows, left in (
+        ("By operator", OP_HEADER, op_rows(report.profile), (0,)),
+        ("Nodes that take most time", NODE_HEADER, node_rows(report.profile), (0, 1, 4)),
     ):
         columns = [Column(name, "name" if at in left else "number") for at, name in enumerate(header)]
-        tables.append(element("div", table(columns, [list(row) for row in rows]), class_="tall"))
+        tables.append(element("h3", title))
+        tables.append(element("div", table(columns, [list(row) for row in rows], stack=True), class_="tall"))
     return element(
         "section",
         element("h2", "Where the time goes"),

@@ -14,7 +14,7 @@ def search_section(report: Report) -> Markup:
         return Markup("")
     columns = [Column(title, "number") for title in trial_titles(found)]
     rows = [trial_row(trial) for trial in found.trials]
-    trials = element("div", table(columns, rows), class_="scroll") if rows else Markup("")
+    trials = element("div", table(columns, rows, stack=True), class_="scroll") if rows else Markup("")
     limit = (
         "" if found.limit is None else f" It looked for the smallest model that loses at most {found.limit:g} points."
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnxcompress.report.command import command_of, recipe_of
 from onnxcompress.report.decisions import decision_line
 from onnxcompress.report.figures import ModelFigures, Report
 from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, gate_value, gate_verdict
-from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, void
+from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text_with_options, void
 from onnxcompress.report.html_plots import Axis, bar, interval_plot
 from onnxcompress.report.junit import why_no_self_check
 from onnxcompress.report.rows import before_and_after, before_and_after_title, stage_measures, step_rows
@@ -81,10 +83,16 @@ def figures_section(report: Report) -> Markup:
     return element(
         "section",
         element("h2", before_and_after_title(report)),
-        element("div", table(columns, before_and_after(report), class_="stack"), class_="scroll"),
+        element("div", table(columns, map(_indented, before_and_after(report)), stack=True), class_="scroll"),
         *([element("h3", "How sure that is"), *plots] if plots else []),
         id="figures",
     )
+
+
+def _indented(row: Sequence[str]) -> list[str]:
+    """A row whose name begins with spaces belongs to the one above."""
+    name = row[0].lstrip()
+    return [name if name == row[0] else element("span", name, class_="step"), *row[1:]]
 
 
 def _accuracy_plot(report: Report) -> list[Markup]:
@@ -127,13 +135,13 @@ def gates_section(report: Report) -> Markup:
     for gate in report.gates:
         result = element("span", gate_verdict(gate), class_="good" if gate.passed else "bad")
         name = join([element("code", gate.name), element("div", gate_about(gate), class_="soft small")])
-        advice = element("div", gate_advice(gate, report), class_="small") if not gate.passed else NOTHING
-        rows.append([name, gate_limit(gate), gate_value(gate), join([result, advice])])
+        if not gate.passed:
+            advice = element("div", text_with_options(gate_advice(gate, report)), class_="small")
+            result = join([result, advice])
+        rows.append([name, gate_limit(gate), gate_value(gate), result])
     columns = [Column("gate"), Column("limit", "keep"), Column("value", "keep"), Column("")]
     heading = element("h2", "Gates")
-    return element(
-        "section", heading, element("div", table(columns, rows, class_="stack"), class_="scroll"), id="gates"
-    )
+    return element("section", heading, element("div", table(columns, rows, stack=True), class_="scroll"), id="gates")
 
 
 def passes_section(report: Report) -> Markup:
@@ -161,7 +169,8 @@ def passes_section(report: Report) -> Markup:
             ]
         )
         empty = ["", "", "", *("" for _ in measured)]
-        rows += [[what, changes, left, *empty, f"{spent} s", ""] for what, changes, left, spent in step_rows(stage)]
+        for what, changes, left, spent in step_rows(stage):
+            rows.append([element("span", what, class_="step"), changes, left, *empty, f"{spent} s", ""])
     columns = [
         Column("pass"),
         Column("changes", "number"),
@@ -190,7 +199,7 @@ def passes_section(report: Report) -> Markup:
     return element(
         "section",
         element("h2", "Passes"),
-        element("div", table(columns, rows), class_="scroll"),
+        element("div", table(columns, rows, stack=True), class_="scroll"),
         element("p", note, class_="soft small"),
         *decided,
         id="passes",
@@ -200,20 +209,20 @@ def passes_section(report: Report) -> Markup:
 def skipped_section(report: Report) -> Markup:
     """Return what was left alone and why, sortable and searchable; nothing where nothing was."""
     rows: list[list[str | Cell]] = [
-        [Cell(stage.pass_name, number), skipped.node, skipped.reason]
+        [skipped.node, Cell(stage.pass_name, number), skipped.reason]
         for number, stage in enumerate(report.stages)
         for skipped in stage.skipped
     ]
     if not rows:
         return NOTHING
-    columns = [Column("pass"), Column("node", "name"), Column("why")]
+    columns = [Column("node", "name"), Column("pass"), Column("why")]
     return element(
         "section",
         element("h2", f"Left alone, and why ({len(rows)})"),
         void(
             "input", type="search", placeholder="Filter by name or reason", aria_label="Filter", data_filters="skipped"
         ),
-        element("div", table(columns, rows, sortable=True, id="skipped", class_="stack"), class_="tall"),
+        element("div", table(columns, rows, sortable=True, stack=True, id="skipped"), class_="tall"),
         id="left-alone",
     )
 
@@ -235,18 +244,12 @@ def run_section(report: Report) -> Markup:
         "section",
         element("h2", "This run"),
         element("h3", "Command"),
-        element("pre", _command(report)),
+        element("pre", text_with_options(command_of(report))),
         element("details", element("summary", "The same as a recipe (TOML)"), element("pre", *_lines(recipe))),
         element("h3", "Files, versions, machine"),
         element("dl", *described),
         id="run",
     )
-
-
-def _command(report: Report) -> Markup:
-    """A browser breaks lines behind hyphens: an option's name is kept whole."""
-    words = command_of(report).split(" ")
-    return join([element("span", w, class_="keep") if w.startswith("--") else text(w) for w in words], " ")
 
 
 def _file(figures: ModelFigures) -> str:

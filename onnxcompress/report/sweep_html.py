@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.html import html_page, made_by
-from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, void
+from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text, text_with_options, void
 from onnxcompress.report.sweep_figures import Gain, SweepPoint, SweepReport
-from onnxcompress.report.sweep_plots import METHOD_TITLES, join_plots
+from onnxcompress.report.sweep_plots import METHOD_TITLES, any_below, join_plots
 from onnxcompress.report.sweep_text import (
     MEASURE_TITLES,
     gain_row,
@@ -62,7 +62,7 @@ def _tiles(report: SweepReport) -> Markup:
             bars.append(element("span", name))
             bars.append(element("span", class_=f"bar {method}", style=f"width:{100 * width:.2f}%"))
             bars.append(element("span", shown))
-        heading = element("div", f"{MEASURE_TITLES[gain.measure]}, {_TILE_LOSS:g} point lost or less", class_="what")
+        heading = element("div", f"{_headline(gain.measure)}, {_TILE_LOSS:g} point lost or less", class_="what")
         about = "no comparison" if gain.gain is None else f"both: {gain_text(gain)}"
         tiles.append(
             element(
@@ -76,18 +76,28 @@ def _tiles(report: SweepReport) -> Markup:
     return element("div", *tiles, class_="tiles wide-tiles")
 
 
+def _headline(measure: str) -> str:
+    title = MEASURE_TITLES[measure]
+    return title[0].upper() + title[1:]
+
+
 def _plots(report: SweepReport) -> Markup:
     if not report.measures:
         return _NOTHING
     note = (
         "A line joins the points of one method that none of its others beats. Rest the pointer on a mark for its name."
     )
-    hollow = " Hollow marks at the lower edge lie deeper."
+    paced = (
+        " Latency is the original's, divided by the speed-up measured beside it."
+        if "latency" in report.measures
+        else ""
+    )
+    hollow = " Hollow marks on the axis lie deeper." if any_below(report) else ""
     return element(
         "section",
         element("h2", "Accuracy against what it costs"),
         join_plots(report),
-        element("p", note + hollow, class_="soft small"),
+        element("p", note + paced + hollow, class_="soft small"),
         id="plots",
     )
 
@@ -95,13 +105,13 @@ def _plots(report: SweepReport) -> Markup:
 def _gains(report: SweepReport) -> Markup:
     if not report.gains:
         return _NOTHING
-    columns = [Column("of", "keep"), Column("points lost, at most", "number")]
+    columns = [Column("of"), Column("points lost at most", "number")]
     columns += [Column(title, "number") for title in METHOD_TITLES.values()]
-    columns += [Column("both against the better one", "number")]
+    columns += [Column("gain", "number")]
     return element(
         "section",
         element("h2", "Both methods against the better one alone"),
-        element("div", table(columns, [_gain_cells(gain) for gain in report.gains], class_="gains"), class_="scroll"),
+        element("div", table(columns, map(_gain_cells, report.gains), stack=True, class_="gains"), class_="scroll"),
         element(
             "p",
             "Original / compressed of the best measured point within the loss; nothing is interpolated. The comparison "
@@ -144,7 +154,7 @@ def _points(report: SweepReport) -> Markup:
         "section",
         element("h2", f"Points ({len(done)})"),
         void("input", type="search", placeholder="Filter by name", aria_label="Filter", data_filters="points"),
-        element("div", table(columns, rows, sortable=True, id="points", class_="stack"), class_="tall"),
+        element("div", table(columns, rows, sortable=True, stack=True, id="points"), class_="tall"),
         element(
             "p", f"{original} A dot marks points that no other beats in at least one measure.", class_="soft small"
         ),
@@ -171,7 +181,7 @@ def _failed(report: SweepReport) -> Markup:
     return element(
         "section",
         element("h2", f"Points without a result, and why ({len(rows)})"),
-        element("div", table([Column("point", "name"), Column("why")], rows, class_="stack"), class_="scroll"),
+        element("div", table([Column("point", "name"), Column("why")], rows, stack=True), class_="scroll"),
         id="failed",
     )
 
@@ -188,13 +198,11 @@ def _run(report: SweepReport) -> Markup:
     }
     described = [join([element("dt", name), element("dd", value)]) for name, value in facts.items() if value]
     lines = [part for line in recipe.splitlines() for part in (text(line), Markup("\n"))]
-    words = sweep_command(report).split(" ")
-    command = join([element("span", w, class_="keep") if w.startswith("--") else text(w) for w in words], " ")
     return element(
         "section",
         element("h2", "This sweep"),
         element("h3", "Command"),
-        element("pre", command),
+        element("pre", text_with_options(sweep_command(report))),
         element("details", element("summary", "What all points share, as a recipe (TOML)"), element("pre", *lines)),
         element("h3", "Files, versions, machine"),
         element("dl", *described),

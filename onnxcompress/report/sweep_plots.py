@@ -15,12 +15,13 @@ from onnxcompress.report.text import percent
 METHOD_TITLES = {"prune": "pruning alone", "tucker": "Tucker alone", "both": "both"}
 
 _HEIGHT, _TOP, _BOTTOM = 340, 18, 296
-_LEFT_PERCENT, _RIGHT_PERCENT = 3.0, 97.0
+_LEFT_PERCENT, _RIGHT_PERCENT = 14.0, 97.0
 _FILE_WIDTH = 760
 _SHOWN_POINTS = 20.0
-"""So many points of accuracy below the original are shown; what lies deeper stands at the lower edge, hollow."""
+"""What lies more points of accuracy below the original stands on the axis, hollow: it must not squeeze the others."""
 
 _LOSS = 1.0
+_LOSS_KIND = "loss"
 _SHAPES = {
     "prune": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
     "tucker": "M-5.5 -5.5h11v11h-11z",
@@ -30,7 +31,7 @@ _SHAPES = {
 _STYLE = """\
 svg { font: 13px system-ui, sans-serif; background: #fff; }
 text { fill: #1b2430; } .faint { fill: #5a6675; } .grid { stroke: #dde2e8; } .loss { stroke: #b3261e; }
-.loss, .zero { stroke-width: 1.5; stroke-dasharray: 5 4; } .zero { stroke: #5a6675; } .loss-text { fill: #b3261e; }
+.loss, .zero { stroke-width: 1.5; stroke-dasharray: 5 4; } .zero { stroke: #5a6675; }
 .prune { fill: #c04e00; stroke: #c04e00; } .tucker { fill: #1f6fd6; stroke: #1f6fd6; }
 .both { fill: #0a7d54; stroke: #0a7d54; } .original { fill: #1b2430; stroke: #1b2430; }
 .mark { stroke-width: 1.5; fill-opacity: .85; } .below { fill: none; } .front { stroke-width: 1.5; opacity: .6; }
@@ -70,17 +71,17 @@ def pareto_plots(report: SweepReport) -> list[Markup]:
 
 def pareto_file(report: SweepReport, measure: str) -> str:
     """Return the plot of one measure as an SVG file with a legend."""
-    legend: list[Markup] = []
+    keys: list[Markup] = []
     across = 16
-    for kind in ("original", *_methods(report)):
-        legend += [_mark(kind, str(across), "18", f"mark {kind}"), element("text", _legend(kind), x=across + 14, y=22)]
-        across += 40 + 8 * len(_legend(kind))
+    for kind, told in _legend(report):
+        keys += [_key(kind, across, 18), element("text", told, x=across + 14, y=22)]
+        across += 40 + 8 * len(told)
     title = element("text", _title(report, measure), x=10, y=_HEIGHT + 36, class_="faint")
-    plot = element("svg", *_drawn(report, measure), y=30, width=_FILE_WIDTH, height=_HEIGHT)
+    plot = element("svg", *_drawn(report, measure), x=10, y=30, width=_FILE_WIDTH - 20, height=_HEIGHT)
     content = element(
         "svg",
         element("style", Markup(_STYLE)),
-        *legend,
+        *keys,
         plot,
         title,
         xmlns="http://www.w3.org/2000/svg",
@@ -95,10 +96,10 @@ def legend(report: SweepReport) -> Markup:
     entries = [
         element(
             "span",
-            element("svg", _mark(kind, "9", "9", f"mark {kind}"), width=18, height=18, aria_hidden="true"),
-            _legend(kind),
+            element("svg", _key(kind, 9, 9), width=18, height=18, aria_hidden="true"),
+            told,
         )
-        for kind in ("original", *_methods(report))
+        for kind, told in _legend(report)
     ]
     return element("div", *entries, class_="marks small")
 
@@ -107,8 +108,24 @@ def _methods(report: SweepReport) -> list[str]:
     return [method for method in METHODS if any(p.method == method and p.done for p in report.points)]
 
 
-def _legend(kind: str) -> str:
-    return METHOD_TITLES.get(kind, kind)
+def any_below(report: SweepReport) -> bool:
+    """Return whether a point lies too deep to be shown at its accuracy."""
+    return any(_is_below(point, report) for point in report.points)
+
+
+def _is_below(point: SweepPoint, report: SweepReport) -> bool:
+    return point.accuracy is not None and point.accuracy < report.original_accuracy - _SHOWN_POINTS
+
+
+def _legend(report: SweepReport) -> list[tuple[str, str]]:
+    methods = [(method, METHOD_TITLES[method]) for method in _methods(report)]
+    return [("original", "original"), *methods, (_LOSS_KIND, f"{_LOSS:g} point lost")]
+
+
+def _key(kind: str, x: int, y: int) -> Markup:
+    if kind == _LOSS_KIND:
+        return element("line", class_=kind, x1=x - 9, x2=x + 9, y1=y, y2=y)
+    return _mark(kind, str(x), str(y), f"mark {kind}")
 
 
 def _title(report: SweepReport, measure: str) -> str:
@@ -121,7 +138,13 @@ def _scale(report: SweepReport, measure: str) -> _Scale:
     if measure == "latency":
         times = [p.original_latency_ms for p in report.points if p.original_latency_ms is not None]
         middle = sorted(times)[len(times) // 2] if times else None
-        return _Scale("latency (ms, p50)", lambda p: p.latency_ms, middle, 1.0)
+
+        def latency(point: SweepPoint) -> float | None:
+            # Each point was measured beside the original: where the machine changed its pace, only their ratio holds.
+            ratio = point.compression.get("latency")
+            return middle / ratio if middle is not None and ratio else point.latency_ms
+
+        return _Scale("latency (ms, p50)", latency, middle, 1.0)
     name, original, of = {
         "bytes": ("file size", before.bytes, lambda p: p.bytes),
         "params": ("parameters", before.params, lambda p: p.params),
@@ -134,71 +157,81 @@ def _scale(report: SweepReport, measure: str) -> _Scale:
     return _Scale(f"{name} ({unit})" if unit else name, of, original, divisor)
 
 
+class _Frame:
+    """Where a value and an accuracy stand: across in percent, so that text keeps its size on a phone."""
+
+    def __init__(self, report: SweepReport, values: Sequence[float], accuracies: Sequence[float]) -> None:
+        low, high = min(values), max(values)
+        room = 0.05 * (high - low) or 0.05 * high or 1.0
+        self.low, self.high = max(0.0, low - room), high + room
+        best, least = max(accuracies), min([report.original_accuracy - 2 * _LOSS, *accuracies])
+        self.floor = max(0.0, least)
+        head = 0.06 * (best - self.floor) or 1.0
+        self.bottom, self.top = self.floor - head, best + head
+
+    def x(self, value: float) -> str:
+        across = (value - self.low) / (self.high - self.low)
+        return f"{_LEFT_PERCENT + (_RIGHT_PERCENT - _LEFT_PERCENT) * across:.2f}%"
+
+    def y(self, accuracy: float) -> str:
+        down = (self.top - max(accuracy, self.bottom)) / (self.top - self.bottom)
+        return f"{_TOP + (_BOTTOM - _TOP) * down:.1f}"
+
+
 def _drawn(report: SweepReport, measure: str) -> Iterator[Markup]:
     scale = _scale(report, measure)
+
+    def place(point: SweepPoint) -> tuple[float, float]:
+        return (scale.of(point) or 0.0) / scale.divisor, point.accuracy or 0.0
+
     points = [p for p in report.points if p.accuracy is not None and scale.of(p) is not None]
-    values = [(scale.of(p) or 0.0) / scale.divisor for p in points]
     original = None if scale.original is None else scale.original / scale.divisor
-    shown = [*values, *([] if original is None else [original])]
-    low, high = min(shown), max(shown)
-    room = 0.05 * (high - low) or 0.05 * high or 1.0
-    low, high = max(0.0, low - room), high + room
-    best = max([report.original_accuracy, *(p.accuracy or 0.0 for p in points)])
-    least = min([report.original_accuracy - 2 * _LOSS, *(p.accuracy or 0.0 for p in points)])
-    floor = max(0.0, least, report.original_accuracy - _SHOWN_POINTS)
-    head = 0.06 * (best - floor) or 1.0
-    bottom, top = floor - head, best + head
-
-    def x(value: float) -> str:
-        return f"{_LEFT_PERCENT + (_RIGHT_PERCENT - _LEFT_PERCENT) * (value - low) / (high - low):.2f}%"
-
-    def y(value: float) -> str:
-        return f"{_TOP + (_BOTTOM - _TOP) * (top - max(value, floor)) / (top - bottom):.1f}"
-
+    values = [*(place(p)[0] for p in points), *([] if original is None else [original])]
+    shown = [report.original_accuracy, *(place(p)[1] for p in points if not _is_below(p, report))]
+    frame = _Frame(report, values, shown)
     yield element("title", _title(report, measure))
-    for tick in ticks(bottom, top):
-        if floor <= tick <= 100.0:
-            yield element("line", class_="grid", x1="0", x2="100%", y1=y(tick), y2=y(tick))
-            yield element("text", f"{tick:g} %", class_="faint", x="0", y=f"{float(y(tick)) - 4:.1f}")
-    for tick in ticks(low, high):
-        yield element("line", class_="grid", x1=x(tick), x2=x(tick), y1=_BOTTOM, y2=_BOTTOM + 5)
-        yield element("text", f"{tick:g}", class_="faint", x=x(tick), y=_BOTTOM + 22, text_anchor="middle")
+    for tick in ticks(frame.bottom, frame.top):
+        if frame.floor <= tick <= 100.0:
+            yield element("line", class_="grid", x1="0", x2="100%", y1=frame.y(tick), y2=frame.y(tick))
+            yield element("text", f"{tick:g} %", class_="faint", x="0", y=f"{float(frame.y(tick)) - 4:.1f}")
+    for tick in ticks(frame.low, frame.high):
+        yield element("line", class_="grid", x1=frame.x(tick), x2=frame.x(tick), y1=_BOTTOM, y2=_BOTTOM + 5)
+        yield element("text", f"{tick:,g}", class_="faint", x=frame.x(tick), y=_BOTTOM + 22, text_anchor="middle")
     yield element("line", class_="grid", x1="0", x2="100%", y1=_BOTTOM, y2=_BOTTOM)
     yield element("text", scale.title, class_="faint", x="100%", y=_HEIGHT - 4, text_anchor="end")
-    yield from _levels(report.original_accuracy, y)
+    for level, kind in ((report.original_accuracy, "zero"), (report.original_accuracy - _LOSS, _LOSS_KIND)):
+        yield element("line", class_=kind, x1="0", x2="100%", y1=frame.y(level), y2=frame.y(level))
     for method in _methods(report):
-        yield from _front(method, points, measure, lambda p: x((scale.of(p) or 0.0) / scale.divisor), y)
+        yield from _front(method, points, measure, place, frame)
+    for point in points:
+        value, accuracy = place(point)
+        below = _is_below(point, report)
+        told = f"{point.name}: {percent(accuracy)}, {value:.4g} ({point.compression[measure]:.2f} x)"
+        height = frame.y(frame.bottom if below else accuracy)
+        yield _mark(point.method, frame.x(value), height, f"mark {point.method}{' below' if below else ''}", told)
     if original is not None:
         name = f"original: {percent(report.original_accuracy)}, {original:.4g}"
-        yield _mark("original", x(original), y(report.original_accuracy), "mark original", name)
-    for point, value in zip(points, values, strict=True):
-        accuracy = point.accuracy or 0.0
-        hollow = " below" if accuracy < floor else ""
-        told = f"{point.name}: {percent(accuracy)}, {value:.4g} ({point.compression[measure]:.2f} x)"
-        yield _mark(point.method, x(value), y(accuracy), f"mark {point.method}{hollow}", told)
-
-
-def _levels(original: float, y: Callable[[float], str]) -> Iterator[Markup]:
-    for level, kind, text in ((original, "zero", ""), (original - _LOSS, "loss", f"{_LOSS:g} point lost")):
-        yield element("line", class_=kind, x1="0", x2="100%", y1=y(level), y2=y(level))
-        if text:
-            height = f"{float(y(level)) + 15:.1f}"
-            yield element("text", text, class_="loss-text", x="100%", y=height, text_anchor="end")
+        yield _mark("original", frame.x(original), frame.y(report.original_accuracy), "mark original", name)
 
 
 def _front(
     method: str,
     points: Sequence[SweepPoint],
     measure: str,
-    x: Callable[[SweepPoint], str],
-    y: Callable[[float], str],
+    place: Callable[[SweepPoint], tuple[float, float]],
+    frame: _Frame,
 ) -> Iterator[Markup]:
-    """A line through the points of a method that none of its others beats."""
+    """A line through the points of a method that none of its others beats, as far as the plot goes."""
     own = {point.name: point for point in points if point.method == method}
     names = fronts_of(list(own.values())).get(measure, ())
-    line = [own[name] for name in names]
-    for first, second in pairwise(line):
-        ends = {"x1": x(first), "x2": x(second), "y1": y(first.accuracy or 0.0), "y2": y(second.accuracy or 0.0)}
+    for first, second in pairwise(place(own[name]) for name in names):
+        low, high = sorted((first, second), key=lambda end: end[1])
+        if high[1] <= frame.bottom:
+            continue
+        if low[1] < frame.bottom:
+            share = (high[1] - frame.bottom) / (high[1] - low[1])
+            low = (high[0] + share * (low[0] - high[0]), frame.bottom)
+        ends = {"x1": frame.x(high[0]), "x2": frame.x(low[0]), "y1": frame.y(high[1]), "y2": frame.y(low[1])}
         yield element("line", class_=f"front {method}", **ends)
 
 

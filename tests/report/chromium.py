@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,19 @@ from typing import Any
 
 _SECONDS = 60
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
+# Without a window, and nothing that a browser does by itself.
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+)
 
 
 def chromium_path() -> str | None:
@@ -59,6 +73,25 @@ class Page:
         answer = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def wider_than_their_place(self) -> list[str]:
+        """Return the parts of the page that have to be scrolled sideways, or whose end is cut off."""
+        script = (
+            "Array.from(document.querySelectorAll('html, section, .tile, .scroll, .tall, th, pre'))"
+            ".filter(e => e.scrollWidth > e.clientWidth + 1)"
+            ".map(e => `${e.tagName} ${e.className} in ${e.closest('section')?.id}`)"
+        )
+        return [str(name) for name in self.value(script)]
+
+    def colours(self, *variables: str) -> list[tuple[int, int, int]]:
+        """Return what variables of the style sheet are now, as red, green and blue."""
+        script = (
+            "(names => { const probe = document.body.appendChild(document.createElement('i'));"
+            " const found = names.map(n => { probe.style.color = `var(${n})`; return getComputedStyle(probe).color; });"
+            " probe.remove(); return found; })"
+        )
+        found = self.value(f"{script}({json.dumps(variables)})")
+        return [tuple(int(part) for part in re.findall(r"\d+", colour)[:3]) for colour in found]  # type: ignore[misc]
 
     def screenshot(self, file: Path, *, height: int | None = None) -> None:
         """Save the whole page, or its first `height` pixels, as a PNG."""
@@ -107,6 +140,18 @@ class Page:
             self.complaints.append(str(parameters["args"]))
 
 
+def contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
+    """Return the contrast ratio of two sRGB colours, 1 to 21 (WCAG 2.2, relative luminance)."""
+
+    def luminance(colour: tuple[int, int, int]) -> float:
+        parts = [c / 255.0 for c in colour]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
 @contextlib.contextmanager
 def browser(executable: str) -> Iterator[Page]:
     """Start a browser with an empty profile; it ends with the block."""
@@ -117,7 +162,6 @@ def browser(executable: str) -> Iterator[Page]:
             files.callback(os.close, descriptor)
         # The protocol wants descriptors 3 and 4.
         command = 'in=$1; out=$2; shift 2; eval "exec 3<&$in 4>&$out"; exec "$@"'
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
         process = subprocess.Popen(
             [
                 "bash",
@@ -127,7 +171,7 @@ def browser(executable: str) -> Iterator[Page]:
                 str(to_read),
                 str(from_write),
                 executable,
-                *flags,
+                *_FLAGS,
                 f"--user-data-dir={profile}",
             ],
             pass_fds=(to_read, from_write),

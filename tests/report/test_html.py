@@ -11,11 +11,12 @@ from html.parser import HTMLParser
 import pytest
 
 from onnxcompress.report.figures import Report, SkippedNode, StageFigures
+from onnxcompress.report.gate_text import gate_value
 from onnxcompress.report.html import html_report
-from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table
+from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text_with_options
 from onnxcompress.report.html_plots import bar_pair, ticks
 from onnxcompress.report.layers import LayerChange
-from tests.report.sample_reports import ACCURACY, EVIL, evil_report, sample_report
+from tests.report.sample_reports import ACCURACY, DROP, EVIL, evil_report, sample_report
 
 LAYERS = (
     LayerChange("conv1", "Conv", 9_408, 5_000, 118_013_952, 60_000_000, ("conv1_tucker_in", "conv1_tucker_core")),
@@ -68,8 +69,9 @@ def test_the_page_has_every_section_and_the_figures() -> None:
     assert ids == {"gates", "figures", "layer-by-layer", "passes", "left-alone", "run"}
     for expected in ("2 of 3 gates failed", "2.54 x smaller", "-1.5 points", "2.00 x faster", "95 %: -3.5 to +0.5"):
         assert expected in page.text
-    assert "To keep more: lower --prune (now 0.4" in page.text
-    assert "onnxcompress a.onnx b.onnx --prune 0.4" in re.sub(r"\s+", " ", page.text)
+    words = re.sub(r"\s+", " ", page.text)
+    assert "To keep more: lower --prune (now 0.4" in words
+    assert "onnxcompress a.onnx b.onnx --prune 0.4" in words
     assert "is the graph output" in page.text
     assert "conv1: 64 -> 38 filters" in page.text
     assert "lrn: writes LRN as a convolution (1.52 x on CPU)" in page.text
@@ -111,6 +113,17 @@ def test_names_are_text() -> None:
     html_report(evil_report()).encode()
 
 
+def test_what_belongs_to_the_row_above_is_set_in() -> None:
+    source = html_report(sample_report())
+    steps = re.findall(r'<td><span class="step">(.*?)</span></td>', source)
+    assert steps == ["by clean-up alone", "by compression", "lrn: writes LRN as a convolution (1.52 x on CPU)"]
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    gate = dataclasses.replace(DROP, value=-0.001, interval=(-0.000252, -6.93))
+    assert gate_value(gate) == "0.00 (95 %: 0.00 to -6.93)"
+
+
 def test_what_was_not_measured_or_done_is_left_out() -> None:
     bare = sample_report(accuracy=None, latency=(), gates=(), stages=(), layers=(), output=None, compression=None)
     page = read(bare)
@@ -146,9 +159,23 @@ def test_a_table_that_sorts_has_buttons_and_values() -> None:
     skipped = tuple(SkippedNode(f"n{number}", "why") for number in range(3))
     page = read(sample_report(stages=(StageFigures("tucker", 0.1, 1, 1, (), skipped),), layers=LAYERS))
     buttons = [data for tag, data in page.texts if tag == "button"]
-    assert buttons == ["layer", "original", "compressed", "change", "pass", "node", "why"]
+    assert buttons == ["layer", "original", "compressed", "change", "node", "pass", "why"]
     (field,) = [a for a in page.all("input") if a.get("type") == "search"]
     assert field["data-filters"] in {a.get("id") for a in page.all("table")}
+
+
+def test_only_names_of_options_are_kept_whole() -> None:
+    whole = [
+        re.findall(r'<span class="keep">(.*?)</span>', text_with_options(text))
+        for text in (
+            "lower --prune (--calib PATH --recover refit)",
+            "a--b --- --A --",
+            "--" + 200 * "a",
+            "<--x> --y=<b>",
+        )
+    ]
+    assert whole == [["--prune", "--calib", "--recover"], [], [], ["--y"]]
+    assert text_with_options("<i> --y") == '&lt;i&gt; <span class="keep">--y</span>'
 
 
 def test_text_is_escaped_unless_it_is_markup() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import xml.etree.ElementTree as ElementTree
@@ -98,6 +99,19 @@ def test_the_plot_has_a_mark_for_each_point_and_one_for_the_original(measure: st
     assert len(below) == 1
     fronts = [e for e in root.iter() if "front" in e.get("class", "")]
     assert len(fronts) == 2 + 1 + 1
+
+
+def test_latencies_are_those_beside_the_original_where_the_machine_changed_its_pace() -> None:
+    steady = point("prune", 0.1, 2.0, name="steady")
+    slowed = dataclasses.replace(steady, name="slowed", latency_ms=3 * (steady.latency_ms or 0.0))
+    root = ElementTree.fromstring(pareto_file(report_of(steady, slowed, point("both", 1.0, 4.0)), "latency"))
+    places = {
+        str(mark[0][0].text).split(":")[0]: mark.get("x")
+        for mark in root.iter()
+        if mark.get("overflow") and len(mark[0]) == 1
+    }
+    assert set(places) == {"original", "steady", "slowed", "both-4"}
+    assert places["original"] == places["steady"] == places["slowed"] != places["both-4"]
 
 
 def test_the_page_escapes_every_name() -> None:
