@@ -21,6 +21,7 @@ from onnxcompress.pipeline.outputs import check_outputs, write_together
 from onnxcompress.pipeline.source import read_source
 from onnxcompress.pipeline.sweep import sweep
 from onnxcompress.pipeline.time_table_file import make_time_table
+from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
 from onnxcompress.report.figures import Report
 from onnxcompress.report.gate_text import gate_sentence
@@ -37,6 +38,25 @@ def run_compress(arguments: argparse.Namespace) -> int:
     recipe = recipe_of(arguments)
     if arguments.output is None and not recipe.dry_run:
         raise RecipeError("the model to write (OUT) is missing; give it after IN, or --dry-run to write nothing")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        with _started_together(arguments, recipe) as is_first:
+            return _compress(arguments, recipe) if is_first else EXIT_OK
+    return _compress(arguments, recipe)
+
+
+@contextlib.contextmanager
+def _started_together(arguments: argparse.Namespace, recipe: Recipe) -> Iterator[bool]:
+    """Among processes that torchrun started, one compresses, and the others take part in its training."""
+    from onnxcompress.passes.recovery.processes import joined
+    from onnxcompress.pipeline.helper import take_part
+
+    with joined(recipe.device) as together:
+        if not together.is_first:
+            take_part(arguments.input, recipe, together)
+        yield together.is_first
+
+
+def _compress(arguments: argparse.Namespace, recipe: Recipe) -> int:
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         result = compress(arguments.input, recipe, output=arguments.output, progress=progress)
     if not arguments.quiet:

@@ -21,13 +21,14 @@ from torch.nn import functional
 
 from onnxcompress.errors import DataError, RecipeError, Terminated
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples
 from onnxcompress.passes.recovery.augmentation import Views
 from onnxcompress.passes.recovery.block_errors import Pair, make_pair
 from onnxcompress.passes.recovery.blocks import find_blocks
 from onnxcompress.passes.recovery.checkpoints import Checkpoint, training_identity
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
 from onnxcompress.passes.recovery.output_errors import Output, class_scores, log_probabilities
+from onnxcompress.passes.recovery.processes import Job, Processes, processes
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
 from onnxcompress.passes.recovery.training import Trainer, Training, TrainingSettings
 from onnxcompress.passes.recovery.training_data import TrainingData, model_batch, split_off
@@ -121,22 +122,42 @@ class FineTuning(Pass):
         """
         if context.training is None:
             raise DataError("fine-tuning needs training data; give --train PATH")
+        together = processes()
+        if together.size > 1:
+            original = (context.original or model).to_bytes()
+            together.begin(Job(model.to_bytes(), original, self.config, context.provenance, context.seed))
+        with SampleFiles("training data") as files:
+            run = self._prepared(model, files, together, context, context.training)
+            checkpoint = None
+            if context.checkpoint is not None:
+                identity = training_identity(model, context.original or model, asdict(self.config), files.count)
+                checkpoint = Checkpoint(context.checkpoint, identity, resume=context.resume)
+            with memory_advice(self.config.at_once or self.config.batch), _resume_advice(context.checkpoint):
+                context.note(run.run(checkpoint))
+        run.student.write_to(model)
+        return {}
+
+    def take_part(self, model: Model, context: PassContext, together: Processes) -> None:
+        """Train along with the process that carries out this pass; nothing comes of it here.
+
+        Raises:
+            DataError, RecipeError, ProviderUnavailableError: as for `rewrite`.
+        """
+        assert context.training is not None
+        with SampleFiles("training data") as files, memory_advice(self.config.at_once or self.config.batch):
+            self._prepared(model, files, together, context, context.training).run(None)
+
+    def _prepared(
+        self, model: Model, files: SampleFiles, together: Processes, context: PassContext, training: Samples
+    ) -> _FineTuning:
         original = context.original or model
-        device = training_device(self.config.device)
+        device = training_device(together.device(self.config.device))
         compares_blocks = self.config.features > 0 and self.config.loss != "labels"
         blocks = find_blocks(model, original, context.provenance) if compares_blocks else ()
         pair = make_pair(model, blocks, device, context)
-        with SampleFiles("training data") as files:
-            trained, held_out = split_off(files.add(context.training()), self.config.held_out, context.seed)
-            data = TrainingData(files, trained, held_out, device, model_batch(model))
-            checkpoint = None
-            if context.checkpoint is not None:
-                identity = training_identity(model, original, asdict(self.config), files.count)
-                checkpoint = Checkpoint(context.checkpoint, identity, resume=context.resume)
-            with memory_advice(self.config.at_once or self.config.batch), _resume_advice(context.checkpoint):
-                context.note(_FineTuning(self.config, pair, data, context).run(checkpoint))
-        pair.student.write_to(model)
-        return {}
+        trained, held_out = split_off(files.add(training()), self.config.held_out, context.seed)
+        data = TrainingData(files, trained, held_out, device, model_batch(model))
+        return _FineTuning(self.config, pair, data, context, together)
 
 
 @contextlib.contextmanager
@@ -153,7 +174,15 @@ def _resume_advice(checkpoint: Path | None) -> Iterator[None]:
 class _FineTuning:
     """One run of the pass."""
 
-    def __init__(self, config: FineTuningConfig, pair: Pair, data: TrainingData, context: PassContext) -> None:
+    def __init__(
+        self,
+        config: FineTuningConfig,
+        pair: Pair,
+        data: TrainingData,
+        context: PassContext,
+        together: Processes,
+    ) -> None:
+        self._together = together
         self._config = config
         self._pair = pair
         self._data = data
@@ -162,6 +191,11 @@ class _FineTuning:
         self._views = config.views
         self._classes = 0
         self._label_weight, self._output = self._checked_loss()
+
+    @property
+    def student(self) -> GraphModule:
+        """The network that is trained."""
+        return self._pair.student
 
     def _checked_loss(self) -> tuple[float, Output | None]:
         """Return the weight of the labels, and the output they belong to."""
@@ -204,7 +238,14 @@ class _FineTuning:
             self._config.decay,
             self._context.seed,
         )
-        trainer = Trainer(self._pair.student, settings, self._data.trained, self._score, training_mode=True)
+        trainer = Trainer(
+            self._pair.student,
+            settings,
+            self._data.trained,
+            self._score,
+            training_mode=True,
+            together=self._together,
+        )
         training = trainer.run(self._loss, "fine-tuning", self._context.tell, checkpoint)
         return self._outcome(training, original_accuracy, notes)
 

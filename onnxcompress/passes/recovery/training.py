@@ -20,6 +20,7 @@ from torch import Tensor
 
 from onnxcompress.passes.base import Tell
 from onnxcompress.passes.recovery.graph_module import GraphModule
+from onnxcompress.passes.recovery.processes import Processes
 from onnxcompress.passes.recovery.sample_files import Positions
 from onnxcompress.passes.recovery.training_device import MixedPrecision
 
@@ -141,6 +142,8 @@ class Trainer:
         positions: of the samples to train on.
         score: judges the module as it stands; lower is better.
         training_mode: whether BatchNormalization uses batch statistics while training.
+        together: the processes that train this module together, all with the same samples and settings; only the first
+            judges.
     """
 
     def __init__(
@@ -151,8 +154,10 @@ class Trainer:
         score: Callable[[], float],
         *,
         training_mode: bool = False,
+        together: Processes | None = None,
     ) -> None:
         self._module = module
+        self._together = together or Processes()
         self._settings = settings
         self._positions = positions
         self._score = score
@@ -194,13 +199,14 @@ class Trainer:
                 if keeper is not None:
                     keeper.save(progressed)
         except KeyboardInterrupt:
+            self._together.leave()
             stopped = f"interrupted in epoch {len(progressed.history)} of {self._settings.epochs}"
         self._module.load_state(progressed.best)
         self._module.eval()
         return Training(tuple(progressed.history), start_score, progressed.best_score, stopped)
 
     def _resumed(self, keeper: Keeper | None) -> Progressed:
-        kept = None if keeper is None else keeper.load()
+        kept = self._together.of_first(None if keeper is None else keeper.load())
         if kept is not None:
             self._module.load_state(kept.trained)
             self._average = {name: tensor.to(self._module.device) for name, tensor in kept.average.items()}
@@ -208,16 +214,19 @@ class Trainer:
             return kept
         self._module.eval()
         start = self._module.state()
-        score = self._score()
+        score = self._judged()
         self._average = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
         return Progressed(history=[Epoch(0, math.nan, score)], best=start, best_score=score)
+
+    def _judged(self) -> float:
+        return self._score() if self._together.is_first else math.inf
 
     def _tensors(self) -> Mapping[str, Tensor]:
         return {**self._module.weights, **self._module.statistics}
 
     def _epoch(self, number: int, loss_of: LossOf, doing: str, tell: Tell) -> float:
         self._module.train(self._training_mode)
-        generator = torch.Generator().manual_seed(_seed(self._settings.seed, number))
+        generator = torch.Generator().manual_seed(_seed(self._settings.seed, number, self._together.rank))
         order = np.random.default_rng((self._settings.seed, number)).permutation(self._positions)
         total = torch.zeros((), dtype=torch.float64, device=self._module.device)
         steps = self.steps_per_epoch
@@ -234,13 +243,14 @@ class Trainer:
     def _step(self, chosen: Positions, loss_of: Callable[[Positions], Tensor]) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         losses = []
-        for part in _parts(chosen, self._settings.at_once):
+        for part in _parts(self._together.share(chosen), self._settings.at_once):
             with self._precision.autocast():
                 loss = loss_of(part) * (len(part) / len(chosen))
             self._precision.backward(loss)
             losses.append(loss.detach().double())
+        total = self._together.sum_gradients(self._module.weights.values(), torch.stack(losses).sum())
         self._precision.step(self._optimizer)
-        return torch.stack(losses).sum()
+        return total
 
     def _set_rates(self, step: int, steps: int) -> None:
         """Warm up linearly, then follow half a cosine down to zero (Loshchilov and Hutter, SGDR, ICLR 2017)."""
@@ -257,10 +267,13 @@ class Trainer:
         torch._foreach_lerp_([self._average[name] for name in tensors], [*tensors.values()], share)
 
     def _finish_epoch(self, number: int, loss: float, progressed: Progressed) -> None:
+        # Each process has seen other samples.
+        self._together.average(self._module.statistics.values())
+        self._together.average(self._average[name] for name in self._module.statistics)
         trained = self._module.state()
         self._module.load_state(self._average)
         self._module.eval()
-        score = self._score()
+        score = self._judged()
         progressed.history.append(Epoch(number + 1, loss, score))
         progressed.average = self._module.state()
         if score < progressed.best_score:
@@ -274,8 +287,9 @@ def _size(weight: Tensor) -> float:
     return max(float(weight.detach().square().mean().sqrt()), _SMALLEST_SIZE)
 
 
-def _seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+def _seed(seed: int, epoch: int, rank: int) -> int:
+    entropy = (seed, epoch, rank) if rank else (seed, epoch)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _parts(positions: Positions, size: int) -> Iterator[Positions]:

@@ -1,0 +1,188 @@
+"""Training shared among several processes, of this machine or of several, through Hugging Face Accelerate.
+
+`torchrun` or `accelerate launch` starts the same command once for each. The first process compresses as it would alone;
+the others wait, and take part where it trains: each computes its share of every batch, and the gradients are summed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.passes.base import Provenance
+from onnxcompress.passes.recovery.sample_files import Positions
+
+T = TypeVar("T")
+
+_LONGEST_WAIT = timedelta(days=7)
+"""For the first process, which prunes, decomposes and measures meanwhile."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that other processes take part in.
+
+    Attributes:
+        model, original: serialized; trained is `model`.
+        config: of the pass that trains.
+        provenance: which channels of the original's tensors remain.
+        seed: of order and views.
+    """
+
+    model: bytes
+    original: bytes
+    config: Any
+    provenance: Provenance
+    seed: int
+
+
+class Processes:
+    """The processes that train together; by itself, only this one."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that compresses, judges and writes."""
+        return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """Return the device that this process trains on, for what was asked."""
+        return name
+
+    def share(self, positions: Positions) -> Positions:
+        """Return this process's part of a batch.
+
+        Raises:
+            RecipeError: there are fewer samples than processes.
+        """
+        if len(positions) < self.size:
+            raise RecipeError(
+                f"{self.size} processes cannot share a batch of {len(positions)}; give a larger --train-batch or more "
+                "data, or start fewer"
+            )
+        return positions[self.rank :: self.size]
+
+    def sum_gradients(self, weights: Iterable[Tensor], loss: Tensor) -> Tensor:
+        """Give the weights the sums of all processes' gradients; return the sum of their losses."""
+        return loss
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the mean of their values in all processes."""
+
+    def of_first(self, value: T) -> T:
+        """Return the value that the first process holds."""
+        return value
+
+    def begin(self, job: Job) -> None:
+        """Let the other processes take part in a training."""
+
+    def leave(self) -> None:
+        """Go on alone: a training ended where the others do not expect it."""
+
+
+class SharedProcesses(Processes):
+    """Several processes, joined by Accelerate.
+
+    Raises (constructor):
+        RecipeError: Accelerate is not installed.
+    """
+
+    def __init__(self, *, on_cpu: bool) -> None:
+        try:
+            from accelerate import Accelerator, InitProcessGroupKwargs
+        except ImportError as error:
+            raise RecipeError(
+                "several processes train together with accelerate, which is not installed; "
+                "pip install onnxcompress[distributed]"
+            ) from error
+        patient = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
+        self._accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[patient])
+        self.rank, self.size = self._accelerator.process_index, self._accelerator.num_processes
+        self._left = False
+
+    def device(self, name: str) -> str:
+        """Return the GPU that belongs to this process, where none is named."""
+        own: torch.device = self._accelerator.device
+        return str(own) if name in ("auto", "cuda") else name
+
+    def sum_gradients(self, weights: Iterable[Tensor], loss: Tensor) -> Tensor:
+        """Sum gradients and losses, in one message."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        flat = torch.cat([*(each.reshape(-1) for each in gradients), loss.reshape(1).to(torch.float32)])
+        parts = self._reduced(flat, "sum").split([*(each.numel() for each in gradients), 1])
+        for gradient, part in zip(gradients, parts[:-1], strict=True):
+            gradient.copy_(part.view(gradient.shape))
+        summed: Tensor = parts[-1][0]
+        return summed.double()
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Average tensors one by one."""
+        for tensor in tensors:
+            tensor.copy_(self._reduced(tensor, "mean"))
+
+    def of_first(self, value: T) -> T:
+        """Send an object from the first process to the others."""
+        from accelerate.utils import broadcast_object_list
+
+        received: list[T] = broadcast_object_list([value if self.is_first else None], from_process=0)
+        return received[0]
+
+    def begin(self, job: Job) -> None:
+        """Send a training to the processes that wait in `next_job`."""
+        self.of_first(job)
+
+    def next_job(self) -> Job | None:
+        """Wait for a training of the first process; None where it has no more, or ended and says why itself."""
+        try:
+            return self.of_first(None)
+        except RuntimeError:
+            return None
+
+    def end(self) -> None:
+        """Let the other processes go."""
+        if not self._left:
+            self.of_first(None)
+
+    def leave(self) -> None:
+        """Expect nothing of the others, and send them nothing."""
+        self._left, self.size = True, 1
+
+    def _reduced(self, tensor: Tensor, how: str) -> Tensor:
+        result: Tensor = self._accelerator.reduce(tensor, reduction=how)
+        return result
+
+
+_joined: list[Processes] = [Processes()]
+
+
+def processes() -> Processes:
+    """Return the processes that train together now."""
+    return _joined[-1]
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[SharedProcesses]:
+    """Join the processes that were started together, to train on a device; the first lets the others go at the end.
+
+    Raises:
+        RecipeError: Accelerate is not installed.
+    """
+    together = SharedProcesses(on_cpu=device == "cpu")
+    _joined.append(together)
+    try:
+        yield together
+    except Exception:
+        _joined.pop()
+        raise  # whoever waits is ended by the launcher
+    _joined.pop()
+    if together.is_first:
+        together.end()

@@ -1,0 +1,116 @@
+"""Fine-tuning in several processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from onnxcompress.errors import RecipeError
+from onnxcompress.passes.base import LABELS
+from onnxcompress.passes.recovery.finetuning import FineTuning
+from onnxcompress.passes.recovery.processes import Processes, SharedProcesses
+from tests.recovery import together
+from tests.recovery.small_classifier import original, pruned, samples
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_together(arguments: list[str], count: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Start the same command `count` times, as one rank each of one group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "models")])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    ended = []
+    for process in started:
+        out, err = process.communicate()
+        ended.append(subprocess.CompletedProcess(arguments, process.returncode, out, err))
+    return ended
+
+
+def weights(content: bytes) -> dict[str, np.ndarray]:
+    graph = onnx.load_from_string(content).graph
+    return {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    ended = run_together(["-m", "tests.recovery.together", str(out)])
+    assert [each.returncode for each in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    model, done = pruned()[0], FineTuning(together.CONFIG)
+    context = together.context()
+    alone = weights(done.apply(model, done.plan(model, context), context).model.to_bytes())
+    shared, before = weights(out.read_bytes()), weights(pruned()[0].to_bytes())
+    assert sum(np.abs(alone[name] - before[name]).max() for name in alone) > 0.1
+    for name in alone:
+        moved = np.abs(alone[name] - before[name]).max()
+        np.testing.assert_allclose(shared[name], alone[name], rtol=0, atol=0.02 * moved + 1e-7, err_msg=name)
+
+
+def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "in.onnx").write_bytes(original().to_bytes())
+    batches = list(samples(300, 5, labels=True)())
+    arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    np.savez(tmp_path / "train.npz", input=arrays["input"], labels=arrays[LABELS])
+    command = ["-m", "onnxcompress", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--prune", "0.5"]
+    command += ["--train", str(tmp_path / "train.npz"), "--epochs", "2", "--no-latency", "--device", "cpu"]
+    first, second = run_together(command)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "finetune: 2 epochs" in first.stdout
+    assert second.stdout == ""
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["in.onnx", "out.onnx", "train.npz"]
+
+
+def test_where_the_first_process_fails_the_others_leave_the_word_to_it(tmp_path: Path) -> None:
+    command = ["-m", "onnxcompress", str(tmp_path / "none.onnx"), str(tmp_path / "out.onnx"), "--prune", "0.5"]
+    first, second = run_together([*command, "--device", "cpu"])
+    assert first.returncode == 4
+    assert "none.onnx: no such file" in first.stderr
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+
+
+def test_a_batch_is_shared_without_loss() -> None:
+    parts = []
+    for rank in range(3):
+        process = Processes()
+        process.rank, process.size = rank, 3
+        parts.append(process.share(np.arange(10)))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(10))
+    with pytest.raises(RecipeError, match=r"3 processes cannot share a batch of 2; give a larger --train-batch"):
+        process.share(np.arange(2))
+
+
+def test_without_accelerate_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(
+        RecipeError, match=r"accelerate, which is not installed; pip install onnxcompress\[distributed\]"
+    ):
+        SharedProcesses(on_cpu=True)
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    alone = Processes()
+    loss = torch.tensor(2.0)
+    assert alone.sum_gradients([], loss) is loss
+    assert alone.of_first("x") == "x"
+    assert alone.device("auto") == "auto"
