@@ -89,6 +89,35 @@ def test_the_error_is_that_of_least_squares_without_the_channels(monkeypatch: py
     np.testing.assert_allclose(missed({2, 5}) + reader.errors()[3], missed({2, 3, 5}), rtol=1e-6)
 
 
+def test_errors_of_layers_that_miss_the_same_channel_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal layers of which the sum is the output: together they miss twice what one does, four times in energy."""
+    seen: list[np.ndarray] = []
+    factors = removal._Together.factors
+
+    def watched(*given: Any) -> np.ndarray:
+        seen.append(factors(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(removal._Together, "factors", watched)
+    generator = np.random.default_rng(0)
+    constants = {
+        "w0": generator.standard_normal((8, 6, 1, 1)).astype(np.float32),
+        "w1": generator.standard_normal((5, 8, 1, 1)).astype(np.float32),
+    }
+    constants["w2"] = constants["w1"].copy()
+    nodes = [
+        node("Conv", ["x", "w0"], "a"),
+        node("Relu", ["a"], "r"),
+        node("Conv", ["r", "w1"], "b"),
+        node("Conv", ["r", "w2"], "c"),
+        node("Add", ["b", "c"], "y"),
+    ]
+    pruning = FilterPruning(PruningConfig(0.25, importance="response"))
+    assert pruning.plan(build(nodes, constants), context()).decisions
+    (found,) = seen
+    np.testing.assert_allclose(found[:8], 2.0, rtol=0.02)
+
+
 def test_it_needs_data_and_gives_the_same_answer_again() -> None:
     model = twins()
     pruning = FilterPruning(PruningConfig(0.5, importance="response"))

@@ -6,14 +6,17 @@ others' weights fitted anew by least squares, it misses
     tr(W_s^T (P_ss)^-1 W_s)   with P = S^-1                     (B. Hassibi, D. Stork, Optimal Brain Surgeon, NIPS 1992)
 
 of the energy tr(W^T S W) of its response. The share, times the layer's sensitivity (`sensitivity`, measured), is the
-damage; a channel's is the sum over all layers that read it. It compares across layers, since all of it is damage at
-one output.
+damage; a channel's is the sum over all layers that read it, times a factor: what they miss is the same channel, and so
+their errors add up behind them instead of cancelling. The factor is measured where several layers read the same
+channels (the branches of an inception module: 2 to 4): all of them without some of these, against the sum. It compares
+across layers, since all of it is damage at one output.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +29,12 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
-from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
+from onnxcompress.passes.recovery.sensitivity import (
+    TYPICAL_ERROR,
+    Disturbance,
+    measure_damages,
+    measure_sensitivities,
+)
 
 Classes = npt.NDArray[np.int64]
 """The class of every input channel of a layer, (I,); those below 0 cannot leave."""
@@ -123,11 +131,15 @@ def removal_scores(
     found = parallel_map(lambda layer: Reader(layer, covariances[layer.node], read[layer.node]), own)
     readers = {layer.node: reader for layer, reader in zip(own, found, strict=True) if reader.energy > 0.0}
     disturbed = dict(zip(readers, parallel_map(_disturbance, readers.values()), strict=True))
-    sensitivities = measure_sensitivities(fast, layers, disturbed, batched(judging, batch, filled=filled))
+    judged = batched(judging, batch, filled=filled)
+    sensitivities = measure_sensitivities(fast, layers, disturbed, judged)
+    together = _read_together(readers, _damages(readers, sensitivities, len(saved)))
+    damages_together = measure_damages(fast, layers, together.disturbances, judged)
+    factors = together.factors(sensitivities, damages_together, len(saved))
     scores = np.full(len(saved), np.nan)
     least = 0.0
     while readers:
-        damages = _damages(readers, sensitivities, len(saved))
+        damages = factors * _damages(readers, sensitivities, len(saved))
         alive = np.flatnonzero(np.isfinite(damages))
         if not len(alive):
             break
@@ -139,6 +151,51 @@ def removal_scores(
         gone = {int(number) for number in alive[order]}
         parallel_map(functools.partial(Reader.remove, numbers=gone), readers.values())
     return scores
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Layers that read the same classes.
+
+    Attributes:
+        disturbances: {name: {layer: itself without some of these classes}}, several layers each.
+        classes: {name: all classes that these layers read}.
+    """
+
+    disturbances: Mapping[str, Mapping[str, Disturbance]]
+    classes: Mapping[str, Classes]
+
+    def factors(self, sensitivities: Mapping[str, float], damages: Mapping[str, float], count: int) -> Matrix:
+        """Return what each class's summed damage is to be multiplied with, (count,)."""
+        factors = np.ones(count)
+        for name, disturbances in self.disturbances.items():
+            summed = sum(sensitivities[node] * each.error for node, each in disturbances.items())
+            if summed > 0.0:
+                factors[self.classes[name]] = max(damages[name] / summed, 1.0)
+        return factors
+
+
+def _read_together(readers: Mapping[str, Reader], damages: Matrix) -> _Together:
+    """Find the layers that read the same classes, and disturb them: without the classes that cost least.
+
+    So many that the layer which misses most misses what is typical.
+    """
+    read_by: dict[int, tuple[str, ...]] = {}
+    for node, reader in readers.items():
+        for number in np.unique(reader.classes[reader.classes >= 0]):
+            read_by[int(number)] = (*read_by.get(int(number), ()), node)
+    classes: dict[tuple[str, ...], list[int]] = {}
+    for number, nodes in read_by.items():
+        if len(nodes) > 1:
+            classes.setdefault(nodes, []).append(number)
+    disturbances: dict[str, dict[str, Disturbance]] = {}
+    for nodes, own in classes.items():
+        errors = [readers[node].errors() for node in nodes]
+        order = sorted(own, key=lambda number: (damages[number], number))
+        missed = np.cumsum([[each[number] for each in errors] for number in order], axis=0).max(axis=1)
+        taken = order[: max(1, int(np.searchsorted(missed, TYPICAL_ERROR, side="right")))]
+        disturbances["+".join(nodes)] = {node: readers[node].without(taken) for node in nodes}
+    return _Together(disturbances, {"+".join(nodes): np.array(own) for nodes, own in classes.items()})
 
 
 def _damages(readers: Mapping[str, Reader], sensitivities: Mapping[str, float], count: int) -> Matrix:

@@ -43,12 +43,23 @@ def measure_sensitivities(
     disturbances: Mapping[str, Disturbance],
     batches: Iterable[Mapping[str, Array]],
 ) -> dict[str, float]:
-    """Return {layer: damage at the output for each unit of its relative response error}.
+    """Return {layer: damage at the output for each unit of its relative response error}; see `measure_damages`."""
+    damages = measure_damages(model, layers, {node: {node: own} for node, own in disturbances.items()}, batches)
+    return {node: damage / disturbances[node].error for node, damage in damages.items()}
+
+
+def measure_damages(
+    model: Model,
+    layers: Sequence[RefitLayer],
+    disturbances: Mapping[str, Mapping[str, Disturbance]],
+    batches: Iterable[Mapping[str, Array]],
+) -> dict[str, float]:
+    """Return {name: damage at the output of layers disturbed together}.
 
     Args:
         model: the original.
         layers: of the original against itself: chains of one node.
-        disturbances: of the layers that are measured; those without a bias of their own input are left out.
+        disturbances: {name: {layer: how it is disturbed}}.
         batches: a few dozen samples, which stay in memory.
     """
     waves = Waves(model, {layer.node: layer.chain for layer in layers})
@@ -57,24 +68,27 @@ def measure_sensitivities(
     current = [dict(batch) for batch in batches]
     given = [tensor.name for tensor in model.graph.inputs]
     by_name = {layer.node: layer for layer in layers}
+    first = {name: min(waves.depth[node] for node in together) for name, together in disturbances.items()}
     reference: list[dict[str, Array]] = []
     found: dict[str, float] = {}
     for depth in range(waves.count):
         live = waves.live(depth)
         part = Part(model, waves.nodes_before(depth), given, live)
         current, given = [part.run(batch) for batch in current], live
-        own = [name for name in waves.at(depth) if name in disturbances]
+        own = [name for name, start in first.items() if start == depth]
         if not own:
             continue
-        weights = {t.name: model.values(t) for name in own for t in nodes[name].inputs[1:3] if t.name}
+        disturbed = sorted({node for name in own for node in disturbances[name]})
+        weights = {t.name: model.values(t) for node in disturbed for t in nodes[node].inputs[1:3] if t.name}
         later = set().union(*(waves.nodes_before(each) for each in range(depth + 1, waves.count + 1)))
         behind = Part(model, later, [*live, *weights], outputs)
         if not reference:
             reference = [behind.run({**batch, **weights}) for batch in current]
         for name in own:
-            changed = _changed(model, by_name[name], disturbances[name])
-            seen = [behind.run({**batch, **weights, **changed}) for batch in current]
-            found[name] = _damage(reference, seen, outputs) / disturbances[name].error
+            changed = {**weights}
+            for node, disturbance in disturbances[name].items():
+                changed.update(_changed(model, by_name[node], disturbance))
+            found[name] = _damage(reference, [behind.run({**batch, **changed}) for batch in current], outputs)
     return found
 
 
