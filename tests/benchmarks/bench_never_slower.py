@@ -1,6 +1,6 @@
 """Whether compressed models are at least as fast as the originals, on every setting.
 
-    python -m tests.benchmarks.bench_never_slower [NAME ...] [--batch N ...] [--threads N ...]
+    PYTHONPATH=models python -m tests.benchmarks.bench_never_slower [NAME ...] [--batch N ...] [--threads N ...]
 
 For each network, batch size and number of threads: `--tucker auto` and `--prune 0.3 --round-to auto`, decided under
 that setting, then measured against the original in alternating rounds. `slower` marks a ratio whose whole 95 % interval
