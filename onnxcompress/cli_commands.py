@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 
 from onnxcompress.cli_options import measurement_of, recipe_of, sweep_options_of
 from onnxcompress.errors import EXIT_BUG, EXIT_GATE, EXIT_OK, RecipeError
@@ -38,10 +39,16 @@ def run_compress(arguments: argparse.Namespace) -> int:
     recipe = recipe_of(arguments)
     if arguments.output is None and not recipe.dry_run:
         raise RecipeError("the model to write (OUT) is missing; give it after IN, or --dry-run to write nothing")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if recipe.train is not None and _is_one_of_several():
         with _started_together(arguments, recipe) as is_first:
             return _compress(arguments, recipe) if is_first else EXIT_OK
     return _compress(arguments, recipe)
+
+
+def _is_one_of_several() -> bool:
+    """Whether torchrun or `accelerate launch` started this process among others, where those can train."""
+    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return launched and os.environ["WORLD_SIZE"] != "1" and find_spec("torch") is not None
 
 
 @contextlib.contextmanager

@@ -132,7 +132,9 @@ def test_what_is_imported_is_declared() -> None:
     """Something that only the development tools happen to bring would be missing at a user's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [line for name in ("completion", "train", "distributed", "remote", "sweep", "olive") for line in extras[name]]
+    optional = [
+        line for name in ("completion", "train", "distributed", "remote", "sweep", "olive") for line in extras[name]
+    ]
     declared = {re.split(r"[^\w-]", line)[0] for line in (*project["dependencies"], *optional)}
     tops = {name.partition(".")[0] for path in MODULES for name in imported_modules(path.read_text("utf-8"))}
     third_party = tops - set(sys.stdlib_module_names) - {"onnxcompress", "tomllib"}
