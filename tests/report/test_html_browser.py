@@ -143,4 +143,5 @@ def test_evil_names_do_nothing(tmp_path: Path) -> None:
         assert opened.complaints == []
         assert len(opened.requests) == 1
         opened.emulate(width=360, dark=False)
+        assert opened.value("document.documentElement.scrollWidth") <= 360
         assert opened.wider_than_their_place() == []

@@ -36,6 +36,7 @@ def test_the_page_shows_plots_and_sorts(tmp_path: Path) -> None:
         assert page.value(first) == "prune-4"
         for width in (360, 740, 1200):
             page.emulate(width=width, dark=True)
+            assert page.value("document.documentElement.scrollWidth") <= width
             assert page.wider_than_their_place() == []
 
 

@@ -180,9 +180,8 @@ def joined(device: str) -> Iterator[SharedProcesses]:
     _joined.append(together)
     try:
         yield together
-    except Exception:
+    finally:
         _joined.pop()
-        raise  # whoever waits is ended by the launcher
-    _joined.pop()
+    # Not after an error: whoever waits then is ended by the launcher.
     if together.is_first:
         together.end()

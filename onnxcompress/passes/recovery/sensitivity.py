@@ -71,7 +71,7 @@ def measure_damages(
     first = {name: min(waves.depth[node] for node in together) for name, together in disturbances.items()}
     reference: list[dict[str, Array]] = []
     found: dict[str, float] = {}
-    for depth in range(waves.count):
+    for depth in range(max(first.values(), default=-1) + 1):
         live = waves.live(depth)
         part = Part(model, waves.nodes_before(depth), given, live)
         current, given = [part.run(batch) for batch in current], live

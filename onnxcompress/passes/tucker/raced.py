@@ -31,16 +31,17 @@ def raced_splits(model: Model, savings: Mapping[str, Saving], context: PassConte
     # That module reads the passes' own rules, and the passes read this one.
     from onnxcompress.passes.tucker.trial import SplitTrials
 
-    if context.race is None or not savings:
+    timed = context.race
+    if timed is None or not savings:
         return {}
     trials = SplitTrials(model)
     order = sorted(savings, key=lambda node: -savings[node].macs)
     raced: dict[int, tuple[RaceResult, ...]] = {}
 
     def race(number: int) -> None:
-        if context.race is not None and number not in raced:
+        if number not in raced:
             split = trials.build({node: savings[node].split for node in order[:number]})
-            raced[number] = tuple(context.race(model, split))
+            raced[number] = tuple(timed(model, split))
 
     race(len(order))
     if not raced[len(order)]:
