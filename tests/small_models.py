@@ -66,3 +66,17 @@ def run_all(model: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     live = session(proto.SerializeToString())
     found = [output.name for output in live.get_outputs()]
     return dict(zip(found, live.run(None, dict(inputs)), strict=True))
+
+
+def lrn_network(size: int | str = 20) -> Model:
+    """Identity, Conv, LRN, Conv on an image of 3 channels, (n, 3, size, size)."""
+    random = np.random.default_rng(0)
+    weights = {"w": random.standard_normal((32, 3, 3, 3)), "v": random.standard_normal((16, 32, 3, 3))}
+    nodes = [
+        node("Identity", ["x"], "i", name="nothing"),
+        node("Conv", ["i", "w"], "a", name="first"),
+        node("LRN", ["a"], "b", name="norm", size=5, alpha=0.5),
+        node("Conv", ["b", "v"], "y", name="second"),
+    ]
+    constants = {name: weight.astype(np.float32) for name, weight in weights.items()}
+    return build(nodes, constants, shape=("n", 3, size, size))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from onnxcompress.analysis.split import WHOLE, Split
@@ -50,6 +50,22 @@ class Conditions:
         return [f"{name} {_shown(own[name])}, not {_shown(others[name])}" for name in own if own[name] != others[name]]
 
 
+@dataclass(frozen=True)
+class PairTime:
+    """Two whole models timed against each other.
+
+    Attributes:
+        before_ms: of one run of the first; None where only the ratio was asked for.
+        speedup: time of the first / time of the second.
+        low, high: of the speed-up's 95 % interval.
+    """
+
+    before_ms: float | None
+    speedup: float
+    low: float
+    high: float
+
+
 @dataclass
 class TimeTable:
     """Milliseconds of layers whole and split.
@@ -57,11 +73,13 @@ class TimeTable:
     Attributes:
         layers: {layer's key: {ranks: ms}}.
         models: {sha256 of a model's file: ms of one run of it as it is, and cleaned up}.
+        pairs: {what identifies two models and how they were timed: what came of it}.
     """
 
     conditions: Conditions
     layers: dict[str, dict[Split, float]] = field(default_factory=dict)
     models: dict[str, dict[str, float]] = field(default_factory=dict)
+    pairs: dict[str, PairTime] = field(default_factory=dict)
 
     def time_of(self, key: str, ranks: Split, macs: Callable[[Split], float]) -> float | None:
         """Return the milliseconds of a layer split so, from its nearest measured splits where it was not measured.
@@ -87,6 +105,7 @@ class TimeTable:
         for key, times in other.layers.items():
             self.layers.setdefault(key, {}).update(times)
         self.models.update(other.models)
+        self.pairs.update(other.pairs)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -95,6 +114,7 @@ class TimeTable:
             "kind": KIND,
             "conditions": asdict(self.conditions),
             "models": self.models,
+            "pairs": {key: list(astuple(pair)) for key, pair in self.pairs.items()},
             "layers": {
                 key: {str(ranks): round(ms, 6) for ranks, ms in times.items()} for key, times in self.layers.items()
             },
@@ -131,12 +151,16 @@ class TimeTable:
                 str(sha256): {str(name): _milliseconds(ms) for name, ms in times.items()}
                 for sha256, times in value["models"].items()
             }
+            pairs = {
+                str(key): PairTime(None if ms is None else _positive(ms), *map(_positive, ratio))
+                for key, (ms, *ratio) in value.get("pairs", {}).items()
+            }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecipeError(
                 f"{where}: is a damaged time table ({type(error).__name__}: {error}); make it again with "
                 "onnxcompress inspect IN --time-table FILE"
             ) from error
-        return cls(conditions, layers, models)
+        return cls(conditions, layers, models, pairs)
 
 
 def read_time_table(path: Location) -> TimeTable:
@@ -187,6 +211,13 @@ def _milliseconds(value: Any) -> float:
     if not (math.isfinite(ms) and ms >= 0.0):
         raise ValueError(f"a time of {value} ms")
     return ms
+
+
+def _positive(figure: Any) -> float:
+    number = float(figure)
+    if not (math.isfinite(number) and number > 0.0):
+        raise ValueError(f"a figure of {number}")
+    return number
 
 
 def _shown(value: object) -> str:

@@ -108,8 +108,11 @@ class SplitTimer:
         measured = measure_splits(trials, missing, feeds, self._provider, threads, seed=seed, tell=self._tell)
         for layer, times in measured.items():
             self.table.layers.setdefault(keys[layer], {}).update(times)
+        self.keep()
+
+    def keep(self) -> None:
+        """Write the table to the cache, if there is one; what cannot be kept is measured again another time."""
         if self._cache is not None:
-            # What cannot be kept is measured again another time.
             with contextlib.suppress(OSError, OnnxCompressError):
                 keep_table(self.table, self._cache)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 
 import onnxcompress
@@ -15,27 +13,13 @@ from onnxcompress.graph import Model
 from onnxcompress.pipeline import race as racing
 from onnxcompress.pipeline.race import race_on
 from onnxcompress.runtime.providers import CPU_PROVIDER
-from tests.small_models import build, node
+from tests.small_models import build, lrn_network, node
 
 QUICK: dict[str, Any] = {"threads": 1, "warmup": 1, "repeat": 20}
 
 
-def network() -> onnx.ModelProto:
-    """Identity, Conv, LRN, Conv."""
-    random = np.random.default_rng(0)
-    weights = {"w": random.standard_normal((32, 3, 3, 3)), "v": random.standard_normal((16, 32, 3, 3))}
-    nodes = [
-        node("Identity", ["x"], "i", name="nothing"),
-        node("Conv", ["i", "w"], "a", name="first"),
-        node("LRN", ["a"], "b", name="norm", size=5, alpha=0.5),
-        node("Conv", ["b", "v"], "y", name="second"),
-    ]
-    constants = {name: weight.astype(np.float32) for name, weight in weights.items()}
-    return build(nodes, constants, shape=("n", 3, 20, 20)).to_proto()
-
-
 def test_every_step_has_its_line_and_the_race_its_result() -> None:
-    report = onnxcompress.compress(network(), prune=0.5, round_to=1, **QUICK).report
+    report = onnxcompress.compress(lrn_network().to_proto(), prune=0.5, round_to=1, **QUICK).report
     cleanup = report.stages[0]
     steps = {step.step: step for step in cleanup.steps}
     assert list(steps) == ["identity", "fold", "reshape", "batchnorm", "merge", "lrn", "unused"]
@@ -53,7 +37,7 @@ def test_every_step_has_its_line_and_the_race_its_result() -> None:
 
 def test_without_latency_nothing_races_and_the_provider_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(racing, "measure_latency", None)
-    report = onnxcompress.compress(network(), prune=0.5, latency=False).report
+    report = onnxcompress.compress(lrn_network().to_proto(), prune=0.5, latency=False).report
     why = next(step.why for step in report.stages[0].steps if step.step == "lrn")
     assert why == "not timed; known to be faster on CPU"
     assert report.output is not None
@@ -62,25 +46,25 @@ def test_without_latency_nothing_races_and_the_provider_decides(monkeypatch: pyt
 
 def test_steps_are_chosen_by_name_and_a_plan_replays_them(tmp_path: Path) -> None:
     options: dict[str, Any] = {"prune": 0.5, "cleanup": "auto,-lrn", "latency": False}
-    first = onnxcompress.compress(network(), save_plan=tmp_path / "plan.json", **options)
+    first = onnxcompress.compress(lrn_network().to_proto(), save_plan=tmp_path / "plan.json", **options)
     steps = [step.step for step in first.report.stages[0].steps]
     assert steps == ["identity", "fold", "reshape", "batchnorm", "merge", "unused"]
     assert [decision["step"] for decision in first.report.stages[0].decisions] == ["identity"]
-    second = onnxcompress.compress(network(), plan=tmp_path / "plan.json", latency=False)
+    second = onnxcompress.compress(lrn_network().to_proto(), plan=tmp_path / "plan.json", latency=False)
     assert first.model.to_bytes() == second.model.to_bytes()
     assert [step.changes for step in second.report.stages[0].steps] == [1, 0, 0, 0, 0, 0]
 
 
 def test_a_replay_does_what_was_decided_without_a_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tmp_path / "plan.json"
-    first = onnxcompress.compress(network(), prune=0.5, latency=False, save_plan=plan)
+    first = onnxcompress.compress(lrn_network().to_proto(), prune=0.5, latency=False, save_plan=plan)
     monkeypatch.setattr(racing, "measure_latency", None)
-    second = onnxcompress.compress(network(), plan=plan, **QUICK)
+    second = onnxcompress.compress(lrn_network().to_proto(), plan=plan, **QUICK)
     assert first.model.to_bytes() == second.model.to_bytes()
 
 
 def test_clean_up_alone_takes_no_credit_from_compression() -> None:
-    report = onnxcompress.compress(network(), cleanup="identity", **QUICK).report
+    report = onnxcompress.compress(lrn_network().to_proto(), cleanup="identity", **QUICK).report
     assert report.latency[0].credit is None
 
 

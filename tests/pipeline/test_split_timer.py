@@ -13,12 +13,14 @@ from onnxcompress.cli import main
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.tucker.trial import SplitTrials
+from onnxcompress.pipeline import race, time_table_file
 from onnxcompress.pipeline import split_timer as module
 from onnxcompress.pipeline.layer_keys import layer_keys
 from onnxcompress.pipeline.split_timer import cache_file, conditions, model_feeds, split_timer
 from onnxcompress.pipeline.split_times import _judge, _Round, _settled
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.providers import CPU_PROVIDER
+from tests.small_models import lrn_network
 from tests.tiny_models import conv_net, save_data
 
 WIDTH = 48
@@ -101,10 +103,32 @@ def test_open_sizes_ask_for_an_input_shape() -> None:
         model_feeds(Model.from_proto(proto), Recipe())
 
 
-def made(tiny: Path, tmp_path: Path) -> Path:
+def made(tiny: Path, tmp_path: Path, shape: str = "") -> Path:
     path = tmp_path / "times.json"
-    assert main(["inspect", str(tiny), "--time-table", str(path), "--threads", "1", "-q"]) == 0
+    words = ["--input-shape", shape] if shape else []
+    assert main(["inspect", str(tiny), "--time-table", str(path), "--threads", "1", *words, "-q"]) == 0
     return path
+
+
+def test_a_table_made_again_is_taken_from_the_cache_whole(
+    tiny: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lrn_network().save(tiny, overwrite=True)  # its LRN is raced
+    first = json.loads(made(tiny, tmp_path).read_text())
+    assert len(first["pairs"]) == 2
+
+    def measured_again(*args: object, **named: object) -> None:
+        pytest.fail("what the cache holds was measured again")
+
+    for place, name in ((module, "measure_splits"), (time_table_file, "measure_latency"), (race, "measure_latency")):
+        monkeypatch.setattr(place, name, measured_again)
+    assert json.loads(made(tiny, tmp_path).read_text()) == first
+
+
+def test_whole_models_are_timed_anew_for_another_size_of_the_input(tiny: Path, tmp_path: Path, cache: Path) -> None:
+    lrn_network("side").save(tiny, overwrite=True)
+    known = [len(json.loads(made(tiny, tmp_path, f"x:1x3x{side}x{side}").read_text())["pairs"]) for side in (8, 16, 8)]
+    assert known == [2, 4, 4]
 
 
 def test_a_table_made_by_inspect_decides_what_auto_splits(tiny: Path, tmp_path: Path, cache: Path) -> None:
