@@ -1,4 +1,4 @@
-"""Servers of this machine for the tests of remote paths: s3 (moto) and http."""
+"""Servers of this machine for the tests of remote paths: s3 (moto), Google Cloud Storage (an emulator) and http."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import http.server
 import json
 import socket
+import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -57,6 +58,30 @@ def forget_file_systems() -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@contextlib.contextmanager
+def gcs_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run a server of Google Cloud Storage on a loopback address, make it what `gs://` means, and give its address."""
+    # Otherwise gcsfs asks Google itself what kind of bucket it is.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="a development dependency")
+    gcsfs = pytest.importorskip("gcsfs", reason="the extra `gcs`")
+    import fsspec.config
+
+    port = free_port()
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="models")
+    server.start()
+    address = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    for name in ("gs", "gcs"):
+        monkeypatch.setitem(fsspec.config.conf, name, {"token": "anon"})
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    try:
+        yield address
+    finally:
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        server.stop()
+
+
 def free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.socket() as probe:
@@ -70,15 +95,17 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def http_server(folder: Path) -> Iterator[str]:
-    """Serve a folder on a loopback address, and give the address."""
+def http_server(folder: Path, encrypted: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve a folder on a loopback address, as https where a context is given, and give the address."""
     pytest.importorskip("aiohttp", reason="the extra `remote`")
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if encrypted is not None:
+            server.socket = encrypted.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http{'s' if encrypted else ''}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +80,26 @@ def test_addresses() -> None:
     assert (location(str(signed)), signed.name, signed.protocol) == (signed, "in.onnx", "https")
     assert str(signed.beside("w.bin")) == "https://host/models/w.bin"
     assert RemoteFile("s3://bucket/in.onnx").beside("w.bin").address == "s3://bucket/w.bin"
+
+
+def test_an_encrypted_connection_is_checked(workspace: Path) -> None:
+    trustme = pytest.importorskip("trustme", reason="a development dependency")
+    authority = trustme.CA()
+    encrypted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(encrypted)
+    authority.cert_pem.write_to_path("authority.pem")
+    with http_server(workspace, encrypted) as address:
+        assert address.startswith("https://")
+
+        def run(**trusted: str) -> subprocess.CompletedProcess[str]:
+            words = [f"{address}/in.onnx", "out.onnx", "--prune", "0.25", *QUICK]
+            command = [sys.executable, "-m", "onnxcompress", *words]
+            environment = {name: value for name, value in os.environ.items() if name != "SSL_CERT_FILE"}
+            return subprocess.run(command, capture_output=True, text=True, env=environment | trusted)
+
+        unknown = run()
+        assert unknown.returncode == 4
+        assert "certificate verify failed" in unknown.stderr
+        assert not Path("out.onnx").exists()
+        assert run(SSL_CERT_FILE=str(Path("authority.pem").absolute())).returncode == 0
+        assert Path("out.onnx").exists()
