@@ -41,20 +41,18 @@ def is_window(node: gs.Node, *, stored: bool = False) -> bool:
     the diagonal, whose output is rooted, raised to a power or divided by.
 
     Args:
-        stored: also where the weights stand in the file as integers behind a DequantizeLinear.
+        stored: also where the weights stand in the file as integers behind a DequantizeLinear, or are computed from
+            the places of a band.
     """
     if node.op != "Conv" or len(node.inputs) < 2:
         return False
     constant = node.inputs[1]
-    if stored and constant.inputs and constant.inputs[0].op == "DequantizeLinear":
-        constant = constant.inputs[0].inputs[0]
-    if not isinstance(constant, gs.Constant):
-        return False
-    square = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-    if square is None or square.op != "Mul" or square.inputs[0] is not square.inputs[1]:
-        return False
-    readers = node.outputs[0].outputs
-    if not readers or any(reader.op not in _POWERS for reader in readers):
+    if stored and constant.inputs:
+        if constant.inputs[0].op == "Where":
+            return _is_square(node) and _is_computed_band(constant.inputs[0])
+        if constant.inputs[0].op == "DequantizeLinear":
+            constant = constant.inputs[0].inputs[0]
+    if not isinstance(constant, gs.Constant) or not _is_square(node):
         return False
     shape = constant.shape
     if len(shape) < 3 or shape[0] != shape[1] or any(size != 1 for size in shape[2:]):
@@ -62,6 +60,33 @@ def is_window(node: gs.Node, *, stored: bool = False) -> bool:
     weight = np.asarray(constant.values).reshape(shape[0], shape[1])
     scale = weight.max(initial=0)
     return bool(weight.size and scale > 0 and np.diag(weight).all() and np.isin(weight, (0, scale)).all())
+
+
+def band_reach(window: npt.NDArray[np.generic]) -> int | None:
+    """Return how far from the diagonal a window (C, C, 1, ...) reaches, None where it is no whole symmetric band."""
+    inside = np.asarray(window).reshape(len(window), -1) != 0
+    places = np.arange(len(inside))
+    distance = np.abs(places[:, None] - places)
+    reach = int(distance[inside].max(initial=0))
+    return reach if np.array_equal(inside, distance <= reach) else None
+
+
+def _is_square(node: gs.Node) -> bool:
+    """Whether a node reads squares, and powers or a quotient are all that read it."""
+    square = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    if square is None or square.op != "Mul" or square.inputs[0] is not square.inputs[1]:
+        return False
+    readers = node.outputs[0].outputs
+    return bool(readers) and all(reader.op in _POWERS for reader in readers)
+
+
+def _is_computed_band(node: gs.Node) -> bool:
+    """Whether a Where gives a band: one value where the distance of two constants' entries is below a limit."""
+    for op in ("Less", "Abs", "Sub"):
+        node = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+        if node is None or node.op != op:
+            return False
+    return all(isinstance(tensor, gs.Constant) for tensor in node.inputs)
 
 
 def banded_nodes(model: Model) -> frozenset[str]:

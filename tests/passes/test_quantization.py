@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon
 import onnxruntime as ort
 import pytest
 
@@ -16,6 +17,7 @@ from onnxcompress.analysis.lrn import is_window, with_banded_lrn
 from onnxcompress.errors import DataError, ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
+from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.quantization import (
     Float16Conversion,
     Int8Config,
@@ -25,6 +27,7 @@ from onnxcompress.passes.quantization import (
     int8,
     verify_quantization,
 )
+from onnxcompress.passes.quantization.compact import compact
 from onnxcompress.runtime import block
 from tests.small_models import build, node, run_all
 from tests.tiny_models import conv_net, samples
@@ -200,6 +203,74 @@ def test_the_window_of_an_lrn_is_stored_in_eight_bits_to_the_same_bit() -> None:
     assert np.array_equal(stored.inputs[0].values.astype(np.float32) * stored.inputs[1].values, band)
     before, after = model_cost(model), model_cost(result.model)
     assert (after.macs, after.lrn_macs, after.params) == (before.macs, before.lrn_macs, before.params)
+
+
+def lrn_between_convolutions(channels: int, size: int = 5) -> Model:
+    weight = RNG.standard_normal((channels, 6, 1, 1)).astype(np.float32)
+    second = RNG.standard_normal((4, channels, 1, 1)).astype(np.float32)
+    constants = {"w": weight, "bias": RNG.standard_normal(channels).astype(np.float32), "v": second}
+    nodes = [
+        node("Conv", ["x", "w", "bias"], "a", name="a"),
+        node("LRN", ["a"], "b", name="n", size=size, alpha=0.3),
+        node("Conv", ["b", "v"], "y", name="c"),
+    ]
+    return with_banded_lrn(build(nodes, constants, shape=("n", 6, 8, 8)))
+
+
+def raw_outputs(model: Model) -> list[np.ndarray]:
+    """Answers without any of onnxruntime's rewrites."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
+    return [session.run(None, dict(batch))[0] for batch in images()]
+
+
+def images() -> Iterator[dict[str, Any]]:
+    yield {"x": np.random.default_rng(5).standard_normal((4, 6, 8, 8)).astype(np.float32)}
+
+
+IMAGES = PassContext(calibration=images)
+
+
+def stored_window(model: Model) -> onnx_graphsurgeon.Node:
+    """The node that gives the one LRN of a quantised model its window."""
+    (window,) = [each for each in model.nodes if is_window(each, stored=True)]
+    return window.inputs[1].inputs[0]
+
+
+@pytest.mark.parametrize("reach", [0, 2])
+def test_what_follows_from_other_constants_is_computed_to_the_same_bit(
+    reach: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lrn_between_convolutions(64, 2 * reach + 1)
+    result = quantized(model, Int8Quantization(), IMAGES).model
+    assert stored_window(result).op == "Where"
+    (scales,) = [each for each in result.nodes if each.op == "Mul" and all(map(Model.is_constant, each.inputs))]
+    assert [reader.op for reader in scales.outputs[0].outputs] == ["DequantizeLinear"]
+    before, after = model_cost(model), model_cost(result)
+    assert (after.macs, after.lrn_macs) == (before.macs, before.lrn_macs)
+
+    def stores_all(*arguments: Any, kept: Any, computed: bool) -> None:
+        assert computed
+        compact(*arguments, kept=kept, computed=False)
+
+    monkeypatch.setattr(int8, "compact", stores_all)
+    stored = quantized(model, Int8Quantization(), IMAGES).model
+    assert stored_window(stored).op == "DequantizeLinear"
+    assert result.size_bytes < stored.size_bytes - 3000
+    for first, second in zip(raw_outputs(result), raw_outputs(stored), strict=True):
+        assert np.array_equal(first, second)
+
+
+def test_a_pruned_window_and_what_tensorrt_reads_are_stored() -> None:
+    model = lrn_between_convolutions(64)
+    pruning = FilterPruning(PruningConfig(0.25, "uniform", "l1"))
+    pruned = pruning.apply(model, pruning.plan(model, IMAGES), IMAGES).model
+    for source, config in ((pruned, Int8Config()), (model, SYMMETRIC)):
+        result = quantized(source, Int8Quantization(config), IMAGES).model
+        assert stored_window(result).op == "DequantizeLinear"
+        products = [each for each in result.nodes if each.op == "Mul" and all(map(Model.is_constant, each.inputs))]
+        assert len(products) == (config is not SYMMETRIC)
 
 
 def test_probabilities_excluded_nodes_and_squares_stay_in_float() -> None:

@@ -127,7 +127,8 @@ class Int8Quantization(Pass):
         quantized = _quantized(proto, nodes, ranges, symmetric=symmetric)
         if unsigned:
             _shift_weights(quantized.graph)
-        compact(quantized, windows, kept=tensor_names(proto))
+        # TensorRT, for which activations are symmetric, reads scales as it builds its engine.
+        compact(quantized, windows, kept=tensor_names(proto), computed=not symmetric)
         model.become(quantized)
         return {}
 
