@@ -23,17 +23,20 @@ class ExpectedDrop:
     """Two estimates on the same samples, in percentage points, and how far the answers are apart.
 
     Attributes:
-        drop: how far top-1 is expected to fall: the larger one of two estimates that read no labels and are as good as
-            the original's probabilities are. Counted: where the two models differ, the original's probabilities tell
-            how much more often its class is the right one. Spread: the margins between the original's first two
+        drop: how far top-1 is expected to fall, with one standard error on top, so that other samples seldom show more
+            (who takes the smallest of many models takes one that looks better than it is; Breiman et al.,
+            Classification and Regression Trees, 1984): the larger one of two estimates that read no labels and are as
+            good as the original's probabilities are. Counted: where the two models differ, the original's probabilities
+            tell how much more often its class is the right one. Spread: the margins between the original's first two
             classes scatter around a line; normally distributed, that turns so many of them over, also where few did.
-        disagreement: samples to which the models give different classes.
+        disagreement: samples to which the models give different classes; `disagreement_bound` with one standard error.
         samples: how many.
         divergence: mean KL(original || compressed) in nats; infinite where the compressed model gave NaN or infinity.
     """
 
     drop: float
     disagreement: float
+    disagreement_bound: float
     samples: int
     divergence: float
 
@@ -45,7 +48,9 @@ def expected_drop(compressed: Session, reference: Reference) -> ExpectedDrop:
         ModelError: the compressed model fails while running.
     """
     assert reference.output is not None
-    lost, differing, divergence = 0.0, 0, 0.0
+    divergence = 0.0
+    lost: list[Rows] = []
+    differing: list[Rows] = []
     margins: list[Rows] = []
     for batch, expected in reference.batches():
         seen = real_outputs(compressed, batch)[reference.output].reshape(batch.size, -1)
@@ -54,14 +59,21 @@ def expected_drop(compressed: Session, reference: Reference) -> ExpectedDrop:
         first, second = own.argmax(axis=1), seen.argmax(axis=1)
         # A row that is no number picks its first class, or any: it counts as wrong throughout.
         finite = np.asarray(np.isfinite(seen).all(axis=1))
-        lost += float((own[rows, first] - np.where(finite, own[rows, second], 0.0)).sum())
-        differing += int(np.sum((first != second) | ~finite))
+        lost.append(own[rows, first] - np.where(finite, own[rows, second], 0.0))
+        differing.append(((first != second) | ~finite).astype(np.float64))
         other = np.where(finite[:, None], probabilities(seen, reference.normalised), own)
         divergence += float(np.where(finite, kl_divergence(own, other), np.inf).sum())
         margins.append(_margins(own, other))
-    samples = sum(map(len, margins))
-    drop = max(lost / samples, _lost_by_spread(np.concatenate(margins)))
-    return ExpectedDrop(100.0 * drop, 100.0 * differing / samples, samples, divergence / samples)
+    drop = max(_bound(np.concatenate(lost)), _bound(_lost_by_spread(np.concatenate(margins))))
+    apart = np.concatenate(differing)
+    samples = len(apart)
+    return ExpectedDrop(100.0 * drop, 100.0 * float(apart.mean()), 100.0 * _bound(apart), samples, divergence / samples)
+
+
+def _bound(losses: Rows) -> float:
+    """Return the mean of samples' losses (n,) with one standard error on top."""
+    error = float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return float(losses.mean()) + error
 
 
 def _margins(own: Rows, other: Rows) -> Rows:
@@ -75,8 +87,8 @@ def _margins(own: Rows, other: Rows) -> Rows:
     return np.stack([own[rows, first] - own[rows, second], *(log[rows, first] - log[rows, second] for log in logs)], 1)
 
 
-def _lost_by_spread(margins: Rows) -> float:
-    """Return the share of right answers that is lost where margins turn out as they do around their regression line.
+def _lost_by_spread(margins: Rows) -> Rows:
+    """Return how likely each right answer is lost, (n,), where margins scatter as they do around their regression line.
 
     Less certain throughout (every margin halved) loses nothing; what scatters around the line turns small ones over.
     """
@@ -87,6 +99,7 @@ def _lost_by_spread(margins: Rows) -> float:
     line = after.mean() + slope * centred
     deviation = float((after - line).std())
     if deviation <= 1e-6 * float(np.abs(before).max()):  # rounding alone
-        return 0.0
+        return np.zeros(len(margins))
     flipped = np.array([0.5 * math.erfc(own / (deviation * math.sqrt(2.0))) for own in line.tolist()])
-    return float((flipped * gain).mean())
+    lost: Rows = flipped * gain
+    return lost

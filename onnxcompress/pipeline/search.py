@@ -171,7 +171,7 @@ class Search:
                 share,
                 _share("macs", cost, self.cost),
                 _share("params", cost, self.cost),
-                seen.drop if self.labels else seen.disagreement,
+                seen.drop if self.labels else seen.disagreement_bound,
                 seen.disagreement,
                 seen.divergence,
                 time.perf_counter() - started,
@@ -216,7 +216,7 @@ class Search:
         tried = "no budget that was tried can be reached"
         if gentlest is not None:
             left = f"leaves {gentlest.macs:.0%} of the MACs"
-            tried = f"the gentlest that was tried {left} and loses {gentlest.drop:.2f} points"
+            tried = f"the gentlest that was tried {left} and may lose {gentlest.drop:.2f} points"
         return f"no compression keeps max_drop {self.recipe.max_drop:g} on the samples set aside: {tried}"
 
 

@@ -14,7 +14,7 @@ class Trial:
     Attributes:
         prune: fraction of filters removed; share: of MACs asked for, None where ranks were not chosen.
         macs, params: left, as shares of the original; None where the budget could not be kept.
-        drop: what is held against `max_drop`, in points; `disagreement`: percent of samples;
+        drop: what is held against `max_drop`, in points, one standard error on top; `disagreement`: percent of samples;
             `divergence`: mean KL(original || compressed), in nats.
     """
 
@@ -56,7 +56,7 @@ def search_title(found: Found) -> str:
 
 def drop_title(found: Found) -> str:
     """Return what a trial's drop is."""
-    return "top-1 lost, expected" if found.measure == "expected_top1" else "other classes, percent"
+    return "top-1 lost, at most" if found.measure == "expected_top1" else "other classes, at most"
 
 
 def trial_titles(found: Found) -> tuple[str, ...]:
