@@ -12,6 +12,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,12 @@ def gcs_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     finally:
         gcsfs.GCSFileSystem.clear_instance_cache()
         server.stop()
+
+
+def put_inputs(files: Any) -> None:
+    """Put `in.onnx` and `data.npz` of the working directory into the bucket `models` of an fsspec file system."""
+    for name in ("in.onnx", "data.npz"):
+        files.put_file(name, f"models/{name}")
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from onnxcompress.cli import main
-from tests.remote.servers import gcs_server
+from tests.remote.servers import gcs_server, put_inputs
 
 QUICK = ["--no-latency", "--no-progress"]
 
@@ -22,8 +22,7 @@ def bucket(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         import gcsfs
 
         files = gcsfs.GCSFileSystem(token="anon", skip_instance_cache=True, use_listings_cache=False)
-        for name in ("in.onnx", "data.npz"):
-            files.put_file(name, f"models/{name}")
+        put_inputs(files)
         yield files
 
 

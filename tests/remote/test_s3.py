@@ -17,7 +17,7 @@ from PIL import Image
 import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import RecipeError
-from tests.remote.servers import free_port, s3_server, use_s3_at
+from tests.remote.servers import free_port, put_inputs, s3_server, use_s3_at
 from tests.tiny_models import SIZE, conv_net
 
 QUICK = ["--no-latency", "--no-progress"]
@@ -31,8 +31,7 @@ def bucket(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
         files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
         files.mkdir("models")
-        for name in ("in.onnx", "data.npz"):
-            files.put_file(name, f"models/{name}")
+        put_inputs(files)
         yield files
 
 
