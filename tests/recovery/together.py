@@ -12,7 +12,7 @@ from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
 from onnxcompress.passes.recovery.processes import joined
 from tests.recovery.small_classifier import original, pruned, samples
 
-CONFIG = FineTuningConfig(epochs=2, rate=2e-2, batch=32, views=Views(mirror=False), device="cpu")
+CONFIG = FineTuningConfig(epochs=8, rate=5e-3, batch=32, views=Views(mirror=False), device="cpu")
 
 
 def context() -> PassContext:
