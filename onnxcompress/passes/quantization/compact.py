@@ -8,6 +8,7 @@ hundredth. Constants that follow from others are left to nodes that runtimes com
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import count
 
@@ -40,10 +41,10 @@ def compact(proto: onnx.ModelProto, windows: Collection[str], *, kept: Collectio
 
     Args:
         proto: is changed.
-        computed: whether constants may be computed from others. Not for a runtime that wants to read every scale.
         windows: initializers of one value and zero (`analysis.lrn.is_window`).
         kept: names of tensors that stay as they are: those that the model had before the quantizer came. The 8-bit
             weights keep the names that they were given, too.
+        computed: whether constants may be computed from others. Not for a runtime that wants to read every scale.
     """
     given = {node.name for node in proto.graph.node if node.op_type not in _CONVERSIONS}
     _store_windows(proto.graph, windows, computed=computed)
@@ -101,10 +102,7 @@ def _multiply_bias_scales(graph: onnx.GraphProto, kept: Collection[str]) -> None
     """Leave biases' scales to a product, where it gives them to the bit: of the input's and the weight's scales."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, int] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
+    readers = Counter(name for node in graph.node for name in node.input)
     made = []
     for node in graph.node:
         conversions = [makers.get(name) for name in node.input[:3]]
