@@ -19,36 +19,42 @@ _LEAST = 1e-12
 
 
 @dataclass(frozen=True)
-class ExpectedDrop:
-    """Two estimates on the same samples, in percentage points, and how far the answers are apart.
+class SampleLosses:
+    """What a compressed model loses on each sample; arrays are (n,).
 
     Attributes:
-        drop: how far top-1 is expected to fall, with one standard error on top, so that other samples seldom show more
-            (who takes the smallest of many models takes one that looks better than it is; Breiman et al.,
-            Classification and Regression Trees, 1984): the larger one of two estimates that read no labels and are as
-            good as the original's probabilities are. Counted: where the two models differ, the original's probabilities
-            tell how much more often its class is the right one. Spread: the margins between the original's first two
-            classes scatter around a line; normally distributed, that turns so many of them over, also where few did.
-        disagreement: samples to which the models give different classes; `disagreement_bound` with one standard error.
-        samples: how many.
-        divergence: mean KL(original || compressed) in nats; infinite where the compressed model gave NaN or infinity.
+        lost: how likely the right answer is lost, as a share: the larger one of two estimates that read no labels and
+            are as good as the original's probabilities are. Counted: where the two models differ, the original's
+            probabilities tell how much more often its class is the right one. Spread: the margins between the
+            original's first two classes scatter around a line; normally distributed, that turns so many of them over,
+            also where few did.
+        differing: 1 where the models give different classes, else 0.
+        divergences: KL(original || compressed) in nats; infinite where the compressed model gave NaN or infinity.
     """
 
-    drop: float
-    disagreement: float
-    disagreement_bound: float
-    samples: int
-    divergence: float
+    lost: Rows
+    differing: Rows
+    divergences: Rows
+
+    @property
+    def disagreement(self) -> float:
+        """Percent of the samples to which the models give different classes."""
+        return 100.0 * float(self.differing.mean())
+
+    @property
+    def divergence(self) -> float:
+        """Mean of the divergences."""
+        return float(self.divergences.mean())
 
 
-def expected_drop(compressed: Session, reference: Reference) -> ExpectedDrop:
+def sample_losses(compressed: Session, reference: Reference) -> SampleLosses:
     """Compare a compressed model with its original, which classifies, on the reference's samples.
 
     Raises:
         ModelError: the compressed model fails while running.
     """
     assert reference.output is not None
-    divergence = 0.0
+    divergences: list[Rows] = []
     lost: list[Rows] = []
     differing: list[Rows] = []
     margins: list[Rows] = []
@@ -62,18 +68,25 @@ def expected_drop(compressed: Session, reference: Reference) -> ExpectedDrop:
         lost.append(own[rows, first] - np.where(finite, own[rows, second], 0.0))
         differing.append(((first != second) | ~finite).astype(np.float64))
         other = np.where(finite[:, None], probabilities(seen, reference.normalised), own)
-        divergence += float(np.where(finite, kl_divergence(own, other), np.inf).sum())
+        divergences.append(np.where(finite, kl_divergence(own, other), np.inf))
         margins.append(_margins(own, other))
-    drop = max(_bound(np.concatenate(lost)), _bound(_lost_by_spread(np.concatenate(margins))))
-    apart = np.concatenate(differing)
-    samples = len(apart)
-    return ExpectedDrop(100.0 * drop, 100.0 * float(apart.mean()), 100.0 * _bound(apart), samples, divergence / samples)
+    counted, spread = np.concatenate(lost), _lost_by_spread(np.concatenate(margins))
+    larger = max(counted, spread, key=bound)
+    return SampleLosses(larger, np.concatenate(differing), np.concatenate(divergences))
 
 
-def _bound(losses: Rows) -> float:
-    """Return the mean of samples' losses (n,) with one standard error on top."""
-    error = float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-    return float(losses.mean()) + error
+def bound(losses: Rows) -> float:
+    """Return the mean of samples' losses (n,) with one standard error on top, so that others seldom show more.
+
+    Who takes the smallest of many models takes one that looks better than it is (Breiman et al., Classification and
+    Regression Trees, 1984).
+    """
+    return float(losses.mean()) + standard_error(losses)
+
+
+def standard_error(values: Rows) -> float:
+    """Return that of the mean of samples' values (n,)."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _margins(own: Rows, other: Rows) -> Rows:

@@ -2,9 +2,10 @@
 
 One budget is searched: the share of the original's MACs that may be left. Ranks under it are the allocation pass's; its
 measurements do not depend on the budget and are taken once. Each trial runs the passes of the recipe, recovery
-included, on a part of the calibration data, and is evaluated on the rest of them. The smallest share that keeps the
-drop is found by bisection. With `prune="auto"` filters are then removed, a little at first, as long as that makes a
-smaller model still keep the drop; which ones, from all layers together, the importance `response` says.
+included, on a part of the calibration data, and is evaluated on the rest of them; what each loses, all of them tell
+together (`evaluation.pooled`). The smallest share that keeps the drop is found by interpolation. With `prune="auto"`
+filters are then removed, a little at first, as long as that brings a model of the same share closer to the original;
+which ones, from all layers together, the importance `response` says.
 
 The evaluation data are never looked at here: the gate judges the result on them at the end. So the gate may fail; the
 search's own estimate is of other samples, and of fewer.
@@ -12,22 +13,26 @@ search's own estimate is of other samples, and of fewer.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.errors import BudgetInfeasibleError, DataError
-from onnxcompress.evaluation.expectation import ExpectedDrop, expected_drop
+from onnxcompress.evaluation.expectation import SampleLosses, sample_losses
+from onnxcompress.evaluation.pooled import DIFFERING, LOST, pooled_bounds
 from onnxcompress.evaluation.reference import Reference
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning
 from onnxcompress.pipeline.outputs import CompressedModel
+from onnxcompress.pipeline.search_line import next_position, steepness
 from onnxcompress.pipeline.stages import passes_of, run_pass
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.progress import Progress
@@ -38,9 +43,31 @@ from onnxcompress.runtime.session import Session
 HELD_OUT_SHARE = 0.25
 """Part of the calibration data on which trials are evaluated."""
 
-_LEAST_SHARE, _SHARE_STEP = 0.1, 0.025
+_LEAST, _SHARE_STEP, _RATE_STEP = 0.1, 0.025, 0.02
 _RATES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-_MOST_RATE, _RATE_STEP = 0.9, 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """One compression that was tried.
+
+    Attributes:
+        rate: of filters removed; share: of MACs asked for, None where ranks were not chosen.
+        position: on the line that is searched; less is smaller.
+        cost, losses: None where the budget could not be kept.
+    """
+
+    rate: float
+    share: float | None
+    position: float
+    cost: ModelCost | None
+    losses: SampleLosses | None
+    seconds: float
+
+    @property
+    def divergence(self) -> float:
+        """Mean KL(original || compressed) in nats."""
+        return math.inf if self.losses is None else self.losses.divergence
 
 
 @dataclass
@@ -49,6 +76,7 @@ class Search:
 
     Attributes:
         labels: whether the result will be judged on labels.
+        tried: so far, in order.
         prefixes: {fraction of filters: the model before its ranks are chosen, its context}.
         ranked: what pruning measured on the model that every fraction is taken from.
     """
@@ -62,7 +90,7 @@ class Search:
     calibration: Dataset
     labels: bool
     tell: Progress
-    trials: list[Trial] = field(default_factory=list)
+    tried: list[_Tried] = field(default_factory=list)
     prefixes: dict[float, tuple[Model, PassContext]] = field(default_factory=dict)
     ranked: dict[str, Any] = field(default_factory=dict)
 
@@ -76,7 +104,7 @@ class Search:
         recipe = self.recipe
         splits = "auto" in (recipe.tucker, recipe.svd)
         if recipe.target and not splits:
-            return Found("cost", None, 0, self._by_cost(), tuple(self.trials))
+            return Found("cost", None, 0, self._by_cost(), self._trials())
         held_out, fitted = self.calibration.split(HELD_OUT_SHARE, recipe.seed)
         self.context = replace(self.context, calibration=fitted.samples())
         with Reference(Session(self.content), held_out) as reference:
@@ -89,35 +117,69 @@ class Search:
             else:
                 chosen = self._by_rate(reference)
             measure = "expected_top1" if self.labels else "disagreement"
-            return Found(measure, recipe.max_drop, reference.samples, chosen, tuple(self.trials))
+            return Found(measure, recipe.max_drop, reference.samples, chosen, self._trials())
 
     def _by_share(self, reference: Reference) -> dict[str, Any]:
-        def keeps(rate: float) -> Callable[[float], bool]:
-            return lambda share: self._keeps(self._trial(rate, {"macs": share}, reference))
+        def tried(rate: float, share: float) -> _Tried:
+            return self._trial(rate, {"macs": share}, share, reference)
 
-        share = bisected(keeps(0.0), _LEAST_SHARE, 1.0, _SHARE_STEP)
-        rate = 0.0
-        for tried in _RATES if self.recipe.prune == "auto" else ():
-            less = (share or 1.0) - _SHARE_STEP
-            if less < _LEAST_SHARE or not keeps(tried)(less):
-                break
-            rate = tried
-            share = bisected(keeps(rate), _LEAST_SHARE, less, _SHARE_STEP, holds_high=True)
-        if share is None:
+        slope = self._narrow({}, partial(tried, 0.0), _SHARE_STEP)
+        best = self._best()
+        if best is None:
             raise BudgetInfeasibleError(self._complaint())
-        return {"prune": rate, "target": {"macs": share}}
+        for rate in _RATES if self.recipe.prune == "auto" else ():
+            same = tried(rate, best.position)
+            if not same.divergence < best.divergence:
+                break
+            self._narrow({best.position: same}, partial(tried, rate), _SHARE_STEP, slope)
+            best = self._best() or best
+        return {"prune": best.rate, "target": {"macs": best.position}}
 
     def _by_rate(self, reference: Reference) -> dict[str, Any]:
         # Mirrored, so that the gentlest is the upper end, as it is of shares.
-        kept = bisected(
-            lambda share: self._keeps(self._trial(round(1.0 - share, 4), {}, reference)),
-            1.0 - _MOST_RATE,
-            1.0,
-            _RATE_STEP,
-        )
-        if kept is None:
+        self._narrow({}, lambda left: self._trial(round(1.0 - left, 4), {}, left, reference), _RATE_STEP)
+        best = self._best()
+        if best is None:
             raise BudgetInfeasibleError(self._complaint())
-        return {"prune": round(1.0 - kept, 4)}
+        return {"prune": best.rate}
+
+    def _narrow(
+        self,
+        known: Mapping[float, _Tried],
+        tried: Callable[[float], _Tried],
+        step: float,
+        slope: float | None = None,
+    ) -> float | None:
+        """Try positions until the smallest that keeps the drop is known to within a step; return the drops' slope."""
+        own = dict(known)
+        while True:
+            drops = self._drops()
+            here = {position: drops[each] for position, each in own.items()}
+            position = next_position(here, self._limit, _LEAST, step, slope)
+            if position is None:
+                return steepness(here)
+            own[position] = tried(position)
+
+    def _best(self) -> _Tried | None:
+        """Return the smallest that keeps the drop, of equal ones the closest."""
+        kept = [each for each, drop in self._drops().items() if drop <= self._limit]
+        return min(kept, key=lambda each: (each.position, each.divergence), default=None)
+
+    def _drops(self) -> dict[_Tried, float]:
+        """Return what is held against the limit for all that was tried, as all of it together tells."""
+        made = [(each, each.losses) for each in self.tried if each.losses is not None]
+        bounds = pooled_bounds(
+            [losses.lost if self.labels else losses.differing for _, losses in made],
+            [losses.divergences for _, losses in made],
+            LOST if self.labels else DIFFERING,
+        )
+        drops = dict.fromkeys(self.tried, math.inf)
+        return drops | {each: 100.0 * own for (each, _), own in zip(made, bounds, strict=True)}
+
+    @property
+    def _limit(self) -> float:
+        assert self.recipe.max_drop is not None
+        return self.recipe.max_drop
 
     def _under_target(self, reference: Reference) -> dict[str, Any]:
         """Under a target that is given: remove filters before ranks are chosen as long as the answers come closer.
@@ -126,8 +188,8 @@ class Search:
         """
         best, least = None, math.inf
         for rate in (0.0, *_RATES):
-            divergence = self._trial(rate, self.recipe.target, reference).divergence
-            if divergence is not None and divergence < least:
+            divergence = self._trial(rate, self.recipe.target, 1.0, reference).divergence
+            if divergence < least:
                 best, least = rate, divergence
             elif best is not None:
                 break
@@ -142,42 +204,39 @@ class Search:
             model, _ = self._before_ranks(round(1.0 - share, 4))
             return all(_share(kind, model_cost(model), self.cost) <= own for kind, own in self.recipe.target.items())
 
-        low, high = 1.0 - _MOST_RATE, 1.0
+        low, high = _LEAST, 1.0
         if not reaches(low):
-            raise BudgetInfeasibleError(f"the target cannot be reached with {_MOST_RATE:.0%} of the filters removed")
+            raise BudgetInfeasibleError(f"the target cannot be reached with {1.0 - _LEAST:.0%} of the filters removed")
         while high - low > _RATE_STEP / 4:
             middle = (low + high) / 2
             low, high = (middle, high) if reaches(middle) else (low, middle)
         return {"prune": round(1.0 - low, 4), "target": {}}
 
-    def _keeps(self, trial: Trial) -> bool:
-        limit = self.recipe.max_drop
-        return trial.drop is not None and limit is not None and trial.drop <= limit
-
-    def _trial(self, rate: float, target: Mapping[str, float], reference: Reference) -> Trial:
+    def _trial(self, rate: float, target: Mapping[str, float], position: float, reference: Reference) -> _Tried:
         started = time.perf_counter()
         named = ", ".join([*(f"{kind} {share:.2f}" for kind, share in target.items()), f"prune {rate:g}"])
-        self.tell(f"search, trial {len(self.trials) + 1}: {named}", 0, None)
-        share = target.get("macs")
-        try:
+        self.tell(f"search, trial {len(self.tried) + 1}: {named}", 0, None)
+        cost, losses = None, None
+        with contextlib.suppress(BudgetInfeasibleError):
             model = self._compressed(rate, target)
-        except BudgetInfeasibleError:
-            trial = Trial(rate, share, seconds=time.perf_counter() - started)
-        else:
             cost = model_cost(model, self.recipe.input_shape)
-            seen = self._evaluated(model, reference)
-            trial = Trial(
-                rate,
-                share,
-                _share("macs", cost, self.cost),
-                _share("params", cost, self.cost),
-                seen.drop if self.labels else seen.disagreement_bound,
-                seen.disagreement,
-                seen.divergence,
-                time.perf_counter() - started,
-            )
-        self.trials.append(trial)
-        return trial
+            with CompressedModel(model, external=False).loadable() as content:
+                losses = sample_losses(Session(content), reference)
+        seconds = time.perf_counter() - started
+        self.tried.append(_Tried(rate, target.get("macs"), position, cost, losses, seconds))
+        return self.tried[-1]
+
+    def _trials(self) -> tuple[Trial, ...]:
+        """Return what was tried, as a report tells it."""
+        trials: list[Trial] = []
+        for each, drop in self._drops().items():
+            trial = Trial(each.rate, each.share, seconds=each.seconds)
+            if each.cost is not None and each.losses is not None:
+                left = {kind: _share(kind, each.cost, self.cost) for kind in ("macs", "params")}
+                seen = {"disagreement": each.losses.disagreement, "divergence": each.losses.divergence}
+                trial = replace(trial, **left, **seen, drop=drop)
+            trials.append(trial)
+        return tuple(trials)
 
     def _compressed(self, rate: float, target: Mapping[str, float]) -> Model:
         model, context = self._before_ranks(rate)
@@ -207,34 +266,13 @@ class Search:
         end = max(ends, default=0)
         return passes[:end], passes[end:]
 
-    def _evaluated(self, model: Model, reference: Reference) -> ExpectedDrop:
-        with CompressedModel(model, external=False).loadable() as content:
-            return expected_drop(Session(content), reference)
-
     def _complaint(self) -> str:
-        gentlest = max((t for t in self.trials if t.drop is not None), key=lambda t: t.macs or 0.0, default=None)
+        gentlest = max((t for t in self._trials() if t.drop is not None), key=lambda t: t.macs or 0.0, default=None)
         tried = "no budget that was tried can be reached"
         if gentlest is not None:
             left = f"leaves {gentlest.macs:.0%} of the MACs"
             tried = f"the gentlest that was tried {left} and may lose {gentlest.drop:.2f} points"
         return f"no compression keeps max_drop {self.recipe.max_drop:g} on the samples set aside: {tried}"
-
-
-def bisected(
-    holds: Callable[[float], bool], low: float, high: float, step: float, *, holds_high: bool = False
-) -> float | None:
-    """Return the smallest value between `low` and `high` that holds, to within `step`; None where none was found.
-
-    `high` itself stands for no compression at all, and is no answer unless `holds_high`.
-    """
-    found = high if holds_high else None
-    while high - low > step:
-        middle = round((low + high) / 2, 4)
-        if holds(middle):
-            found = high = middle
-        else:
-            low = middle
-    return found
 
 
 def _share(kind: str, cost: ModelCost, original: ModelCost) -> float:

@@ -19,6 +19,8 @@ from onnxcompress.recipe.sweep_options import SET_BY_POINTS, SweepOptions, recip
 
 _NEVER_DECIDES = ("resume", "device")
 _HASHED_CHARACTERS = 10
+_PRUNING_ALONE = {"svd": "off"}
+"""A split of matrices belongs to the methods that split kernels."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def grid_of(options: SweepOptions) -> tuple[GridPoint, ...]:
     if options.target_range is not None:
         kind, shares = TargetShares().values(options.target_range, options.points, "target_range")
         ways: dict[str, dict[str, Any]] = {
-            "prune": {"prune": "auto", "svd": "off"},
+            "prune": {"prune": "auto", **_PRUNING_ALONE},
             "tucker": {"tucker": "auto"},
             "both": {"prune": "auto", "tucker": "auto"},
         }
@@ -80,7 +82,7 @@ def grid_of(options: SweepOptions) -> tuple[GridPoint, ...]:
         )
     pairs = zip(rates, specs, strict=True) if options.pairs == "steps" and len(rates) == len(specs) else ()
     found: dict[str, list[dict[str, Any]]] = {
-        "prune": [{"prune": rate} for rate in rates],
+        "prune": [{"prune": rate, **_PRUNING_ALONE} for rate in rates],
         "tucker": [{"tucker": spec} for spec in specs],
         "both": [
             {"prune": rate, "tucker": spec}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Column, Markup, element, table
 from onnxcompress.report.search_figures import chosen_text, search_title, trial_row, trial_titles
+from onnxcompress.report.text import counted
 
 
 def search_section(report: Report) -> Markup:
@@ -16,7 +17,9 @@ def search_section(report: Report) -> Markup:
     rows = [trial_row(trial) for trial in found.trials]
     trials = element("div", table(columns, rows, stack=True), class_="scroll") if rows else Markup("")
     limit = (
-        "" if found.limit is None else f" It looked for the smallest model that loses at most {found.limit:g} points."
+        ""
+        if found.limit is None
+        else f" It looked for the smallest model that loses at most {counted(found.limit, 'point')}."
     )
     note = f"{search_title(found)}.{limit} The gate judges on other data."
     return element(

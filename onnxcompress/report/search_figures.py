@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxcompress.report.text import counted
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -51,7 +53,8 @@ def search_title(found: Found) -> str:
     """Return how many trials there were, and on what."""
     if not found.trials:
         return "Search by cost alone"
-    return f"Search: {len(found.trials)} trials, each on {found.samples} calibration samples set aside"
+    samples = counted(found.samples, "calibration sample")
+    return f"Search: {counted(len(found.trials), 'trial')}, each on {samples} set aside"
 
 
 def drop_title(found: Found) -> str:

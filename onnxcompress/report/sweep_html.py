@@ -15,7 +15,7 @@ from onnxcompress.report.sweep_text import (
     point_row,
     sweep_command,
 )
-from onnxcompress.report.text import count, duration, milliseconds, percent, size
+from onnxcompress.report.text import count, counted, duration, milliseconds, percent, size
 
 _NOTHING = Markup("")
 _TILE_LOSS = 1.0
@@ -26,7 +26,7 @@ def sweep_html(report: SweepReport) -> str:
     title = f"Sweep of {report.input.path or 'a model'}"
     what = "top-1" if report.labels else "agreement with the original's class"
     failed = f", {len(report.failed)} without a result" if report.failed else ""
-    about = f"{len(report.points)} points{failed}; accuracy is {what} on {report.samples} samples"
+    about = f"{counted(len(report.points), 'point')}{failed}; accuracy is {what} on {counted(report.samples, 'sample')}"
     main = element(
         "main",
         element(

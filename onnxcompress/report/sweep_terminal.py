@@ -8,7 +8,7 @@ from onnxcompress.report.sweep_figures import SweepReport
 from onnxcompress.report.sweep_plots import METHOD_TITLES
 from onnxcompress.report.sweep_text import MEASURE_TITLES, gain_row, gain_sentence, point_row
 from onnxcompress.report.terminal import cell, new_table
-from onnxcompress.report.text import count, percent, size
+from onnxcompress.report.text import count, counted, percent, size
 
 
 def print_sweep(report: SweepReport, console: Console) -> None:
@@ -16,7 +16,7 @@ def print_sweep(report: SweepReport, console: Console) -> None:
     before = report.input
     what = "top-1" if report.labels else "agreement"
     table = new_table(
-        f"{len(report.points)} points on {report.samples} samples",
+        f"{counted(len(report.points), 'point')} on {counted(report.samples, 'sample')}",
         ("point", "left"),
         (what, "right"),
         ("lost", "right"),

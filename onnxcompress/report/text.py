@@ -36,6 +36,11 @@ def points(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1f} points"
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun, in the singular where it is one: `1 trial`, `2.5 points`."""
+    return f"{number:.10g} {noun}{'' if number == 1 else 's'}"
+
+
 def milliseconds(value: float | None) -> str:
     """Return ms with three significant digits or so."""
     if value is None:

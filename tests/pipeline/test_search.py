@@ -15,10 +15,11 @@ import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import BudgetInfeasibleError, RecipeError
 from onnxcompress.evaluation import expectation
-from onnxcompress.evaluation.expectation import ExpectedDrop, expected_drop
+from onnxcompress.evaluation.expectation import SampleLosses, bound, sample_losses
+from onnxcompress.evaluation.pooled import DIFFERING, pooled_bounds
 from onnxcompress.evaluation.reference import Reference
 from onnxcompress.pipeline import search
-from onnxcompress.pipeline.search import Search, bisected
+from onnxcompress.pipeline.search import Search
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.session import Session
@@ -36,35 +37,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("edge", "expected"), [(0.4, 0.4), (0.95, 0.95), (0.1, 0.1)])
-def test_bisection_finds_the_edge_to_within_its_step(edge: float, expected: float) -> None:
-    tried: list[float] = []
-
-    def holds(value: float) -> bool:
-        tried.append(value)
-        return value >= edge
-
-    found = bisected(holds, 0.1, 1.0, 0.02)
-    assert found is not None
-    assert expected <= found <= expected + 0.02
-    assert len(tried) <= 6
-    assert bisected(lambda value: False, 0.1, 1.0, 0.02) is None
-    assert bisected(lambda value: False, 0.1, 0.6, 0.02, holds_high=True) == 0.6
-
-
 def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(folder: Path) -> None:
     first, second = conv_net(), conv_net(seed=3)
     session = Session(first.SerializeToString())
     data = dataset_for(session, "calib.npz")
     with Reference(session, data) as reference:
-        seen = expected_drop(Session(second.SerializeToString()), reference)
-        same = expected_drop(Session(first.SerializeToString()), reference)
+        seen = sample_losses(Session(second.SerializeToString()), reference)
+        same = sample_losses(Session(first.SerializeToString()), reference)
     logits = [Session(m.SerializeToString()).run({"x": samples(400, seed=5)})["y"] for m in (first, second)]
     own = np.exp(logits[0].astype(np.float64))
     own /= own.sum(axis=1, keepdims=True)
     classes = [scores.argmax(axis=1) for scores in logits]
     rows = np.arange(400)
-    assert seen.samples == 400
+    assert [each.shape for each in (seen.lost, seen.differing, seen.divergences)] == [(400,)] * 3
     assert seen.disagreement == pytest.approx(100 * (classes[0] != classes[1]).mean())
     other = np.exp(logits[1].astype(np.float64))
     other /= other.sum(axis=1, keepdims=True)
@@ -77,10 +62,10 @@ def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(fo
     turned = np.array([NormalDist().cdf(-value / (after - line).std()) for value in line])
     spread = turned * (own[rows, first] - own[rows, second])
     differing = (classes[0] != classes[1]).astype(float)
-    bounds = [100 * (own.mean() + own.std(ddof=1) / 20) for own in (counted, spread, differing)]
-    assert seen.drop == pytest.approx(max(bounds[:2]), rel=1e-4)
-    assert seen.disagreement_bound == pytest.approx(bounds[2])
-    assert (same.drop, same.disagreement, same.disagreement_bound, same.divergence) == (0.0, 0.0, 0.0, 0.0)
+    bounds = [own.mean() + own.std(ddof=1) / 20 for own in (counted, spread)]
+    assert bound(seen.lost) == pytest.approx(max(bounds), rel=1e-4)
+    np.testing.assert_array_equal(seen.differing, differing)
+    assert (bound(same.lost), same.disagreement, same.divergence) == (0.0, 0.0, 0.0)
 
 
 def test_less_certain_throughout_loses_nothing(folder: Path) -> None:
@@ -92,8 +77,8 @@ def test_less_certain_throughout_loses_nothing(folder: Path) -> None:
         if tensor.name in halved.graph.node[-1].input:
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / 2, tensor.name))
     with Reference(session, dataset_for(session, "calib.npz")) as reference:
-        seen = expected_drop(Session(halved.SerializeToString()), reference)
-    assert (seen.disagreement, seen.drop) == (0.0, pytest.approx(0.0, abs=1e-3))
+        seen = sample_losses(Session(halved.SerializeToString()), reference)
+    assert (seen.disagreement, bound(seen.lost)) == (0.0, pytest.approx(0.0, abs=1e-5))
 
 
 def test_a_loss_is_expected_of_margins_that_scatter_though_none_turned_over() -> None:
@@ -124,14 +109,23 @@ def test_the_smallest_share_that_keeps_the_drop_is_taken(folder: Path) -> None:
     assert harsher.search.chosen["target"]["macs"] < share
 
 
-def test_unlabelled_evaluation_data_are_searched_for_agreement(folder: Path) -> None:
+def test_unlabelled_evaluation_data_are_searched_for_agreement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def spied(*given: Any) -> list[float]:
+        seen.append((*given, pooled_bounds(*given)))
+        return seen[-1][-1]
+
+    monkeypatch.setattr(search, "pooled_bounds", spied)
     options = {"data": "calib.npz", "tucker": "auto", "max_drop": 30.0, **QUICK}
     found = onnxcompress.compress("in.onnx", **options).report.search
     assert found.measure == "disagreement"
     assert found.samples == 25  # a quarter of the quarter that is set aside for calibration
-    for trial in found.trials:
-        share = trial.disagreement / 100.0
-        assert trial.drop == pytest.approx(trial.disagreement + 100.0 * np.sqrt(share * (1.0 - share) / 24))
+    losses, divergences, power, bounds = seen[-1]
+    assert power == DIFFERING
+    assert [trial.disagreement for trial in found.trials] == [100.0 * each.mean() for each in losses]
+    assert [trial.divergence for trial in found.trials] == [each.mean() for each in divergences]
+    assert [trial.drop for trial in found.trials] == [100.0 * each for each in bounds]
 
 
 def test_pruning_alone_is_searched_by_its_rate(folder: Path) -> None:
@@ -180,7 +174,8 @@ def _unreachable(*arguments: Any) -> Any:
 
 def test_what_cannot_be_kept_is_told_with_what_was_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"data": "calib.npz", "tucker": "auto", "max_drop": 1.0, "recover": "none", **QUICK}
-    monkeypatch.setattr(search, "expected_drop", lambda *models: ExpectedDrop(7.0, 7.0, 8.0, 25, 0.5))
+    losses = SampleLosses(*(np.array([low, high]) for low, high in ((0.06, 0.08), (0.06, 0.08), (0.5, 0.5))))
+    monkeypatch.setattr(search, "sample_losses", lambda *models: losses)
     with pytest.raises(BudgetInfeasibleError, match=r"keeps max_drop 1 .*tried leaves \d+% .* may lose 8.00 points"):
         onnxcompress.compress("in.onnx", **options)
     monkeypatch.setattr(Search, "_compressed", _unreachable)

@@ -101,6 +101,13 @@ def test_pairs_in_steps_go_from_gentle_to_harsh() -> None:
         grid_of(SweepOptions(pairs="steps", prune_range="0.1,0.2", tucker_range="evbmf"))
 
 
+def test_pruning_alone_splits_no_matrices() -> None:
+    ranges = [SweepOptions(prune_range="0.2", tucker_range="auto"), SweepOptions(target_range="macs=0.5")]
+    for options in ranges:
+        split = {point.method: point.recipe(Recipe(svd="energy=0.9")).svd for point in grid_of(options)}
+        assert split == {"prune": "off", "tucker": "energy=0.9", "both": "energy=0.9"}
+
+
 @pytest.mark.parametrize(
     "values",
     [{"prune": 0.2}, {"tucker": "auto"}, {"max_drop": 1.0}, {"html": "a.html"}, {"dry_run": True}, {"profile": True}],

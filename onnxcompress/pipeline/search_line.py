@@ -1,0 +1,57 @@
+"""Where to try next, on one line from the most that can be compressed to nothing compressed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+_ROUNDING = 1e-9
+
+
+def next_position(
+    drops: Mapping[float, float], limit: float, least: float, step: float, slope: float | None = None
+) -> float | None:
+    """Return the next position to try, None once the smallest that keeps the limit is known to within a step.
+
+    The drop is taken to grow exponentially towards smaller positions, as it about does: so the position where it meets
+    the limit lies between the two nearest to it that are known. At least a step from each of them, so that what is left
+    shrinks; in their middle where the drops tell nothing.
+
+    Args:
+        drops: {position: drop there}, infinite where the position cannot be reached. Position 1 compresses nothing.
+        limit: the largest drop that is kept.
+        least: the smallest position.
+        slope: of the drop's logarithm over the position, from other lines, for where only the upper end was tried.
+    """
+    high = min((at for at, drop in drops.items() if drop <= limit), default=1.0)
+    low = max((at for at, drop in drops.items() if drop > limit and at < high), default=least)
+    if high - low <= step + _ROUNDING:
+        return None
+    wished = (low + high) / 2
+    if high - low >= 2 * step:
+        met = _met(drops, limit, low, high, slope)
+        wished = wished if met is None else min(max(met, low + step), high - step)
+    return round(wished, 4)
+
+
+def steepness(drops: Mapping[float, float]) -> float | None:
+    """Return the slope of the drop's logarithm over the position, None unless it falls as it should."""
+    known = [(at, math.log(drop)) for at, drop in drops.items() if 0.0 < drop < math.inf]
+    if len(known) < 2:
+        return None
+    slope = float(np.polyfit(*np.array(known).T, 1)[0])
+    return slope if slope < 0.0 else None
+
+
+def _met(drops: Mapping[float, float], limit: float, low: float, high: float, slope: float | None) -> float | None:
+    """Return where the drop meets the limit, None where that is not told."""
+    of_low, of_high = drops.get(low), drops.get(high)
+    if of_high is None or not of_high > 0.0 or not limit > 0.0:
+        return None
+    if of_low is None:
+        return high + math.log(limit / of_high) / slope if slope is not None else None
+    if not of_high < of_low < math.inf:
+        return None
+    return high + (low - high) * math.log(limit / of_high) / math.log(of_low / of_high)
