@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
-
-import numpy as np
 
 _ROUNDING = 1e-9
 
@@ -38,10 +37,10 @@ def next_position(
 
 def steepness(drops: Mapping[float, float]) -> float | None:
     """Return the slope of the drop's logarithm over the position, None unless it falls as it should."""
-    known = [(at, math.log(drop)) for at, drop in drops.items() if 0.0 < drop < math.inf]
+    known = {at: math.log(drop) for at, drop in drops.items() if 0.0 < drop < math.inf}
     if len(known) < 2:
         return None
-    slope = float(np.polyfit(*np.array(known).T, 1)[0])
+    slope = statistics.linear_regression(list(known), list(known.values())).slope
     return slope if slope < 0.0 else None
 
 

@@ -16,8 +16,8 @@ class Trial:
     Attributes:
         prune: fraction of filters removed; share: of MACs asked for, None where ranks were not chosen.
         macs, params: left, as shares of the original; None where the budget could not be kept.
-        drop: what is held against `max_drop`, in points, one standard error on top; `disagreement`: percent of samples;
-            `divergence`: mean KL(original || compressed), in nats.
+        drop: what is held against `max_drop`, in points, as all trials together tell it, one standard error on top;
+            `disagreement`: percent of samples; `divergence`: mean KL(original || compressed), in nats.
     """
 
     prune: float
