@@ -19,7 +19,7 @@ import numpy as np
 from onnxcompress.evaluation.expectation import Rows, bound, standard_error
 
 _NEAR = 4.0
-"""Trials whose divergences differ by no more than this factor share theirs of loss to divergence."""
+"""Trials whose divergences differ by no more than this factor have one ratio of loss to divergence."""
 
 LOST, DIFFERING = 1.0, 0.5
 """Powers of the divergence that go with accuracy that is lost, and with samples that change class."""
@@ -33,31 +33,26 @@ def pooled_bounds(losses: Sequence[Rows], divergences: Sequence[Rows], power: fl
         divergences: likewise, in nats; a trial that has an infinite one stands for itself.
         power: of the mean divergence, to which losses are proportional: `LOST` or `DIFFERING`.
     """
-    means = [float(each.mean()) for each in divergences]
+    if not losses:
+        return []
+    lost, apart = np.stack(losses), np.stack(divergences)
+    means = apart.mean(axis=1)
     return [
-        _pooled(at, losses, divergences, power, near) if (near := _near(means, at)) else bound(losses[at])
-        for at in range(len(losses))
+        _pooled(at, lost, apart, means, power) if 0.0 < mean < math.inf else bound(lost[at])
+        for at, mean in enumerate(means.tolist())
     ]
 
 
-def _near(means: Sequence[float], at: int) -> list[int]:
-    own = means[at]
-    if not 0.0 < own < math.inf:
-        return []
-    return [other for other, mean in enumerate(means) if own / _NEAR <= mean <= own * _NEAR]
-
-
-def _pooled(at: int, losses: Sequence[Rows], divergences: Sequence[Rows], power: float, near: Sequence[int]) -> float:
-    scales = {one: math.pow(divergences[one].mean(), power) for one in near}
-    whole = sum(scales.values())
-    ratio = sum(float(losses[one].mean()) for one in near) / whole
-
-    def moved(one: int) -> Rows:
-        """How much each sample moves this trial's power of the mean divergence."""
-        mean = float(divergences[one].mean())
-        change: Rows = power * mean ** (power - 1.0) * (divergences[one] - mean)
-        return change
-
-    of_ratio = np.sum([losses[one] - losses[one].mean() - ratio * moved(one) for one in near], axis=0) / whole
-    error = standard_error(ratio * moved(at) + scales[at] * of_ratio)
-    return ratio * scales[at] + error
+def _pooled(at: int, losses: Rows, divergences: Rows, means: Rows, power: float) -> float:
+    """Return the bound of one trial: losses and divergences are (trials, n), means (trials,)."""
+    near = (means >= means[at] / _NEAR) & (means <= means[at] * _NEAR)
+    here = int(near[:at].sum())
+    own, apart, centres = losses[near], divergences[near], means[near, None]
+    scales = centres**power
+    whole = float(scales.sum())
+    ratio = float(own.mean(axis=1).sum()) / whole
+    # By how much each sample moves a trial's power of the mean divergence, and the ratio.
+    moved = power * scales / centres * (apart - centres)
+    of_ratio = (own - own.mean(axis=1, keepdims=True) - ratio * moved).sum(axis=0) / whole
+    scale = float(scales[here, 0])
+    return ratio * scale + standard_error(ratio * moved[here] + scale * of_ratio)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -53,16 +53,19 @@ class _Tried:
 
     Attributes:
         rate: of filters removed; share: of MACs asked for, None where ranks were not chosen.
-        position: on the line that is searched; less is smaller.
         cost, losses: None where the budget could not be kept.
     """
 
     rate: float
     share: float | None
-    position: float
     cost: ModelCost | None
     losses: SampleLosses | None
     seconds: float
+
+    @property
+    def position(self) -> float:
+        """On the line that is searched: 1 compresses nothing, less is smaller."""
+        return round(1.0 - self.rate, 4) if self.share is None else self.share
 
     @property
     def divergence(self) -> float:
@@ -121,9 +124,9 @@ class Search:
 
     def _by_share(self, reference: Reference) -> dict[str, Any]:
         def tried(rate: float, share: float) -> _Tried:
-            return self._trial(rate, {"macs": share}, share, reference)
+            return self._trial(rate, {"macs": share}, reference)
 
-        slope = self._narrow({}, partial(tried, 0.0), _SHARE_STEP)
+        slope = self._narrow([], partial(tried, 0.0), _SHARE_STEP)
         best = self._best()
         if best is None:
             raise BudgetInfeasibleError(self._complaint())
@@ -131,34 +134,30 @@ class Search:
             same = tried(rate, best.position)
             if not same.divergence < best.divergence:
                 break
-            self._narrow({best.position: same}, partial(tried, rate), _SHARE_STEP, slope)
+            self._narrow([same], partial(tried, rate), _SHARE_STEP, slope)
             best = self._best() or best
         return {"prune": best.rate, "target": {"macs": best.position}}
 
     def _by_rate(self, reference: Reference) -> dict[str, Any]:
         # Mirrored, so that the gentlest is the upper end, as it is of shares.
-        self._narrow({}, lambda left: self._trial(round(1.0 - left, 4), {}, left, reference), _RATE_STEP)
+        self._narrow([], lambda left: self._trial(round(1.0 - left, 4), {}, reference), _RATE_STEP)
         best = self._best()
         if best is None:
             raise BudgetInfeasibleError(self._complaint())
         return {"prune": best.rate}
 
     def _narrow(
-        self,
-        known: Mapping[float, _Tried],
-        tried: Callable[[float], _Tried],
-        step: float,
-        slope: float | None = None,
+        self, known: Sequence[_Tried], tried: Callable[[float], _Tried], step: float, slope: float | None = None
     ) -> float | None:
         """Try positions until the smallest that keeps the drop is known to within a step; return the drops' slope."""
-        own = dict(known)
+        own = list(known)
         while True:
             drops = self._drops()
-            here = {position: drops[each] for position, each in own.items()}
+            here = {each.position: drops[each] for each in own}
             position = next_position(here, self._limit, _LEAST, step, slope)
             if position is None:
                 return steepness(here)
-            own[position] = tried(position)
+            own.append(tried(position))
 
     def _best(self) -> _Tried | None:
         """Return the smallest that keeps the drop, of equal ones the closest."""
@@ -188,7 +187,7 @@ class Search:
         """
         best, least = None, math.inf
         for rate in (0.0, *_RATES):
-            divergence = self._trial(rate, self.recipe.target, 1.0, reference).divergence
+            divergence = self._trial(rate, self.recipe.target, reference).divergence
             if divergence < least:
                 best, least = rate, divergence
             elif best is not None:
@@ -212,7 +211,7 @@ class Search:
             low, high = (middle, high) if reaches(middle) else (low, middle)
         return {"prune": round(1.0 - low, 4), "target": {}}
 
-    def _trial(self, rate: float, target: Mapping[str, float], position: float, reference: Reference) -> _Tried:
+    def _trial(self, rate: float, target: Mapping[str, float], reference: Reference) -> _Tried:
         started = time.perf_counter()
         named = ", ".join([*(f"{kind} {share:.2f}" for kind, share in target.items()), f"prune {rate:g}"])
         self.tell(f"search, trial {len(self.tried) + 1}: {named}", 0, None)
@@ -223,7 +222,7 @@ class Search:
             with CompressedModel(model, external=False).loadable() as content:
                 losses = sample_losses(Session(content), reference)
         seconds = time.perf_counter() - started
-        self.tried.append(_Tried(rate, target.get("macs"), position, cost, losses, seconds))
+        self.tried.append(_Tried(rate, target.get("macs"), cost, losses, seconds))
         return self.tried[-1]
 
     def _trials(self) -> tuple[Trial, ...]:

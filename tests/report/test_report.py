@@ -330,6 +330,13 @@ def test_figures_in_words() -> None:
     assert text.count(1_000, 5_000_000) == "0.00 M"
     assert text.size(999) == "999 B"
     assert text.size(28_010_000) == "28.01 MB"
+    assert [text.counted(n, "point") for n in (0, 1, 1.0, 2.5, 1_234_567)] == [
+        "0 points",
+        "1 point",
+        "1 point",
+        "2.5 points",
+        "1234567 points",
+    ]
     assert (text.times(2.0, "faster", "slower"), text.times(0.5, "faster", "slower")) == (
         "2.00 x faster",
         "2.00 x slower",
