@@ -6,8 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from threading import Condition
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -31,8 +35,6 @@ def parallel_map(
         nbytes: the size of an item, of which the memory that its computation takes is a multiple: items that together
             have more than 256 MB are not computed at a time.
     """
-    from threadpoolctl import threadpool_limits
-
     listed = list(items)
     share = _Share(_BYTES_AT_A_TIME)
 
@@ -41,8 +43,17 @@ def parallel_map(
             return function(item)
 
     workers = max(1, min(_MAX_WORKERS, _cores(), len(listed)))
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as executor:
+    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as executor:
         return list(executor.map(within_share, listed))
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Return the BLAS libraries of numpy and scipy; to look for them takes milliseconds."""
+    import scipy.linalg  # noqa: F401 - brings its own, which must be there by now
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 class _Share:

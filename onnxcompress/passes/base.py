@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -101,6 +101,7 @@ class PassContext:
     Attributes:
         round_to: widths and ranks are multiples of it.
         original: the model before the first pass that loses something: what recovery compares with.
+        measured: what passes measured on `original` and these data, for the passes behind them; see `with_original`.
         original_cost: of the model as it was given: shares of a budget are of this.
         held_out: calibration samples that no pass may fit anything to: recovery is judged on them.
         labelled: samples for what learns from labels without training; class numbers as in `training`.
@@ -145,6 +146,11 @@ class PassContext:
     latency_factor: float = 1.0
     aimed: Callable[[float], None] = _nobody
     memory: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    measured: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    def with_original(self, model: Model) -> PassContext:
+        """Return this for passes from `model` on, which nothing was lost of yet, and nothing measured on."""
+        return replace(self, original=model, measured={})
 
     def is_excluded(self, node_name: str) -> bool:
         """Whether a `--exclude` expression matches (searched) the node's name."""

@@ -268,7 +268,7 @@ def _run_passes(
         tell(each.name, number, len(work))
         model.release_mapped()
         if context.original is None and each.name != Cleanup.name:
-            context = replace(context, original=model)
+            context = context.with_original(model)
         if calibration is not None:
             context = replace(context, calibration=_told(each.name, calibration, samples, tell))
         if plan is not None and of_other_weights:

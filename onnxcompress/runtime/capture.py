@@ -98,7 +98,7 @@ def check_finite(array: Array, where: str) -> None:
     Raises:
         DataError: begins with `where`.
     """
-    # The sum is finite if all values are, and costs no array of flags; float16 and float32 cannot overflow it.
+    # A finite sum has finite summands, and costs no array of flags; one that overflowed is looked at value by value.
     if array.dtype.kind != "f" or np.isfinite(_sum(array)) or np.isfinite(array).all():
         return
     nans = int(np.isnan(array).sum())
@@ -111,7 +111,7 @@ def check_finite(array: Array, where: str) -> None:
 def _sum(array: Array) -> float:
     # Infinities of both signs make an invalid operation of the sum, which is what this looks for.
     with np.errstate(invalid="ignore", over="ignore"):
-        return float(array.sum(dtype=np.float64))
+        return float(array.sum(dtype=np.float32 if array.dtype.itemsize <= 4 else np.float64))
 
 
 def _open(model: Model, tensors: Sequence[str], provider: Provider, settings: SessionSettings | None) -> Session:

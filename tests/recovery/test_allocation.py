@@ -12,8 +12,8 @@ from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import accumulate
 from onnxcompress.passes.base import PassContext
-from onnxcompress.passes.recovery import allocation, allocation_samples
-from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig, _with_layers_behind
+from onnxcompress.passes.recovery import allocation_samples
+from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.pipeline.compress import compress
@@ -105,25 +105,6 @@ def test_shrinkage_falls_with_the_number_of_samples() -> None:
     assert weights == sorted(weights)
     assert weights[0] < 0.9
     assert weights[-1] > 0.98
-
-
-def test_only_layers_with_layers_behind_them_are_mended() -> None:
-    model = Model.from_proto(conv_net(channels=32))
-    layers = ("first", "second", "classifier")
-    assert _with_layers_behind(model, layers) == {"first", "second"}
-    assert _with_layers_behind(model, ("first", "second")) == {"first"}
-
-
-def test_what_other_layers_mend_counts_less_but_for_the_last_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model.from_proto(conv_net(channels=32))
-    context = PassContext(calibration=_calibration(128), original_cost=model_cost(model))
-
-    def split() -> set[str]:
-        return {str(d["node"]) for d in Allocation(AllocationConfig({"params": 0.95})).plan(model, context).decisions}
-
-    assert split() == {"second"}
-    monkeypatch.setattr(allocation, "_UNMENDED", 100.0)
-    assert split() == {"classifier"}
 
 
 def test_a_plan_is_replayed_to_the_same_bytes() -> None:

@@ -10,7 +10,10 @@ import pytest
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Plan, Samples
-from onnxcompress.passes.recovery.error_metric import _shrunk, gradient_moments, weighable
+from onnxcompress.passes.recovery import error_metric
+from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
+from onnxcompress.passes.recovery.allocation_samples import layer_covariances
+from onnxcompress.passes.recovery.error_metric import _shrunk, gradient_moments, output_metrics, weighable
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.passes.recovery.refit_solve import HELD_OUT, ChainShape, fit_chain
@@ -102,6 +105,70 @@ def test_gradients_that_are_not_finite_weigh_nothing() -> None:
     layers = find_refit_layers(model, model, PassContext())[0]
     data = np.full((4, 3, 8, 8), np.nan, np.float32)
     assert gradient_moments(model, layers, lambda: [{"x": data}], 0) == {}
+
+
+def test_what_is_known_of_the_original_serves_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[str]] = []
+
+    def counted(model: Model, layers, *others) -> dict[str, Matrix]:
+        asked.append({layer.output for layer in layers})
+        return gradient_moments(model, layers, *others)
+
+    monkeypatch.setattr(error_metric, "gradient_moments", counted)
+    original = network()
+    layers = find_refit_layers(original, original, PassContext())[0]
+    h, s = (next(layer for layer in layers if layer.output == name) for name in "hs")
+    context = PassContext(calibration=calibration(16, 1)).with_original(original)
+    first = output_metrics(original, [h], context)[h.node]
+    # In a pruned network with the names of the original: what is left of the same moment.
+    behind = replace(context, provenance={"h": np.array([1, 9, 12])})
+    both = output_metrics(original, [h, s], behind)
+    assert asked == [{"h"}, {"s"}]
+    assert (both[h.node].root.shape, both[s.node].root.shape) == ((3, 3), (5, 5))
+    whole = np.square(np.linalg.norm(first.root[:, [9, 12]], axis=0))
+    part = np.square(np.linalg.norm(both[h.node].root[:, 1:], axis=0))
+    assert part[0] / part[1] == pytest.approx(whole[0] / whole[1], rel=0.05)  # each damped by its own mean
+    # Without an original nothing says that the next model asked of is the same.
+    for _ in range(2):
+        output_metrics(original, [h], replace(context, original=None, measured=None))
+    assert asked[2:] == [{"h"}, {"h"}]
+    assert output_metrics(original, [h], replace(context, calibration=None)) == {}
+    assert output_metrics(original, [replace(h, output="elsewhere")], context) == {}
+
+
+def test_layers_of_too_many_outputs_are_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    layers = find_refit_layers(model, model, PassContext())[0]
+    monkeypatch.setattr(error_metric, "_MOST_OUTPUTS", 10)
+    assert {layer.output for layer in layers if layer.node in weighable(model, layers)} == {"s"}
+    assert set(gradient_moments(model, layers, calibration(8, 1), 0)) == {layers[1].node}
+
+
+def test_a_rank_is_worth_what_the_output_reads_of_it() -> None:
+    """Half of the directions hold almost all of the energy, the other half all that counts."""
+    model = network()
+    layer = next(each for each in find_refit_layers(model, model, PassContext())[0] if each.output == "h")
+    context = PassContext(calibration=calibration(64, 1))
+    batches = calibration(64, 1)()
+    covariances = layer_covariances(model, [layer], batches, 32, 0)[layer.node]
+    metric = output_metrics(model, [layer], context)[layer.node]
+    slope = layer.original[0].reshape(27, 16)
+    size = LayerSize(3, 16, (3, 3), (8, 8), (8, 8))
+
+    def missed(*known) -> Matrix:
+        """Return the share of each filter's response that is missed at half of the ranks, (O,)."""
+        choices = layer_choices(covariances, slope, size, 1, *known)
+        choice = next(each for each in choices if (each.rank_in, each.rank_out) == (None, LOUD))
+        errors = slope - truncated(covariances, slope, (3, 3), choice, *known)
+        parts = [np.einsum("do,do->o", each, covariances.xx @ each) for each in (errors, slope)]
+        weights = np.eye(16) if not known else metric.root @ metric.root
+        totals = [np.einsum("do,op,dp->", each, weights, covariances.xx @ each) for each in (errors, slope)]
+        assert choice.error == pytest.approx(totals[0] / totals[1], abs=1e-3)
+        return parts[0] / parts[1]
+
+    plain, weighed = missed(), missed(metric)
+    assert plain[:LOUD].mean() < 0.1 * plain[LOUD:].mean()
+    assert weighed[LOUD:].mean() < 0.5 * min(weighed[:LOUD].mean(), plain[LOUD:].mean())
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ a choice. The splits are the Tucker and SVD passes'; a refit afterwards gives th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -21,11 +21,13 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.parallel import parallel_map
+from onnxcompress.linalg.regression import Metric
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
 from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_latency import allocate_within_latency
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.allocation_solve import allocate
+from onnxcompress.passes.recovery.error_metric import output_metrics
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
 from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
@@ -41,12 +43,6 @@ Array = npt.NDArray[Any]
 
 TARGETS = ("macs", "params", "size", "latency")
 
-_UNMENDED = 0.55
-"""Share of a layer's damage that is left once it and the layers behind it are refitted to the original's answers.
-
-Measured: nine layers of SqueezeNet, each split alone, all refitted, kept 0.22 to 0.95 of their damage, the middle one
-0.49; of all layers split together a GoogLeNet kept 0.59. Nothing mends a layer that only outputs lie behind."""
-
 _JUDGED_ON_DATA = ("response_error", "sensitivity")
 """Entries of a decision that calibration data and the weights of the day gave."""
 
@@ -59,9 +55,7 @@ class AllocationConfig:
         targets: {kind: share of the given model's}, kinds as in `TARGETS`.
         split_kernels, split_matrices: what may be split: convolutions with a kernel; 1x1 convolutions, Gemm, MatMul.
         images, positions: samples for the covariances, and positions of each.
-        judging_images: other samples, for the sensitivities; of few samples each gets half. A GoogLeNet's sensitivities
-            from 16 images are off by half, those from 96 by a sixth; at 0.65 of its parameters that took the
-            divergence on other photographs from 0.038 to 0.030.
+        judging_images: other samples, for the sensitivities; of few samples each gets half.
         stored: the form in which the weights are stored at the end, for a target of size.
 
     Raises:
@@ -73,7 +67,7 @@ class AllocationConfig:
     split_matrices: bool = True
     images: int = 384
     positions: int = 64
-    judging_images: int = 96
+    judging_images: int = 48
     stored: StoredSize = FLOAT32
 
     def __post_init__(self) -> None:
@@ -147,8 +141,9 @@ class Allocation(Pass):
         covariances = layer_covariances(
             fast, layers, batched(seen, batch, filled=filled), self.config.positions, context.seed
         )
+        metrics = output_metrics(model, [layer for layer in layers if layer.node in covariances], context)
         choices: dict[str, list[Choice]] = {}
-        options = parallel_map(lambda layer: self._choices(layer, shapes, covariances, context), layers)
+        options = parallel_map(lambda layer: self._choices(layer, shapes, covariances, metrics, context), layers)
         for layer, found in zip(layers, options, strict=True):
             if isinstance(found, str):
                 skipped.append(Skipped(layer.node, found))
@@ -157,7 +152,11 @@ class Allocation(Pass):
         by_name = {layer.node: layer for layer in layers}
         worth = {name: own for name, own in choices.items() if len(own) > 1}
         disturbed = dict(
-            zip(worth, parallel_map(lambda n: _disturb(by_name[n], covariances[n], worth[n]), worth), strict=True)
+            zip(
+                worth,
+                parallel_map(lambda n: _disturb(by_name[n], covariances[n], worth[n], metrics.get(n)), worth),
+                strict=True,
+            )
         )
         sensitivity = measure_sensitivities(fast, layers, disturbed, batched(judging, batch, filled=filled))
         return _Measured(tuple(choices), worth, sensitivity, tuple(skipped))
@@ -192,6 +191,7 @@ class Allocation(Pass):
         layer: RefitLayer,
         shapes: Mapping[str, Shape],
         covariances: Mapping[str, Covariances],
+        metrics: Mapping[str, Metric],
         context: PassContext,
     ) -> list[Choice] | str:
         if layer.groups > 1:
@@ -206,7 +206,8 @@ class Allocation(Pass):
             return "its sizes are not known"
         if not np.linalg.norm(layer.original[0]) <= LARGEST_FACTOR:
             return "its weight holds values too large to be split"
-        return layer_choices(own, layer.original[0].reshape(len(own.xx), -1), size, context.round_to)
+        slope = layer.original[0].reshape(len(own.xx), -1)
+        return layer_choices(own, slope, size, context.round_to, metrics.get(layer.node))
 
     def _allocate(
         self,
@@ -217,11 +218,7 @@ class Allocation(Pass):
     ) -> tuple[dict[str, Choice], dict[str, dict[str, list[float]]]]:
         """Return what every layer becomes, and how long it then takes where that counted."""
         cost, reference = model_cost(model), context.original_cost or model_cost(model)
-        mended = _with_layers_behind(model, choices)
-        damages = [
-            np.array([sensitivity.get(n, 1.0) * (_UNMENDED if n in mended else 1.0) * c.error for c in own])
-            for n, own in choices.items()
-        ]
+        damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
         costs: dict[str, list[Array]] = {}
         limits: dict[str, float] = {}
         for kind, share in self.config.targets.items():
@@ -277,23 +274,12 @@ class Allocation(Pass):
         return decisions
 
 
-def _with_layers_behind(model: Model, layers: Collection[str]) -> set[str]:
-    """Return the layers from whose outputs a way leads to another layer."""
-    leading: set[str] = set()
-    found: set[str] = set()
-    for node in reversed(model.nodes):
-        leads = any(tensor.name in leading for tensor in node.outputs)
-        if node.name in layers and leads:
-            found.add(node.name)
-        if node.name in layers or leads:
-            leading.update(tensor.name for tensor in node.inputs)
-    return found
-
-
-def _disturb(layer: RefitLayer, covariances: Covariances, choices: Sequence[Choice]) -> Disturbance:
+def _disturb(
+    layer: RefitLayer, covariances: Covariances, choices: Sequence[Choice], metric: Metric | None
+) -> Disturbance:
     choice = min(choices[1:], key=lambda each: abs(np.log(max(each.error, 1e-9) / TYPICAL_ERROR)))
     original = layer.original[0].reshape(len(covariances.xx), -1)
-    slope = truncated(covariances, original, layer.kernel_shape, choice)
+    slope = truncated(covariances, original, layer.kernel_shape, choice, metric)
     return Disturbance(slope, covariances.mean_x @ (original - slope), max(choice.error, 1e-9))
 
 

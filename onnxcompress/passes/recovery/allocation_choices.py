@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcompress.analysis.split import Split
 from onnxcompress.linalg.moments import Covariances
-from onnxcompress.linalg.regression import input_spectrum, project_inputs, response_spectrum, solve_ridge
+from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, solve_ridge
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.refit_solve import spanned_last
 
@@ -28,7 +28,7 @@ class Choice:
         rank_in, rank_out: None where there is no such factor; both None leaves the layer alone.
         spans: leading axes of the kernel that the input factor spans.
         macs, params: of the layer then.
-        error: share of the response's energy that is missed.
+        error: share of the response's energy that is missed, in the metric of the outputs where one is known.
     """
 
     rank_in: int | None
@@ -84,19 +84,23 @@ class LayerSize:
         return macs, first + core + last + self.outputs
 
 
-def layer_choices(covariances: Covariances, slope: Matrix, size: LayerSize, block: int) -> list[Choice]:
+def layer_choices(
+    covariances: Covariances, slope: Matrix, size: LayerSize, block: int, metric: Metric | None = None
+) -> list[Choice]:
     """Return the choices of a layer that pay, the one that leaves it alone first.
 
     Args:
         covariances: of the original's patches (targets are what `slope` makes of them).
         slope: the original's weights, (K I, O).
         block: ranks are multiples of it.
+        metric: of the outputs' errors; None is the identity.
     """
     macs, params = size.cost(None, None)
     choices = [Choice(None, None, macs, params, 0.0)]
     xx = covariances.xx
     xy = xx @ slope
-    energy = float(np.einsum("do,do->", slope, xy))
+    whole = np.cumsum(response_spectrum(xx, slope, metric).energies)
+    energy = float(whole[-1])
     if not energy > 0.0:
         return choices
     ranks_out = (None, *_ranks(size.outputs, _SHARES_OUT, block))
@@ -108,10 +112,10 @@ def layer_choices(covariances: Covariances, slope: Matrix, size: LayerSize, bloc
                 share = float(kept[-1] if rank_out is None else kept[rank_out - 1]) / energy
                 choices.append(Choice(rank_in, rank_out, *cost, max(0.0, 1.0 - share), spans))
 
-    add(None, 0, np.cumsum(response_spectrum(xx, slope).energies))
+    add(None, 0, whole)
     for spans in size.spannable if size.positions > 1 else ():
         problem = _spanning(xx, xy, slope, size, spans)
-        directions = input_spectrum(problem.xx, problem.slope, problem.positions)[1]
+        directions = input_spectrum(problem.xx, problem.slope, problem.positions, metric)[1]
         # Beyond the cost of the whole kernel no rank can pay.
         full = min(len(directions), problem.positions * size.outputs)
         for rank_in in _ranks(full, _SHARES_SPANNING if spans else _SHARES_IN, block):
@@ -120,7 +124,7 @@ def layer_choices(covariances: Covariances, slope: Matrix, size: LayerSize, bloc
             basis = np.linalg.qr(directions[:, :rank_in])[0]
             inner, cross = project_inputs(problem.xx, problem.xy, basis, problem.positions)
             fitted = solve_ridge(inner, cross, np.zeros_like(cross), _TINY_RIDGE)
-            add(rank_in, spans, np.cumsum(response_spectrum(inner, fitted).energies))
+            add(rank_in, spans, np.cumsum(response_spectrum(inner, fitted, metric).energies))
     return _undominated(choices)
 
 
@@ -143,18 +147,20 @@ def _spanning(xx: Matrix, xy: Matrix, slope: Matrix, size: LayerSize, spans: int
     return _Spanning(xx[np.ix_(order, order)], xy[order], slope[order], size.positions // spanned, order)
 
 
-def truncated(covariances: Covariances, slope: Matrix, kernel: tuple[int, ...], choice: Choice) -> Matrix:
+def truncated(
+    covariances: Covariances, slope: Matrix, kernel: tuple[int, ...], choice: Choice, metric: Metric | None = None
+) -> Matrix:
     """Return the slope (K I, O) of a choice, multiplied out: the best of its ranks for the original's inputs."""
     size = LayerSize(len(slope) // math.prod(kernel), slope.shape[1], kernel, (), ())
     problem = _spanning(covariances.xx, covariances.xx @ slope, slope, size, choice.spans)
     inner, cross, fitted, positions = problem.xx, problem.xy, problem.slope, problem.positions
     basis = None
     if choice.rank_in is not None:
-        basis = np.linalg.qr(input_spectrum(inner, fitted, positions)[1][:, : choice.rank_in])[0]
+        basis = np.linalg.qr(input_spectrum(inner, fitted, positions, metric)[1][:, : choice.rank_in])[0]
         inner, cross = project_inputs(inner, cross, basis, positions)
         fitted = solve_ridge(inner, cross, np.zeros_like(cross), _TINY_RIDGE)
     if choice.rank_out is not None:
-        first, last = response_spectrum(inner, fitted).factors(fitted, choice.rank_out)
+        first, last = response_spectrum(inner, fitted, metric).factors(fitted, choice.rank_out)
         fitted = first @ last.T
     if basis is None:
         return fitted

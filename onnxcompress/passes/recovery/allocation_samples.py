@@ -14,6 +14,7 @@ from onnxcompress.passes.base import Samples
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
+from onnxcompress.runtime.ahead import one_ahead
 from onnxcompress.runtime.capture import capture_activations
 
 Array = npt.NDArray[Any]
@@ -40,7 +41,7 @@ def layer_covariances(
     samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
     totals: dict[tuple[object, ...], Moments] = {}
     names = list(dict.fromkeys(layer.input for layer in readers.values()))
-    for captured in capture_activations(model, names, batches):
+    for captured in one_ahead(capture_activations(model, names, batches)):
         for key, layer in readers.items():
             rows = samplers[key].patches(captured[layer.input])
             moments = accumulate(rows, rows[:, :1])

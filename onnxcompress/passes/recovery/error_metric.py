@@ -3,7 +3,8 @@
 A small error e of a layer's outputs at one position costs the network about e^T G e / 2 in divergence from its own
 answers, with G = E[g g^T] of the gradients g of -log p(label), labels drawn from what the network answers: the Fisher
 information (J. Martens, "New Insights and Perspectives on the Natural Gradient Method", JMLR 21, 2020). A factor of
-limited rank keeps the directions that G says count, not those in which a layer merely answers loudest.
+limited rank keeps the directions that G says count, not those in which a layer merely answers loudest, and a rank is
+worth what it keeps of them.
 """
 
 from __future__ import annotations
@@ -14,18 +15,53 @@ import numpy as np
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
+from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
-from onnxcompress.passes.base import Samples
+from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.recovery.allocation_samples import batched, sample_batch, spread
 from onnxcompress.passes.recovery.backward import Backward
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.runtime.ahead import one_ahead
 
-_IMAGES = 192
+_IMAGES, _BATCH = 192, 8
+
+_DAMPING = 0.02
+"""Share of equal weights that is mixed into the outputs' weights, so that none is zero."""
+
+_MOST_OUTPUTS = 8192
+"""Of a layer that is weighed: its moment has the square of it."""
+
+
+def output_metrics(model: Model, layers: Collection[RefitLayer], context: PassContext) -> dict[str, Metric]:
+    """Return {layer: how errors of its outputs count}, without those of which that cannot be known.
+
+    It is measured on the original; what is known of one of its layers serves every pass.
+
+    Args:
+        model: the present one, where the context has no original.
+        layers: of the present model; of outputs that were removed nothing is said.
+    """
+    if context.calibration is None:
+        return {}
+    original = context.original or model
+    known: dict[str, Matrix | None] = {} if context.measured is None else context.measured.setdefault(__name__, {})
+    made = {tensor.name for node in original.nodes for tensor in node.outputs}
+    asked = [layer for layer in layers if layer.output in made]
+    if missing := [layer for layer in asked if layer.node not in known]:
+        found = gradient_moments(original, missing, context.calibration, context.seed)
+        known.update((layer.node, found.get(layer.node)) for layer in missing)
+    metrics = {}
+    for layer in asked:
+        moment = known[layer.node]
+        if moment is not None:
+            kept = context.provenance.get(layer.output, slice(None))
+            metrics[layer.node] = Metric.of(moment[kept][:, kept], _DAMPING)
+    return {name: metric for name, metric in metrics.items() if metric is not None}
 
 
 def weighable(model: Model, layers: Collection[RefitLayer]) -> frozenset[str]:
     """Return the layers, by name, whose outputs have a gradient that can be computed."""
-    outputs = {layer.output: layer.node for layer in layers}
+    outputs = {layer.output: layer.node for layer in _weighable(layers)}
     backward = _backward(model, list(outputs))
     return frozenset(outputs[tensor] for tensor in backward.tensors) if backward else frozenset()
 
@@ -43,6 +79,7 @@ def gradient_moments(
         model: the original.
         layers: as in `weighable`.
     """
+    layers = _weighable(layers)
     backward = _backward(model, [layer.output for layer in layers])
     if backward is None:
         return {}
@@ -52,20 +89,29 @@ def gradient_moments(
     count = 0
     generator = np.random.default_rng(seed)
     size, filled = sample_batch(model)
-    for batch in batched(spread(calibration, _IMAGES), size, filled=filled):
-        count += len(next(iter(batch.values())))
-        for name, gradient in backward.run(batch, generator).items():
+    size = size if filled else min(size, _BATCH)
+    batches = batched(spread(calibration, _IMAGES), size, filled=filled)
+    for gradients in one_ahead(backward.run(batch, generator) for batch in batches):
+        count += len(next(iter(gradients.values()), ()))
+        for name, gradient in gradients.items():
             last = np.moveaxis(gradient, channels[name], -1)
             rows = last.reshape(len(gradient), -1, last.shape[-1])
-            own = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
-            sums[name] = sums.get(name, 0.0) + own.sum(axis=0)
-            squares[name] = squares.get(name, 0.0) + float(np.square(own).sum())
+            flat = rows.reshape(-1, rows.shape[-1])
+            sums[name] = sums.get(name, 0.0) + (flat.T @ flat).astype(np.float64)
+            # |R^T R| = |R R^T|: the smaller of the two.
+            few = rows if rows.shape[1] > rows.shape[2] else rows.transpose(0, 2, 1)
+            own = np.matmul(few.transpose(0, 2, 1), few)
+            squares[name] = squares.get(name, 0.0) + float(np.square(own, dtype=np.float64).sum())
     finite = {name for name, own in sums.items() if np.isfinite(own).all() and np.isfinite(squares[name])}
     return {
         layer.node: _shrunk(sums[layer.output] / count, squares[layer.output] / count, count)
         for layer in layers
         if layer.output in finite
     }
+
+
+def _weighable(layers: Collection[RefitLayer]) -> list[RefitLayer]:
+    return [layer for layer in layers if layer.original.shape[0] * layer.original.shape[3] <= _MOST_OUTPUTS]
 
 
 def _shrunk(mean: Matrix, square: float, count: int) -> Matrix:

@@ -23,7 +23,7 @@ from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
-from onnxcompress.passes.recovery.error_metric import gradient_moments, weighable
+from onnxcompress.passes.recovery.error_metric import output_metrics, weighable
 from onnxcompress.passes.recovery.refit_layers import (
     RefitLayer,
     bias_of,
@@ -35,9 +35,10 @@ from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, spanned_last
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
-from onnxcompress.passes.recovery.refit_waves import BatchFile, Part, Waves
+from onnxcompress.passes.recovery.refit_waves import BatchFiles, Part, Waves
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
 from onnxcompress.passes.tucker.sites import has_input
+from onnxcompress.runtime.ahead import one_ahead
 
 Array = npt.NDArray[Any]
 
@@ -45,9 +46,6 @@ _LEAST_ROWS = 8192
 
 _SAMPLE_BYTES = 2**29
 """Samples of layers that are fitted side by side, at most, unless those of one alone are more."""
-
-_DAMPING = 0.02
-"""Share of equal weights that is mixed into the outputs' weights, so that none is zero."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,10 @@ class Refit(Pass):
         per_image = {layer.node: self.config.per_image(layer, images) for layer in layers}
         reference = with_banded_lrn(context.original or model)
         weighed = [known[str(decision["node"])] for decision in plan.decisions if decision.get("weighed")]
-        moments = gradient_moments(reference, weighed, context.calibration, context.seed)
+        metrics = output_metrics(model, weighed, context)
         targets = Targets(reference, layers, context.calibration(), per_image, context.seed)
         try:
-            _Refitting(self.config, model, layers, targets, moments, per_image, context).run(context.calibration)
+            _Refitting(self.config, model, layers, targets, metrics, per_image, context).run(context.calibration)
         finally:
             targets.close()
         return {}
@@ -160,7 +158,7 @@ class _Refitting:
         model: Model,
         layers: list[RefitLayer],
         targets: Targets,
-        moments: Mapping[str, Matrix],
+        metrics: Mapping[str, Metric],
         per_image: Mapping[str, int],
         context: PassContext,
     ) -> None:
@@ -169,29 +167,33 @@ class _Refitting:
         self._working = with_banded_lrn(model)
         self._layers = {layer.node: layer for layer in layers}
         self._targets = targets
-        self._moments = moments
+        self._metrics = metrics
         self._per_image = per_image
         self._context = context
 
     def run(self, calibration: Samples) -> None:
         """Refit depth after depth."""
         waves = Waves(self._working, {layer.node: layer.chain for layer in self._layers.values()})
+        files = BatchFiles()
         before: Iterable[Mapping[str, Array]] = calibration()
-        kept: BatchFile | None = None
         given: list[str] = [t.name for t in self._working.graph.inputs]
-        for depth in range(waves.count):
-            live = waves.live(depth)
-            part = Part(self._working, waves.nodes_before(depth), given, live)
-            after = BatchFile()
-            batches: Iterable[Mapping[str, Array]] = after.passed_on(part.run(batch) for batch in before)
-            for layers in self._portions(waves.at(depth)):
-                self._refit(layers, batches)
-                batches = after
-            if kept is not None:
-                kept.close()
-            before, kept, given = after, after, live
-        if kept is not None:
-            kept.close()
+        try:
+            for depth in range(waves.count):
+                live = waves.live(depth)
+                fresh = [name for name in live if name not in files.names]
+                part = Part(self._working, waves.nodes_before(depth), given, fresh)
+                if depth > 0:
+                    inputs = {self._layers[name].input for name in waves.at(depth)}
+                    before = files.read(files.names.intersection({*part.fed, *inputs}))
+                made = one_ahead({**batch, **part.run(batch)} for batch in before)
+                batches = files.passed_on(made, fresh)
+                for layers in self._portions(waves.at(depth)):
+                    self._refit(layers, batches)
+                    batches = files.read({layer.input for layer in layers})
+                files.keep(live)
+                given = live
+        finally:
+            files.keep(())
 
     def _portions(self, names: Sequence[str]) -> Iterator[list[RefitLayer]]:
         """Divide layers into portions whose samples are in memory together."""
@@ -294,11 +296,7 @@ class _Refitting:
     def _shape(self, layer: RefitLayer, nodes: list[gs.Node]) -> ChainShape:
         into = chain_slope(self._working, nodes[:1], 0).shape[3] if layer.has_input_factor else None
         out = chain_slope(self._working, nodes[-1:], 0).shape[2] if layer.has_output_factor else None
-        metric, moment = None, self._moments.get(layer.node)
-        if moment is not None:
-            kept = self._context.provenance.get(layer.output, slice(None))
-            metric = Metric.of(moment[kept][:, kept], _DAMPING)
-        return ChainShape(layer.positions // layer.spanned, into, out, metric)
+        return ChainShape(layer.positions // layer.spanned, into, out, self._metrics.get(layer.node))
 
     def _assign(self, layer: RefitLayer, weights: _Fitted) -> None:
         for model in (self._working, self._model):

@@ -13,6 +13,7 @@ from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Rows
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.runtime.ahead import one_ahead
 from onnxcompress.runtime.capture import capture_activations
 
 Array = npt.NDArray[Any]
@@ -40,7 +41,7 @@ class Targets:
         samplers = {layer.node: LayerSampler(layer, positions[layer.node], seed) for layer in layers}
         names = [layer.output for layer in layers]
         try:
-            for captured in capture_activations(original, names, batches):
+            for captured in one_ahead(capture_activations(original, names, batches)):
                 self.images += len(captured[names[0]])
                 for layer in layers:
                     rows = samplers[layer.node].outputs(captured[layer.output])

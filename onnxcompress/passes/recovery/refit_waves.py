@@ -1,14 +1,14 @@
 """Running a model part by part: the inputs of each layer from the layers before it as they are by then.
 
 Layers are numbered by depth, the number of layers before them on the longest path; layers of equal depth do not see
-each other. Between two depths all that later nodes need of the tensors so far is kept, for every sample, in a
-temporary file. So each part of the model runs once, however many layers there are, and memory holds one batch.
+each other. Between two depths all that later nodes need of the tensors so far is kept, for every sample, in temporary
+files. So each part of the model runs once, however many layers there are, and memory holds one batch.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -91,15 +91,20 @@ class Waves:
 
 
 class Part:
-    """A part of a model, ready to run: some of its nodes, from given tensors to wanted ones."""
+    """A part of a model, ready to run: some of its nodes, from given tensors to wanted ones.
+
+    Attributes:
+        fed: the given tensors that it reads.
+    """
 
     def __init__(self, model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> None:
         self._passed = [name for name in wanted if name in given]
         self._computed = [name for name in wanted if name not in given]
+        self.fed: list[str] = []
         self._session: Session | None = None
         if self._computed:
             self._session = Session(_part(model, nodes, given, self._computed), settings=SessionSettings())
-            self._fed = [info.name for info in self._session.inputs]
+            self.fed = [info.name for info in self._session.inputs]
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Return the wanted tensors of a batch.
@@ -109,35 +114,48 @@ class Part:
         """
         results = {name: batch[name] for name in self._passed}
         if self._session is not None:
-            results.update(self._session.run({name: batch[name] for name in self._fed}, self._computed))
+            results.update(self._session.run({name: batch[name] for name in self.fed}, self._computed))
             for name in self._computed:
                 check_finite(results[name], f"tensor '{name}' of the compressed model")
         return results
 
 
-class BatchFile:
-    """Batches of named arrays in a temporary file: written once, read in the same order any number of times."""
+class BatchFiles:
+    """Batches of named arrays in temporary files, one of each name: written once, read any number of times."""
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        self._names: list[tuple[str, ...]] = []
+        self._files: dict[str, IO[bytes]] = {}
+        self._count = 0
 
-    def passed_on(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Append batches, and yield each once it is written."""
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of which there are arrays."""
+        return frozenset(self._files)
+
+    def passed_on(self, batches: Iterable[Batch], names: Sequence[str]) -> Iterator[Batch]:
+        """Write the arrays of new names, and yield each batch once that is done."""
+        files = {name: tempfile.TemporaryFile() for name in names}  # noqa: SIM115 - closed by `keep`
+        self._files.update(files)
+        count = 0
         for batch in batches:
-            self._names.append(tuple(batch))
-            for array in batch.values():
-                np.save(self._file, array, allow_pickle=False)
+            count += 1
+            for name, file in files.items():
+                np.save(file, batch[name], allow_pickle=False)
             yield batch
+        self._count = count
 
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        self._file.seek(0)
-        for names in self._names:
-            yield {name: np.load(self._file, allow_pickle=False) for name in names}
+    def read(self, names: Collection[str]) -> Iterator[dict[str, Array]]:
+        """Yield the arrays of some names, batch after batch."""
+        files = {name: self._files[name] for name in names}
+        for file in files.values():
+            file.seek(0)
+        for _ in range(self._count):
+            yield {name: np.load(file, allow_pickle=False) for name, file in files.items()}
 
-    def close(self) -> None:
-        """Delete the file."""
-        self._file.close()
+    def keep(self, names: Collection[str]) -> None:
+        """Delete the files of all other names."""
+        for name in self.names.difference(names):
+            self._files.pop(name).close()
 
 
 def _reads(node: Any) -> list[str]:

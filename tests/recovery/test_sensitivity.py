@@ -1,0 +1,88 @@
+"""Damages: what the output loses where a layer's weights are disturbed; and the files of batches between parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.recovery.refit_layers import find_refit_layers
+from onnxcompress.passes.recovery.refit_waves import BatchFiles
+from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_damages, measure_sensitivities
+from tests.tiny_models import conv_net, samples
+
+
+def _disturbed(proto: onnx.ModelProto, name: str, slope: np.ndarray, shift: np.ndarray) -> onnx.ModelProto:
+    """Return the network with other weights (K I, O) of a layer, and its bias shifted."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    node = next(node for node in changed.graph.node if node.name == name)
+    for tensor in changed.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.name == node.input[1]:
+            size = (-1, values.shape[1], values.shape[0])
+            new = slope.T if values.ndim == 2 else slope.reshape(size).transpose(2, 1, 0).reshape(values.shape)
+        elif tensor.name == node.input[2]:
+            new = values + shift
+        else:
+            continue
+        tensor.CopyFrom(onnx.numpy_helper.from_array(new.astype(np.float32), tensor.name))
+    return changed
+
+
+def _probabilities(proto: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    scores = session.run(None, {"x": images})[0].astype(np.float64)
+    probable = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return probable / probable.sum(axis=1, keepdims=True)
+
+
+def _damage(original: onnx.ModelProto, changed: onnx.ModelProto, images: np.ndarray) -> float:
+    p, q = _probabilities(original, images), _probabilities(changed, images)
+    return float(np.sqrt((p * np.log(p / q)).sum(axis=1)).mean() ** 2)
+
+
+def test_a_damage_is_the_mean_root_of_what_the_disturbed_network_loses() -> None:
+    proto, images = conv_net(), samples(30)
+    model = Model.from_proto(proto)
+    layers = find_refit_layers(model, model, PassContext())[0]
+    generator = np.random.default_rng(2)
+    disturbances = {}
+    for layer in layers:
+        slope = layer.original[0].reshape(-1, layer.original.shape[-1])
+        noise = 0.3 * slope.std() * generator.standard_normal(slope.shape)
+        disturbances[layer.node] = Disturbance(slope + noise, 0.1 * generator.standard_normal(slope.shape[1]), 0.04)
+    batches = [{"x": images[:16]}, {"x": images[16:]}]
+    found = measure_sensitivities(model, layers, disturbances, batches)
+    for name, each in disturbances.items():
+        expected = _damage(proto, _disturbed(proto, name, each.slope, each.shift), images)
+        assert found[name] * each.error == pytest.approx(expected, rel=1e-3)
+    both = {name: disturbances[name] for name in ("first", "classifier")}
+    changed = proto
+    for name, each in both.items():
+        changed = _disturbed(changed, name, each.slope, each.shift)
+    damage = measure_damages(model, layers, {"both": both}, batches)["both"]
+    assert damage == pytest.approx(_damage(proto, changed, images), rel=1e-3)
+
+
+def test_batches_are_written_once_and_read_by_name() -> None:
+    files = BatchFiles()
+    batches = [{"a": np.full(2, at), "b": np.full((1, 3), -at)} for at in range(4)]
+    assert [batch["a"][0] for batch in files.passed_on(batches, ["a", "b"])] == [0, 1, 2, 3]
+    # A stream that reads what was written before, while new names are written.
+    longer = ({**batch, "c": batch["a"] + 10} for batch in files.read(["a"]))
+    assert [sorted(batch) for batch in files.passed_on(longer, ["c"])] == 4 * [["a", "c"]]
+    assert files.names == {"a", "b", "c"}
+    files.keep(["b", "c", "never"])
+    assert files.names == {"b", "c"}
+    for _ in range(2):
+        read = list(files.read(["b", "c"]))
+        assert [int(batch["b"][0, 0]) for batch in read] == [0, -1, -2, -3]
+        assert [int(batch["c"][0]) for batch in read] == [10, 11, 12, 13]
+    assert list(files.read([])) == 4 * [{}]
+    files.keep(())
+    assert not files.names
