@@ -20,7 +20,7 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.recovery.allocation_samples import batched, sample_batch, spread
 from onnxcompress.passes.recovery.backward import Backward
-from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.runtime.ahead import one_ahead
 
 _IMAGES, _BATCH = 192, 8
@@ -35,24 +35,22 @@ _MOST_OUTPUTS = 8192
 def output_metrics(model: Model, layers: Collection[RefitLayer], context: PassContext) -> dict[str, Metric]:
     """Return {layer: how errors of its outputs count}, without those of which that cannot be known.
 
-    It is measured on the original; what is known of one of its layers serves every pass.
+    It is measured on the original, of all its layers in one graph: the bits do not depend on which pass asks first.
 
     Args:
         model: the present one, where the context has no original.
         layers: of the present model; of outputs that were removed nothing is said.
     """
-    if context.calibration is None:
+    if context.calibration is None or not layers:
         return {}
-    original = context.original or model
-    known: dict[str, Matrix | None] = {} if context.measured is None else context.measured.setdefault(__name__, {})
-    made = {tensor.name for node in original.nodes for tensor in node.outputs}
-    asked = [layer for layer in layers if layer.output in made]
-    if missing := [layer for layer in asked if layer.node not in known]:
-        found = gradient_moments(original, missing, context.calibration, context.seed)
-        known.update((layer.node, found.get(layer.node)) for layer in missing)
+    measured: dict[str, dict[str, Matrix]] = {} if context.measured is None else context.measured
+    if __name__ not in measured:
+        original = context.original or model
+        own = find_refit_layers(original, original, PassContext())[0]
+        measured[__name__] = gradient_moments(original, own, context.calibration, context.seed)
     metrics = {}
-    for layer in asked:
-        moment = known[layer.node]
+    for layer in layers:
+        moment = measured[__name__].get(layer.node)
         if moment is not None:
             kept = context.provenance.get(layer.output, slice(None))
             metrics[layer.node] = Metric.of(moment[kept][:, kept], _DAMPING)
