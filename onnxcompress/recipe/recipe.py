@@ -176,7 +176,7 @@ class Recipe:
         Number("a number above 0, such as 0.01", above=0.0),
         TRAINING,
         "F",
-        "largest step, relative to each weight tensor's size (default: 0.003 to reconstruct, 0.01 to fine-tune)",
+        "largest step, relative to each weight tensor's size (default: 0.0003 to reconstruct, 0.01 to fine-tune)",
     )
     train_batch: int | None = option(
         None, Whole(minimum=1), TRAINING, "N", "samples of one step (default: 16 to reconstruct, 64 to fine-tune)"

@@ -56,7 +56,7 @@ class ReconstructionConfig:
 
     epochs: int = 16
     apart: float = 0.25
-    rate: float = 3e-3
+    rate: float = 3e-4
     batch: int = 16
     held_out: float = 0.1
     device: str = "auto"
