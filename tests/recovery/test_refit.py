@@ -12,6 +12,7 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
+from onnxcompress.passes.recovery import refit as refit_module
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
@@ -185,3 +186,25 @@ def test_the_refitted_model_is_valid_onnx() -> None:
     original = Model.from_proto(conv_net())
     context = PassContext(calibration=_batches(), original=original)
     onnx.checker.check_model(_refitted(original, original, context).to_proto(), full_check=True)
+
+
+def test_layers_of_one_depth_are_fitted_in_portions_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two branches of two convolutions: the second ones have one depth and read different tensors."""
+    generator = np.random.default_rng(7)
+    weights = {name: generator.standard_normal((4, 3 if name < "c" else 4, 3, 3)) / 5 for name in "abcd"}
+    nodes = [
+        node("Conv", ["x", "a"], "p"),
+        node("Conv", ["x", "b"], "q"),
+        node("Conv", ["p", "c"], "r"),
+        node("Conv", ["q", "d"], "s"),
+        node("Concat", ["r", "s"], "y", axis=1),
+    ]
+    constants = {name: values.astype(np.float32) for name, values in weights.items()}
+    original = build(nodes, constants, shape=("n", 3, SIZE, SIZE))
+    noise = {name: values + 0.1 * generator.standard_normal(values.shape) for name, values in weights.items()}
+    damaged = build(nodes, {n: v.astype(np.float32) for n, v in noise.items()}, shape=("n", 3, SIZE, SIZE))
+    context = PassContext(calibration=_batches(64), original=original)
+    together = _refitted(original, damaged, context).to_bytes()
+    monkeypatch.setattr(refit_module, "_SAMPLE_BYTES", 1)
+    assert _refitted(original, damaged, context).to_bytes() == together
+    assert together != damaged.to_bytes()

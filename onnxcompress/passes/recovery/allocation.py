@@ -151,13 +151,10 @@ class Allocation(Pass):
                 choices[layer.node] = found
         by_name = {layer.node: layer for layer in layers}
         worth = {name: own for name, own in choices.items() if len(own) > 1}
-        disturbed = dict(
-            zip(
-                worth,
-                parallel_map(lambda n: _disturb(by_name[n], covariances[n], worth[n], metrics.get(n)), worth),
-                strict=True,
-            )
+        disturbances = parallel_map(
+            lambda name: _disturb(by_name[name], covariances[name], worth[name], metrics.get(name)), worth
         )
+        disturbed = dict(zip(worth, disturbances, strict=True))
         sensitivity = measure_sensitivities(fast, layers, disturbed, batched(judging, batch, filled=filled))
         return _Measured(tuple(choices), worth, sensitivity, tuple(skipped))
 

@@ -89,8 +89,8 @@ def gradient_moments(
     size, filled = sample_batch(model)
     size = size if filled else min(size, _BATCH)
     batches = batched(spread(calibration, _IMAGES), size, filled=filled)
-    for gradients in one_ahead(backward.run(batch, generator) for batch in batches):
-        count += len(next(iter(gradients.values()), ()))
+    for samples, gradients in one_ahead((len(next(iter(b.values()))), backward.run(b, generator)) for b in batches):
+        count += samples
         for name, gradient in gradients.items():
             last = np.moveaxis(gradient, channels[name], -1)
             rows = last.reshape(len(gradient), -1, last.shape[-1])

@@ -182,14 +182,14 @@ class _Refitting:
                 live = waves.live(depth)
                 fresh = [name for name in live if name not in files.names]
                 part = Part(self._working, waves.nodes_before(depth), given, fresh)
+                inputs = {self._layers[name].input for name in waves.at(depth)}
                 if depth > 0:
-                    inputs = {self._layers[name].input for name in waves.at(depth)}
                     before = files.read(files.names.intersection({*part.fed, *inputs}))
                 made = one_ahead({**batch, **part.run(batch)} for batch in before)
                 batches = files.passed_on(made, fresh)
                 for layers in self._portions(waves.at(depth)):
                     self._refit(layers, batches)
-                    batches = files.read({layer.input for layer in layers})
+                    batches = files.read(inputs)
                 files.keep(live)
                 given = live
         finally:
