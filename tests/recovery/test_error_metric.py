@@ -16,7 +16,7 @@ from onnxcompress.passes.recovery.allocation_samples import layer_covariances
 from onnxcompress.passes.recovery.error_metric import _shrunk, gradient_moments, output_metrics, weighable
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
-from onnxcompress.passes.recovery.refit_solve import HELD_OUT, ChainShape, fit_chain
+from onnxcompress.passes.recovery.refit_solve import HELD_OUT, ChainShape, fit_chain, is_held_out
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.tucker import TuckerConfig, TuckerDecomposition
 from tests.small_models import build, node, run_all
@@ -205,23 +205,13 @@ def test_images_held_out_take_part_in_no_fit() -> None:
     generator = np.random.default_rng(4)
     inputs = generator.standard_normal((200, 6)).astype(np.float32)
     targets = generator.standard_normal((200, 3)).astype(np.float32)
-    samples = LayerSamples(inputs, targets, per_image=2, relu=True)
-    training, judging = samples.parted()
-    assert judging is not None
-    assert (len(training.inputs), len(judging.inputs)) == (160, 40)
-    np.testing.assert_array_equal(judging.inputs[:2], inputs[2 * (HELD_OUT - 1) : 2 * HELD_OUT])
+    held = np.repeat(is_held_out(np.arange(100)), 2)
+    assert held.sum() == 200 // HELD_OUT
     prior = np.zeros((6, 3))
     # Where targets are noise, the strongest ridge is best on other images; where they are not, the weakest.
     linear = (inputs @ generator.standard_normal((6, 3))).astype(np.float32)
     for wanted, least, most in ((targets, 0.0, 0.1), (linear, 0.9, 1.1)):
-        own = replace(samples, targets=wanted, relu=False)
-        fitted = fit_chain(*own.parted(), ChainShape(1), prior, 0).slope()
+        training, judging = (LayerSamples(inputs[rows], wanted[rows], relu=False) for rows in (~held, held))
+        fitted = fit_chain(training, judging, ChainShape(1), prior, 0).slope()
         scale = np.linalg.norm(np.linalg.lstsq(inputs, wanted - wanted.mean(axis=0), rcond=None)[0])
         assert least <= np.linalg.norm(fitted) / scale <= most
-
-
-def test_few_images_hold_none_out() -> None:
-    rows = np.ones((HELD_OUT - 1, 2), np.float32)
-    training, judging = LayerSamples(rows, rows, per_image=1, relu=False).parted()
-    assert judging is None
-    assert len(training.inputs) == HELD_OUT - 1

@@ -14,7 +14,7 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery import allocation_samples, refit, refit_wide
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
-from onnxcompress.passes.recovery.refit_solve import ChainShape, Samples
+from onnxcompress.passes.recovery.refit_solve import ChainShape, Samples, is_held_out
 from onnxcompress.passes.recovery.refit_wide import fit_wide
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
 from tests.small_models import build, node, run_all
@@ -25,7 +25,13 @@ GENERATOR = np.random.default_rng(8)
 def problem(rows: int = 30, inputs: int = 60, outputs: int = 7) -> tuple[Samples, np.ndarray]:
     x = GENERATOR.standard_normal((rows, inputs)).astype(np.float32) + 0.5
     y = (x @ GENERATOR.standard_normal((inputs, outputs)) + 2.0).astype(np.float32)
-    return Samples(x, y, 1, relu=False), GENERATOR.standard_normal((inputs, outputs))
+    return Samples(x, y, relu=False), GENERATOR.standard_normal((inputs, outputs))
+
+
+def parted(samples: Samples) -> tuple[Samples, Samples]:
+    held = is_held_out(np.arange(len(samples.inputs)))
+    first, second = (Samples(samples.inputs[rows], samples.targets[rows], samples.relu) for rows in (~held, held))
+    return first, second
 
 
 @pytest.mark.parametrize("strength", [1e-3, 1.0])
@@ -44,17 +50,17 @@ def test_the_ridge_is_chosen_on_images_held_out(monkeypatch: pytest.MonkeyPatch)
     """Targets are the prior's and noise: the nearer to the prior, the better on other images."""
     samples, prior = problem(rows=50)
     noise = 20.0 * GENERATOR.standard_normal(samples.targets.shape)
-    samples = Samples(samples.inputs, (samples.inputs @ prior + noise).astype(np.float32), 1, relu=False)
-    far = np.linalg.norm(fit_wide(*samples.parted(), ChainShape(1), prior).slope() - prior)
+    samples = Samples(samples.inputs, (samples.inputs @ prior + noise).astype(np.float32), relu=False)
+    far = np.linalg.norm(fit_wide(*parted(samples), ChainShape(1), prior).slope() - prior)
     monkeypatch.setattr(refit_wide, "RIDGES", (1e-3,))
-    assert far < 0.6 * np.linalg.norm(fit_wide(*samples.parted(), ChainShape(1), prior).slope() - prior)
+    assert far < 0.6 * np.linalg.norm(fit_wide(*parted(samples), ChainShape(1), prior).slope() - prior)
 
 
 def test_an_output_factor_keeps_the_leading_responses() -> None:
     samples, prior = problem(rows=200, inputs=40)
     low = GENERATOR.standard_normal((40, 2)) @ GENERATOR.standard_normal((2, 7))
-    samples = Samples(samples.inputs, (samples.inputs @ low + 1.0).astype(np.float32), 1, relu=False)
-    fitted = fit_wide(*samples.parted(), ChainShape(1, None, 2), 0.0 * prior)
+    samples = Samples(samples.inputs, (samples.inputs @ low + 1.0).astype(np.float32), relu=False)
+    fitted = fit_wide(*parted(samples), ChainShape(1, None, 2), 0.0 * prior)
     assert fitted.last is not None
     assert (fitted.core.shape, fitted.last.shape) == ((1, 40, 2), (2, 7))
     got = samples.inputs @ fitted.slope() + fitted.constant
@@ -64,7 +70,7 @@ def test_an_output_factor_keeps_the_leading_responses() -> None:
 def test_more_rows_than_fit_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit_wide, "MOST_ROWS", 50)
     samples, prior = problem(rows=120, inputs=10)
-    np.testing.assert_allclose(fit_wide(*samples.parted(), ChainShape(1), prior).constant, 2.0, atol=0.2)
+    np.testing.assert_allclose(fit_wide(*parted(samples), ChainShape(1), prior).constant, 2.0, atol=0.2)
 
 
 def test_inputs_that_never_vary_leave_the_weights() -> None:

@@ -18,7 +18,6 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.linalg.moments import Rows
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
@@ -32,6 +31,7 @@ from onnxcompress.passes.recovery.refit_layers import (
     weight_of,
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
+from onnxcompress.passes.recovery.refit_samples import LayerRows
 from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, spanned_last
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
@@ -42,7 +42,11 @@ from onnxcompress.runtime.ahead import one_ahead
 
 Array = npt.NDArray[Any]
 
-_LEAST_ROWS = 8192
+_LEAST_ROWS = 50_000
+"""Samples that a layer of few inputs gets as well."""
+
+_LAYER_BYTES = 2**30
+"""Samples of one layer, at most: one of 4,608 inputs gets 58,254 of them."""
 
 _SAMPLE_BYTES = 2**29
 """Samples of layers that are fitted side by side, at most, unless those of one alone are more."""
@@ -62,15 +66,16 @@ class RefitConfig:
         RecipeError: a value out of range.
     """
 
-    positions: int = 120
-    rows: int = 60_000
-    rows_per_input: int = 24
+    positions: int = 196
+    rows: int = 100_000
+    rows_per_input: int = 60
     rounds: int = 2
 
     def per_image(self, layer: RefitLayer, images: int) -> int:
         """Return how many positions of a layer's output are taken from each of so many images."""
         enough = max(_LEAST_ROWS, self.rows_per_input * layer.features)
-        rows = MOST_ROWS if layer.features > MOST_INPUTS else min(self.rows, enough)
+        fitting = _LAYER_BYTES // (4 * layer.features * layer.groups)
+        rows = MOST_ROWS if layer.features > MOST_INPUTS else min(self.rows, enough, fitting)
         return max(1, min(self.positions, rows // images))
 
     def __post_init__(self) -> None:
@@ -211,46 +216,48 @@ class _Refitting:
     def _refit(self, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]]) -> None:
         """Refit layers of one depth, none of which sees another."""
         samplers = [LayerSampler(layer, self._per_image[layer.node], self._context.seed) for layer in layers]
-        parts: list[list[Rows]] = [[] for _ in layers]
+        gathered = [LayerRows(layer, self._targets.images) for layer in layers]
+        places = range(len(layers))
         for batch in batches:
-            for layer, sampler, own in zip(layers, samplers, parts, strict=True):
-                own.append(sampler.patches(batch[layer.input]))
+
+            def gather(at: int, batch: Mapping[str, Array] = batch) -> None:
+                inputs = batch[layers[at].input]
+                gathered[at].add(len(inputs), samplers[at].patches(inputs))
+
+            parallel_map(gather, places)
 
         def fitted(at: int) -> _Fitted | None:
-            rows, parts[at] = np.concatenate(parts[at]), []
-            return self._fit(layers[at], rows)
+            return self._fit(layers[at], gathered[at])
 
-        found = parallel_map(fitted, range(len(layers)), lambda at: sum(part.nbytes for part in parts[at]))
+        # A fit takes no copy of the rows, and less than them beside.
+        found = parallel_map(fitted, places, lambda at: gathered[at].nbytes // 4)
         for layer, weights in zip(layers, found, strict=True):
             if weights is not None:
                 self._assign(layer, weights)
 
-    def _fit(self, layer: RefitLayer, rows: Rows) -> _Fitted | None:
+    def _fit(self, layer: RefitLayer, gathered: LayerRows) -> _Fitted | None:
         """Return better weights of a layer, if there are any."""
         targets = self._targets.rows(layer)
         provenance = self._context.provenance
         if layer.output in provenance:
             targets = np.ascontiguousarray(targets[:, provenance[layer.output]])
         nodes = [_named(self._working, name) for name in layer.chain]
-        per_image = max(1, len(rows) // self._targets.images)
+        training, judging = gathered.samples(targets)
         fit = self._fit_group if layer.groups == 1 else self._fit_groups
-        return fit(layer, nodes, rows, targets, per_image)
+        return fit(layer, nodes, training, judging)
 
     def _fit_group(
-        self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int
+        self, layer: RefitLayer, nodes: list[gs.Node], training: LayerSamples, judging: LayerSamples | None
     ) -> _Fitted | None:
         current = chain_slope(self._working, nodes, layer.core)
-        constant = bias_of(self._working, nodes[-1], targets.shape[1])
+        constant = bias_of(self._working, nodes[-1], current.shape[-1])
 
         def ordered(slope: Matrix) -> Matrix:
             flat = slope.reshape(-1, slope.shape[-1])
             return np.ascontiguousarray(spanned_last(flat.T, layer.spanned, layer.positions).T)
 
         flat, prior = ordered(current[0]), ordered(prior_slope(layer, current, self._context.provenance)[0])
-        rows = spanned_last(rows, layer.spanned, layer.positions)
-        samples = LayerSamples(rows, targets, per_image, layer.follows_relu)
         shape = self._shape(layer, nodes)
-        training, judging = samples.parted()
         if len(prior) > MOST_INPUTS:
             fitted = fit_wide(training, judging, shape, prior)
         else:
@@ -266,28 +273,20 @@ class _Refitting:
         return _Fitted(slopes, fitted.constant)
 
     def _fit_groups(
-        self, layer: RefitLayer, nodes: list[gs.Node], rows: Rows, targets: Rows, per_image: int
+        self, layer: RefitLayer, nodes: list[gs.Node], training: LayerSamples, judging: LayerSamples | None
     ) -> _Fitted:
         """Fit a grouped convolution group by group; all groups or none are taken."""
         groups, positions = layer.groups, layer.positions
-        patches = rows.reshape(len(rows), positions, groups, -1)
-        answers = targets.reshape(len(targets), groups, -1)
         current = chain_slope(self._working, nodes, layer.core)
-        constant = bias_of(self._working, nodes[-1], targets.shape[1]).reshape(groups, -1)
+        constant = bias_of(self._working, nodes[-1], groups * current.shape[-1]).reshape(groups, -1)
         priors = prior_slope(layer, current, self._context.provenance)
         slopes, constants = [], []
         for group in range(groups):
-            own = LayerSamples(
-                np.ascontiguousarray(patches[:, :, group]).reshape(len(rows), -1),
-                np.ascontiguousarray(answers[:, group]),
-                per_image,
-                layer.follows_relu,
-            )
             flat = current[group].reshape(-1, current.shape[-1])
             prior = priors[group].reshape(flat.shape)
-            training, judging = own.parted()
-            fitted = fit_chain(training, judging, ChainShape(positions), prior, self._config.rounds)
-            judge = judging or training
+            own = training.group(group, groups, positions)
+            judge = own if judging is None else judging.group(group, groups, positions)
+            fitted = fit_chain(own, judge if judging else None, ChainShape(positions), prior, self._config.rounds)
             better = judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant[group])
             slopes.append((fitted.slope() if better else flat).reshape(current[group].shape))
             constants.append(fitted.constant if better else constant[group])

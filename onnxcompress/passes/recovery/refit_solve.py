@@ -38,6 +38,11 @@ next layer they promise better inputs than it will have. A GoogLeNet at 0.55 of 
 others 0.048 where the fifth took part in every fit once it had chosen, 0.055."""
 
 
+def is_held_out(images: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Return which of some images, by their numbers in the calibration data, only judge."""
+    return np.asarray(images % HELD_OUT == HELD_OUT - 1)
+
+
 @dataclass(frozen=True)
 class ChainShape:
     """What a layer's chain looks like: positions of the core, and ranks where it has factors (None: it has not).
@@ -74,32 +79,34 @@ class ChainWeights:
         slope = slope if self.last is None else slope @ self.last
         return slope.reshape(-1, slope.shape[-1])
 
+    def answers(self, inputs: Rows) -> Rows:
+        """Return the outputs (n, O) for inputs (n, K I), of a chain without an input factor (n, K R_in)."""
+        answers = inputs @ self.core.reshape(-1, self.core.shape[-1]).astype(np.float32)
+        answers = answers if self.last is None else answers @ self.last.astype(np.float32)
+        answers += self.constant.astype(np.float32)
+        return answers
+
 
 @dataclass(frozen=True)
 class Samples:
-    """The rows of one layer.
+    """Rows of one layer.
 
     Attributes:
         inputs: (n, K I).
         targets: (n, O).
-        per_image: rows of each image, which are neighbours.
         relu: whether the error counts behind a Relu.
     """
 
     inputs: Rows
     targets: Rows
-    per_image: int
     relu: bool
 
-    def where(self, rows: npt.NDArray[np.bool_]) -> Samples:
-        """Return some of the rows, (n,) saying which."""
-        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
-
-    def parted(self) -> tuple[Samples, Samples | None]:
-        """Return the rows to fit to and those held out, none where there are too few images."""
-        image = np.arange(len(self.inputs)) // self.per_image
-        held = np.asarray(image % HELD_OUT == HELD_OUT - 1)
-        return (self.where(~held), self.where(held)) if held.any() else (self, None)
+    def group(self, number: int, groups: int, positions: int) -> Samples:
+        """Return what one group of a grouped convolution, with so many positions of its kernel, sees and makes."""
+        count = len(self.inputs)
+        own = self.inputs.reshape(count, positions, groups, -1)[:, :, number]
+        targets = self.targets.reshape(count, groups, -1)[:, number]
+        return replace(self, inputs=np.ascontiguousarray(own).reshape(count, -1), targets=np.ascontiguousarray(targets))
 
     def error(self, slope: Matrix, constant: Matrix, metric: Metric | None = None) -> float:
         """Return the relative squared error of affine weights in a metric, behind the Relu where there is one."""
@@ -119,7 +126,7 @@ class Samples:
 
 def _energy(rows: Rows, metric: Metric | None) -> float:
     measured = rows if metric is None else rows @ metric.root.astype(np.float32)
-    return float(np.square(measured).sum(dtype=np.float64))
+    return float(np.einsum("no,no->n", measured, measured).sum(dtype=np.float64))
 
 
 def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.NDArray[Any]:
@@ -218,17 +225,18 @@ def _fit_behind_relu(
 ) -> ChainWeights:
     """Improve core, output factor and constant for the error behind the Relu; the input factor stays."""
     inputs, positions = samples.inputs, shape.positions
-    xx = covariances.xx
+    xx, mean_x = covariances.xx, covariances.mean_x
     reduced = replace(shape, rank_in=None)
     if chain.first is not None:
-        xx, _ = project_inputs(xx, covariances.xy, chain.first, positions)
-        prior = _mapped(prior, chain.first, positions)
-        inputs = (inputs.reshape(-1, chain.first.shape[0]) @ chain.first.astype(np.float32)).reshape(len(inputs), -1)
-    mean_x = inputs.mean(axis=0, dtype=np.float64)
+        first = chain.first
+        xx, _ = project_inputs(xx, covariances.xy, first, positions)
+        mean_x = (mean_x.reshape(positions, -1) @ first).reshape(-1)
+        prior = _mapped(prior, first, positions)
+        inputs = (inputs.reshape(-1, first.shape[0]) @ first.astype(np.float32)).reshape(len(inputs), -1)
     for _ in range(rounds):
-        slope = replace(chain, first=None).slope()
-        got = inputs @ slope.astype(np.float32) + chain.constant.astype(np.float32)
-        targets = np.where(samples.targets > 0.0, samples.targets, np.minimum(got, 0.0))
+        got = replace(chain, first=None).answers(inputs)
+        targets = np.minimum(got, 0.0, out=got)
+        np.copyto(targets, samples.targets, where=samples.targets > 0.0)
         moments = accumulate(inputs, targets, xx=False).centred()
         fitted = _fit_behind(replace(moments, xx=xx, mean_x=mean_x), None, reduced, prior, strength)
         chain = replace(fitted, first=chain.first)

@@ -1,0 +1,69 @@
+"""Samples of a layer: which images are fitted to, which only judge, and that rows and targets stay together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.recovery import refit_samples
+from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
+from onnxcompress.passes.recovery.refit_samples import LayerRows
+from onnxcompress.passes.recovery.refit_solve import HELD_OUT
+from tests.tiny_models import conv_net
+
+
+def a_layer() -> RefitLayer:
+    model = Model.from_proto(conv_net())
+    return find_refit_layers(model, model, PassContext())[0][0]
+
+
+def rows_of(images: int, positions: int) -> np.ndarray:
+    """Rows (images x positions, 2) that say where they come from."""
+    image, position = np.divmod(np.arange(images * positions), positions)
+    return np.stack([image, position], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 11])
+def test_every_so_manieth_image_judges_and_the_others_are_fitted_to(batch: int) -> None:
+    images, positions = 11, 4
+    rows = rows_of(images, positions)
+    gathered = LayerRows(a_layer(), images)
+    for at in range(0, images, batch):
+        part = rows[at * positions : (at + batch) * positions]
+        gathered.add(len(part) // positions, part)
+    assert gathered.nbytes == rows.nbytes
+    training, judging = gathered.samples(rows)
+    assert judging is not None
+    held = [HELD_OUT - 1, 2 * HELD_OUT - 1]
+    assert sorted({int(image) for image in judging.inputs[:, 0]}) == held
+    assert sorted({int(image) for image in training.inputs[:, 0]}) == [i for i in range(images) if i not in held]
+    assert len(training.inputs) + len(judging.inputs) == len(rows)
+    for part in (training, judging):
+        np.testing.assert_array_equal(part.inputs, part.targets)
+    assert gathered.nbytes == 0
+
+
+def test_some_positions_of_each_image_are_enough_to_judge_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit_samples, "_JUDGED_ROWS", 8)
+    images, positions = 2 * HELD_OUT, 9
+    rows = rows_of(images, positions)
+    gathered = LayerRows(a_layer(), images)
+    gathered.add(images, rows)
+    training, judging = gathered.samples(rows)
+    assert judging is not None
+    assert len(training.inputs) == 8 * positions
+    np.testing.assert_array_equal(judging.inputs, judging.targets)
+    for image in (HELD_OUT - 1, 2 * HELD_OUT - 1):
+        own = judging.inputs[judging.inputs[:, 0] == image, 1]
+        assert list(own) == [0, 2, 4, 6]
+
+
+def test_few_images_hold_none_out() -> None:
+    rows = rows_of(HELD_OUT - 1, 2)
+    gathered = LayerRows(a_layer(), HELD_OUT - 1)
+    gathered.add(HELD_OUT - 1, rows)
+    training, judging = gathered.samples(rows)
+    assert judging is None
+    np.testing.assert_array_equal(training.inputs, rows)
