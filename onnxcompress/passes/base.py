@@ -103,7 +103,6 @@ class PassContext:
         original: the model before the first pass that loses something: what recovery compares with.
         measured: what passes measured on `original` and these data, for the passes behind them; see `with_original`.
         original_cost: of the model as it was given: shares of a budget are of this.
-        held_out: calibration samples that no pass may fit anything to: recovery is judged on them.
         labelled: samples for what learns from labels without training; class numbers as in `training`.
         training: training data; its batches hold class numbers under `LABELS` where there are any.
         checkpoint: where a training keeps its progress; `resume`: whether it goes on from what is there.
@@ -129,7 +128,6 @@ class PassContext:
     provenance: Provenance = field(default_factory=dict)
     original: Model | None = None
     original_cost: ModelCost | None = None
-    held_out: Samples | None = None
     labelled: Samples | None = None
     training: Samples | None = None
     checkpoint: Path | None = None

@@ -127,7 +127,6 @@ def compress(
         request.calib,
         request.train,
         needs_calibration=request.needs_calibration,
-        holds_out=request.recovery == "reconstruct",
     )
     context = PassContext(
         asked.seed,
@@ -137,7 +136,6 @@ def compress(
         round_up=request.round_up,
         align_to=request.align_to,
         original_cost=original_cost,
-        held_out=data_sets.held_out_samples,
         labelled=data_sets.labelled_samples,
         training=data_sets.training_samples,
         resume=asked.resume,

@@ -25,9 +25,6 @@ from onnxcompress.runtime.session import Session, SessionSettings
 CALIBRATION_SHARE = 0.25
 """Part of the evaluation data that becomes calibration data, where no other data are given for what needs it."""
 
-HELD_OUT_SHARE = 0.1
-"""Part of the calibration data that judges a reconstruction; the refit before it does not see them either."""
-
 CALIBRATION_SAMPLES = 500
 """Samples of the training data that become calibration data, where no other data are given for what needs it."""
 
@@ -41,17 +38,11 @@ class DataSets:
     training: Dataset | None = None
     copies: tuple[Copy, ...] = ()
     """Of data that lie elsewhere, kept as long as they are read."""
-    held_out: Dataset | None = None
 
     @property
     def calibration_samples(self) -> Samples | None:
         """A fresh stream of calibration batches at each call."""
         return None if self.calibration is None else self.calibration.samples()
-
-    @property
-    def held_out_samples(self) -> Samples | None:
-        """A fresh stream of the calibration batches that nothing may be fitted to."""
-        return None if self.held_out is None else self.held_out.samples()
 
     @property
     def labelled_samples(self) -> Samples | None:
@@ -72,11 +63,8 @@ def open_data(
     train: Any = None,
     *,
     needs_calibration: bool = False,
-    holds_out: bool = False,
 ) -> DataSets:
     """Open evaluation, calibration and training data for a model, so that unusable data cost no work.
-
-    With `holds_out`, a part of the calibration data is set aside to judge by.
 
     Raises:
         DataError: they are missing, malformed, or do not fit the model.
@@ -104,15 +92,11 @@ def open_data(
     if needs_calibration and calibration is None and evaluation is not None:
         # Before `limited`: a sample must never be on both sides.
         calibration, evaluation = evaluation.split(CALIBRATION_SHARE, recipe.seed)
-    held_out = None
-    if holds_out and calibration is not None and calibration.length != 1:
-        held_out, calibration = calibration.split(HELD_OUT_SHARE, recipe.seed)
     return DataSets(
         _limited(evaluation, recipe),
         _limited(calibration, recipe),
         training,
         tuple(copies.values()),
-        _limited(held_out, recipe),
     )
 
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from onnxcompress.errors import DataError, ProviderUnavailableError, RecipeError, UnsupportedOpError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
 from onnxcompress.passes.recovery.augmentation import Views
+from onnxcompress.passes.recovery.block_errors import make_pair
+from onnxcompress.passes.recovery.blocks import find_blocks
 from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig
+from onnxcompress.passes.recovery.refit_solve import HELD_OUT
 from tests.recovery.small_classifier import accuracy, original, pruned, samples
 
 PLAIN = Views(mirror=False)
@@ -35,7 +39,7 @@ def test_accuracy_comes_back_without_labels() -> None:
     assert before < 0.6
     assert accuracy(result.model) > 0.88
     assert outcome["score"][1] < 0.3 * outcome["score"][0]
-    assert outcome["samples"] == {"trained": 180, "held_out": 20}
+    assert outcome["samples"] == {"trained": 160, "held_out": 40}
     assert [epoch["epoch"] for epoch in outcome["epochs"]] == list(range(11))
     assert all(last < first for first, last in (block["error"] for block in outcome["blocks"]))
 
@@ -73,9 +77,21 @@ def test_an_uncompressed_model_stays_as_it_is() -> None:
     assert notes[0]["score"] == [0.0, 0.0]
 
 
-def test_it_is_judged_on_what_is_held_out() -> None:
-    _, outcome = reconstruct(replace(CONFIG, epochs=1), held_out=samples(48, 6))
-    assert outcome["samples"] == {"trained": 200, "held_out": 48}
+def test_it_is_judged_on_the_images_that_a_refit_holds_out() -> None:
+    _, outcome = reconstruct(replace(CONFIG, epochs=1))
+    name = original().graph.inputs[0].name
+    data = np.concatenate([batch[name] for batch in samples(200, 5)()])
+    model, provenance = pruned()
+    context = PassContext(original=original(), provenance=provenance)
+    pair = make_pair(model, find_blocks(model, original(), provenance), torch.device("cpu"), context)
+    with torch.no_grad():
+        _, errors = pair.compared({name: torch.from_numpy(data[HELD_OUT - 1 :: HELD_OUT])})
+    assert outcome["score"][0] == pytest.approx(float(errors.outputs), rel=1e-4)
+
+
+def test_few_samples_are_divided_too() -> None:
+    _, outcome = reconstruct(replace(CONFIG, epochs=1), calibration=samples(HELD_OUT - 1, 5))
+    assert outcome["samples"] == {"trained": HELD_OUT - 2, "held_out": 1}
 
 
 def test_an_interrupt_keeps_the_best_so_far() -> None:
@@ -101,9 +117,9 @@ def test_a_fixed_batch_is_kept_to() -> None:
     damaged.set_input(first, 1, module_weights[first.inputs[1].name] * np.float32(0.7))
     notes: list[Mapping[str, Any]] = []
     context = PassContext(calibration=samples(100, 5, batch=8), original=model, note=notes.append)
-    done = Reconstruction(replace(CONFIG, epochs=3, batch=32))
+    done = Reconstruction(replace(CONFIG, epochs=6, batch=16))
     done.apply(damaged, done.plan(damaged, context), context)
-    assert notes[0]["samples"] == {"trained": 96, "held_out": 16}
+    assert notes[0]["samples"] == {"trained": 80, "held_out": 24}
     assert notes[0]["score"][1] < 0.5 * notes[0]["score"][0]
 
 

@@ -5,7 +5,8 @@ For a block with output y, fed by the compressed blocks before it, and the origi
 to another: each learns to make good what was lost in it and before it. In the second part gradients flow through, and
 the divergence of the outputs from the original's is part of the loss, so that a block also learns which of its errors
 matter behind it. Nothing needs labels: the original answers any view of an image. What is kept is the best on images
-held out, the start included, so that the result is never worse there than what training began with.
+held out, the start included, so that the result is never worse there than what training began with. A refit holds the
+same images out: to set others aside cost it more than training won.
 
 Li et al., BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction, ICLR 2021; Nagel et al., Up
 or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020; He et al., Channel Pruning for Accelerating Very
@@ -17,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from onnxcompress.passes.recovery.block_errors import Errors, Pair, make_pair
 from onnxcompress.passes.recovery.blocks import Block, find_blocks
 from onnxcompress.passes.recovery.graph_module import GraphModule
 from onnxcompress.passes.recovery.output_errors import compared_outputs
+from onnxcompress.passes.recovery.refit_solve import HELD_OUT, is_held_out
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
 from onnxcompress.passes.recovery.training import Trainer, Training, TrainingSettings
 from onnxcompress.passes.recovery.training_data import TrainingData, model_batch, split_off
@@ -46,7 +49,6 @@ class ReconstructionConfig:
         apart: share of the epochs in which no gradient crosses from one block to another.
         rate: of the largest steps, relative to each weight tensor's root mean square.
         batch: samples of one step.
-        held_out: share of the samples that only judges, where the context holds none back.
         device: of torch, or `auto`.
         views: how samples that are images are varied.
 
@@ -58,7 +60,6 @@ class ReconstructionConfig:
     apart: float = 0.25
     rate: float = 3e-4
     batch: int = 16
-    held_out: float = 0.1
     device: str = "auto"
     views: Views = Views()  # noqa: RUF009  (frozen)
 
@@ -67,8 +68,8 @@ class ReconstructionConfig:
             raise RecipeError(f"reconstruct: epochs {self.epochs} and batch {self.batch} must be at least 1")
         if not self.rate > 0.0:
             raise RecipeError(f"reconstruct: the rate is {self.rate}, expected a number above 0")
-        if not 0.0 <= self.apart <= 1.0 or not 0.0 < self.held_out < 1.0:
-            raise RecipeError("reconstruct: apart must lie in [0, 1] and held_out in (0, 1)")
+        if not 0.0 <= self.apart <= 1.0:
+            raise RecipeError("reconstruct: apart must lie in [0, 1]")
 
 
 class Reconstruction(Pass):
@@ -118,16 +119,24 @@ class Reconstruction(Pass):
         device = training_device(self.config.device)
         pair = make_pair(model, blocks, device, context)
         with SampleFiles("calibration data") as files:
-            trained = files.add(context.calibration())
-            if context.held_out is None:
-                trained, held_out = split_off(trained, self.config.held_out, context.seed)
-            else:
-                held_out = files.add(context.held_out())
+            trained, held_out = _parted(files.add(context.calibration()), context.seed)
             data = TrainingData(files, trained, held_out, device, model_batch(model))
             with memory_advice(self.config.batch):
                 context.note(_Reconstructing(self.config, pair, data, context).run())
         pair.student.write_to(model)
         return {}
+
+
+def _parted(positions: Positions, seed: int) -> tuple[Positions, Positions]:
+    """Return positions to train on and positions to judge by.
+
+    Raises:
+        DataError: there is only one.
+    """
+    held_out = is_held_out(np.arange(len(positions)))
+    if held_out.any():
+        return positions[~held_out], positions[held_out]
+    return split_off(positions, 1 / HELD_OUT, seed)
 
 
 class _Reconstructing:
