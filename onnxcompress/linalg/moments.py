@@ -118,19 +118,12 @@ def accumulate(x: Rows, y: Rows, xx: bool = True) -> Moments:
     size, targets = x.shape[1], y.shape[1]
     total = Moments(
         len(x),
-        sum((_sum(x[at]) for at in blocks), np.zeros(size)),
-        sum((_sum(y[at]) for at in blocks), np.zeros(targets)),
+        x.sum(axis=0, dtype=np.float64),
+        y.sum(axis=0, dtype=np.float64),
         _summed(lambda at: x[at].T @ x[at], blocks, (size, size)) if xx else np.zeros((size, size)),
         _summed(lambda at: x[at].T @ y[at], blocks, (size, targets)),
-        sum((_sum(np.square(y[at])) for at in blocks), np.zeros(targets)),
+        sum((np.einsum("no,no->o", y[at], y[at]) for at in blocks), np.zeros(targets)),
     )
-    return total
-
-
-def _sum(block: Rows) -> Matrix:
-    """Return the sum of a block's rows, added in float32: to turn each number to float64 takes longer than the sum."""
-    ones = np.ones(len(block), np.float32)
-    total: Matrix = (ones @ block).astype(np.float64)
     return total
 
 

@@ -74,9 +74,7 @@ def test_more_rows_than_fit_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_inputs_that_never_vary_leave_the_weights() -> None:
-    samples = Samples(
-        np.ones((20, 5), np.float32), GENERATOR.standard_normal((20, 3)).astype(np.float32), 1, relu=False
-    )
+    samples = Samples(np.ones((20, 5), np.float32), GENERATOR.standard_normal((20, 3)).astype(np.float32), relu=False)
     prior = GENERATOR.standard_normal((5, 3))
     fitted = fit_wide(samples, None, ChainShape(1), prior)
     np.testing.assert_array_equal(fitted.slope(), prior)
