@@ -10,7 +10,7 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery import refit_samples
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.passes.recovery.refit_samples import LayerRows
-from onnxcompress.passes.recovery.refit_solve import HELD_OUT
+from onnxcompress.passes.recovery.refit_solve import held_out
 from tests.tiny_models import conv_net
 
 
@@ -25,6 +25,12 @@ def rows_of(images: int, positions: int) -> np.ndarray:
     return np.stack([image, position], axis=1).astype(np.float32)
 
 
+@pytest.mark.parametrize(("images", "count"), [(4, 0), (5, 1), (11, 2), (250, 50), (400, 50), (500, 50), (5000, 500)])
+def test_a_fifth_is_held_out_and_of_many_images_a_tenth(images: int, count: int) -> None:
+    assert held_out(images).shape == (images,)
+    assert held_out(images).sum() == count
+
+
 @pytest.mark.parametrize("batch", [1, 3, 11])
 def test_every_so_manieth_image_judges_and_the_others_are_fitted_to(batch: int) -> None:
     images, positions = 11, 4
@@ -36,7 +42,7 @@ def test_every_so_manieth_image_judges_and_the_others_are_fitted_to(batch: int) 
     assert gathered.nbytes == rows.nbytes
     training, judging = gathered.samples(rows)
     assert judging is not None
-    held = [HELD_OUT - 1, 2 * HELD_OUT - 1]
+    held = [4, 9]
     assert sorted({int(image) for image in judging.inputs[:, 0]}) == held
     assert sorted({int(image) for image in training.inputs[:, 0]}) == [i for i in range(images) if i not in held]
     assert len(training.inputs) + len(judging.inputs) == len(rows)
@@ -47,7 +53,7 @@ def test_every_so_manieth_image_judges_and_the_others_are_fitted_to(batch: int) 
 
 def test_some_positions_of_each_image_are_enough_to_judge_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit_samples, "_JUDGED_ROWS", 8)
-    images, positions = 2 * HELD_OUT, 9
+    images, positions = 10, 9
     rows = rows_of(images, positions)
     gathered = LayerRows(a_layer(), images)
     gathered.add(images, rows)
@@ -55,15 +61,15 @@ def test_some_positions_of_each_image_are_enough_to_judge_by(monkeypatch: pytest
     assert judging is not None
     assert len(training.inputs) == 8 * positions
     np.testing.assert_array_equal(judging.inputs, judging.targets)
-    for image in (HELD_OUT - 1, 2 * HELD_OUT - 1):
+    for image in (4, 9):
         own = judging.inputs[judging.inputs[:, 0] == image, 1]
         assert list(own) == [0, 2, 4, 6]
 
 
 def test_few_images_hold_none_out() -> None:
-    rows = rows_of(HELD_OUT - 1, 2)
-    gathered = LayerRows(a_layer(), HELD_OUT - 1)
-    gathered.add(HELD_OUT - 1, rows)
+    rows = rows_of(4, 2)
+    gathered = LayerRows(a_layer(), 4)
+    gathered.add(4, rows)
     training, judging = gathered.samples(rows)
     assert judging is None
     np.testing.assert_array_equal(training.inputs, rows)

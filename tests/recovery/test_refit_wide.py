@@ -14,7 +14,7 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery import allocation_samples, refit, refit_wide
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
-from onnxcompress.passes.recovery.refit_solve import ChainShape, Samples, is_held_out
+from onnxcompress.passes.recovery.refit_solve import ChainShape, Samples, held_out
 from onnxcompress.passes.recovery.refit_wide import fit_wide
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
 from tests.small_models import build, node, run_all
@@ -29,7 +29,7 @@ def problem(rows: int = 30, inputs: int = 60, outputs: int = 7) -> tuple[Samples
 
 
 def parted(samples: Samples) -> tuple[Samples, Samples]:
-    held = is_held_out(np.arange(len(samples.inputs)))
+    held = held_out(len(samples.inputs))
     first, second = (Samples(samples.inputs[rows], samples.targets[rows], samples.relu) for rows in (~held, held))
     return first, second
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from onnxcompress.passes.recovery.block_errors import Errors, Pair, make_pair
 from onnxcompress.passes.recovery.blocks import Block, find_blocks
 from onnxcompress.passes.recovery.graph_module import GraphModule
 from onnxcompress.passes.recovery.output_errors import compared_outputs
-from onnxcompress.passes.recovery.refit_solve import HELD_OUT, is_held_out
+from onnxcompress.passes.recovery.refit_solve import held_out
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
 from onnxcompress.passes.recovery.training import Trainer, Training, TrainingSettings
 from onnxcompress.passes.recovery.training_data import TrainingData, model_batch, split_off
@@ -38,6 +37,9 @@ from onnxcompress.passes.recovery.training_device import memory_advice, training
 
 # A block that starts out worse than answering nothing is not the original's counterpart: it is left out.
 _UNRELATED = 2.0
+
+_FEW_HELD_OUT = 0.2
+"""Share that judges where there are too few images for a refit to hold any out."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Reconstruction(Pass):
         device = training_device(self.config.device)
         pair = make_pair(model, blocks, device, context)
         with SampleFiles("calibration data") as files:
-            trained, held_out = _parted(files.add(context.calibration()), context.seed)
-            data = TrainingData(files, trained, held_out, device, model_batch(model))
+            trained, judging = _parted(files.add(context.calibration()), context.seed)
+            data = TrainingData(files, trained, judging, device, model_batch(model))
             with memory_advice(self.config.batch):
                 context.note(_Reconstructing(self.config, pair, data, context).run())
         pair.student.write_to(model)
@@ -133,10 +135,8 @@ def _parted(positions: Positions, seed: int) -> tuple[Positions, Positions]:
     Raises:
         DataError: there is only one.
     """
-    held_out = is_held_out(np.arange(len(positions)))
-    if held_out.any():
-        return positions[~held_out], positions[held_out]
-    return split_off(positions, 1 / HELD_OUT, seed)
+    judging = held_out(len(positions))
+    return (positions[~judging], positions[judging]) if judging.any() else split_off(positions, _FEW_HELD_OUT, seed)
 
 
 class _Reconstructing:

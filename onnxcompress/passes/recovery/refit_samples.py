@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcompress.linalg.moments import Rows
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
-from onnxcompress.passes.recovery.refit_solve import Samples, is_held_out, spanned_last
+from onnxcompress.passes.recovery.refit_solve import Samples, held_out, spanned_last
 
 _JUDGED_ROWS = 8192
 
@@ -24,7 +24,7 @@ class LayerRows:
 
     def __init__(self, layer: RefitLayer, images: int) -> None:
         self._layer = layer
-        self._held = is_held_out(np.arange(images))
+        self._held = held_out(images)
         self._fitted = _Part(~self._held)
         self._judging = _Part(self._held)
         self._taken = 0
