@@ -94,11 +94,15 @@ def gradient_moments(
         for name, gradient in gradients.items():
             last = np.moveaxis(gradient, channels[name], -1)
             rows = last.reshape(len(gradient), -1, last.shape[-1])
-            flat = rows.reshape(-1, rows.shape[-1])
-            sums[name] = sums.get(name, 0.0) + (flat.T @ flat).astype(np.float64)
-            # |R^T R| = |R R^T|: the smaller of the two.
-            few = rows if rows.shape[1] > rows.shape[2] else rows.transpose(0, 2, 1)
-            own = np.matmul(few.transpose(0, 2, 1), few)
+            # |R^T R| = |R R^T|: of the samples' own sums the smaller ones say how far they differ.
+            if rows.shape[1] > rows.shape[2]:
+                own = np.matmul(rows.transpose(0, 2, 1), rows)
+                total = own.sum(axis=0)
+            else:
+                own = np.matmul(rows, rows.transpose(0, 2, 1))
+                flat = rows.reshape(-1, rows.shape[2])
+                total = flat.T @ flat
+            sums[name] = sums.get(name, 0.0) + total.astype(np.float64)
             squares[name] = squares.get(name, 0.0) + float(np.square(own, dtype=np.float64).sum())
     finite = {name for name, own in sums.items() if np.isfinite(own).all() and np.isfinite(squares[name])}
     return {
