@@ -175,6 +175,27 @@ def test_patches_times_weights_are_the_outputs(attributes: Mapping[str, object])
     np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [[-1, 16, 3], [16, -1, 3], [1, -1, 3], [-1, 3]])
+def test_rows_of_a_matrix_need_not_stand_image_by_image(shape: list[int]) -> None:
+    """Windows of each image, positions before images, no axis of the batch at all; the last batch is a small one."""
+    generator = np.random.default_rng(5)
+    weight = generator.standard_normal((3, 4)).astype(np.float32)
+    nodes = [
+        node("Transpose", ["x"], "last", perm=[0, 2, 3, 1]),
+        node("Reshape", ["last", "shape"], "rows"),
+        node("MatMul", ["rows", "w"], "made"),
+        node("Reshape", ["made", "back"], "y"),
+    ]
+    constants = {"w": weight, "shape": np.array(shape), "back": np.array([-1, SIZE * SIZE * 4])}
+    original = build(nodes, constants, shape=("n", 3, SIZE, SIZE))
+    damaged = original.copy()
+    damaged.set_input(damaged.nodes[2], 1, weight + generator.standard_normal(weight.shape).astype(np.float32))
+    batches = _batches(70)
+    before = _error(original, damaged, batches)
+    refitted = _refitted(original, damaged, PassContext(calibration=batches, original=original))
+    assert _error(original, refitted, batches) < 1e-6 * before
+
+
 def test_a_transposed_convolution_is_left_alone_with_a_reason() -> None:
     model = build([node("ConvTranspose", ["x", "w"], "y")], {"w": np.ones((6, 2, 3, 3), np.float32)})
     layers, skipped = find_refit_layers(model, model, PassContext())

@@ -8,15 +8,16 @@ import pytest
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery import refit_samples
-from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
+from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.passes.recovery.refit_samples import LayerRows
 from onnxcompress.passes.recovery.refit_solve import held_out
 from tests.tiny_models import conv_net
 
 
-def a_layer() -> RefitLayer:
+def a_layer_rows(images: int, rows: np.ndarray) -> LayerRows:
     model = Model.from_proto(conv_net())
-    return find_refit_layers(model, model, PassContext())[0][0]
+    layer = find_refit_layers(model, model, PassContext())[0][0]
+    return LayerRows(layer, images, len(rows))
 
 
 def rows_of(images: int, positions: int) -> np.ndarray:
@@ -35,11 +36,11 @@ def test_a_fifth_is_held_out_and_of_many_images_a_tenth(images: int, count: int)
 def test_every_so_manieth_image_judges_and_the_others_are_fitted_to(batch: int) -> None:
     images, positions = 11, 4
     rows = rows_of(images, positions)
-    gathered = LayerRows(a_layer(), images)
+    gathered = a_layer_rows(images, rows)
     for at in range(0, images, batch):
         part = rows[at * positions : (at + batch) * positions]
         gathered.add(len(part) // positions, part)
-    assert gathered.nbytes == rows.nbytes
+    assert gathered.nbytes == 9 * positions * rows.shape[1] * 4
     training, judging = gathered.samples(rows)
     assert judging is not None
     held = [4, 9]
@@ -55,7 +56,7 @@ def test_some_positions_of_each_image_are_enough_to_judge_by(monkeypatch: pytest
     monkeypatch.setattr(refit_samples, "_JUDGED_ROWS", 8)
     images, positions = 10, 9
     rows = rows_of(images, positions)
-    gathered = LayerRows(a_layer(), images)
+    gathered = a_layer_rows(images, rows)
     gathered.add(images, rows)
     training, judging = gathered.samples(rows)
     assert judging is not None
@@ -68,8 +69,19 @@ def test_some_positions_of_each_image_are_enough_to_judge_by(monkeypatch: pytest
 
 def test_few_images_hold_none_out() -> None:
     rows = rows_of(4, 2)
-    gathered = LayerRows(a_layer(), 4)
+    gathered = a_layer_rows(4, rows)
     gathered.add(4, rows)
     training, judging = gathered.samples(rows)
     assert judging is None
     np.testing.assert_array_equal(training.inputs, rows)
+
+
+def test_rows_that_belong_to_no_image_are_fitted_to() -> None:
+    """A layer behind a Reshape that leaves no axis of the batch: three rows, five images."""
+    rows = rows_of(1, 3)
+    gathered = a_layer_rows(5, rows)
+    gathered.add(5, rows)
+    training, judging = gathered.samples(rows)
+    assert judging is None
+    np.testing.assert_array_equal(training.inputs, rows)
+    np.testing.assert_array_equal(training.targets, rows)

@@ -216,13 +216,12 @@ class _Refitting:
     def _refit(self, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]]) -> None:
         """Refit layers of one depth, none of which sees another."""
         samplers = [LayerSampler(layer, self._per_image[layer.node], self._context.seed) for layer in layers]
-        gathered = [LayerRows(layer, self._targets.images) for layer in layers]
+        gathered = [LayerRows(layer, self._targets.images, self._targets.count(layer)) for layer in layers]
         places = range(len(layers))
-        for batch in batches:
+        for batch, images in zip(batches, self._targets.sizes, strict=True):
 
-            def gather(at: int, batch: Mapping[str, Array] = batch) -> None:
-                inputs = batch[layers[at].input]
-                gathered[at].add(len(inputs), samplers[at].patches(inputs))
+            def gather(at: int, batch: Mapping[str, Array] = batch, images: int = images) -> None:
+                gathered[at].add(images, samplers[at].patches(batch[layers[at].input], images))
 
             parallel_map(gather, places)
 

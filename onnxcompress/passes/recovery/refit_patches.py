@@ -25,25 +25,32 @@ class LayerSampler:
         self._layer = layer
         self._sampler = PositionSampler(positions, seed)
 
-    def patches(self, inputs: Array) -> Rows:
-        """Return the layer's input patches of a batch, (B P, K C), positions of the kernel first, then channels."""
+    def patches(self, inputs: Array, images: int | None = None) -> Rows:
+        """Return the layer's input patches of a batch, (B P, K C), positions of the kernel first, then channels.
+
+        Args:
+            images: of the batch; a matrix may read several rows of each, as of windows. None: as many as rows.
+        """
         layer = self._layer
         if layer.op != "Conv":
-            flat = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
-            places = self._sampler.draw(len(flat), flat.shape[1:2])[:, :, 0]
-            return _rows(flat[np.arange(len(flat))[:, None], places])
+            return self._matrix_rows(inputs, images)
         window = layer.window(inputs.shape[2:])
         places = self._sampler.draw(len(inputs), window.output_size(inputs.shape[2:]))
         return _rows(_gather(inputs, window, places))
 
-    def outputs(self, outputs: Array) -> Rows:
-        """Return the layer's outputs of a batch, (B P, O)."""
+    def outputs(self, outputs: Array, images: int | None = None) -> Rows:
+        """Return the layer's outputs of a batch, (B P, O); `images` as for `patches`."""
         if self._layer.op != "Conv":
-            flat = outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])
-            places = self._sampler.draw(len(flat), flat.shape[1:2])[:, :, 0]
-            return _rows(flat[np.arange(len(flat))[:, None], places])
+            return self._matrix_rows(outputs, images)
         places = self._sampler.draw(len(outputs), outputs.shape[2:])
         return output_rows(outputs, places).astype(np.float32, copy=False)
+
+    def _matrix_rows(self, values: Array, images: int | None) -> Rows:
+        """Return rows of what a matrix reads or makes, (..., C)."""
+        leading = images if images and len(values) % images == 0 else len(values)
+        flat = values.reshape(leading, -1, values.shape[-1])
+        places = self._sampler.draw(leading, flat.shape[1:2])[:, :, 0]
+        return _rows(flat[np.arange(leading)[:, None], places])
 
 
 def _gather(inputs: Array, window: Window, places: npt.NDArray[np.int64]) -> Array:

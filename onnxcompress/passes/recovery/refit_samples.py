@@ -14,92 +14,65 @@ from onnxcompress.passes.recovery.refit_solve import Samples, held_out, spanned_
 
 _JUDGED_ROWS = 8192
 
+Chosen = npt.NDArray[np.bool_]
+
 
 class LayerRows:
     """Takes the inputs of one layer; with the targets, which come in one piece, they are its samples.
 
     Args:
         images: how many will be taken in all.
+        count: how many rows.
     """
 
-    def __init__(self, layer: RefitLayer, images: int) -> None:
+    def __init__(self, layer: RefitLayer, images: int, count: int) -> None:
         self._layer = layer
         self._held = held_out(images)
-        self._fitted = _Part(~self._held)
-        self._judging = _Part(self._held)
+        self._judged = max(1, _JUDGED_ROWS // max(1, int(self._held.sum())))
         self._taken = 0
+        self._filled = 0
+        self._rows = np.empty((count, 0), np.float32)
+        self._judging: list[Rows] = []
+        self._parts: list[tuple[Chosen, Chosen]] = []
 
     def add(self, images: int, inputs: Rows) -> None:
-        """Take the inputs (B P, K I) of the next B images, the positions of one beside each other."""
+        """Take the inputs (n, K I) of the next images, the rows of one beside each other."""
         ordered = spanned_last(inputs, self._layer.spanned, self._layer.positions)
-        by_image = ordered.reshape(images, len(inputs) // images, -1)
-        numbers = slice(self._taken, self._taken + images)
-        self._fitted.add(by_image, numbers, by_image.shape[1])
-        self._judging.add(by_image, numbers, self._judged(by_image.shape[1]))
+        fitted, judging = self._parted(images, len(inputs))
+        if not self._parts:
+            self._rows = np.empty((len(self._rows), ordered.shape[1]), np.float32)  # takes memory as it is written to
+        end = self._filled + int(fitted.sum())
+        np.compress(fitted, ordered, axis=0, out=self._rows[self._filled : end])
+        self._judging.append(ordered[judging])
+        self._parts.append((fitted, judging))
+        self._filled = end
         self._taken += images
 
     @property
     def nbytes(self) -> int:
-        """The size of what was taken."""
-        return self._fitted.nbytes + self._judging.nbytes
+        """The size of what is fitted to."""
+        return self._rows[: self._filled].nbytes
 
     def samples(self, targets: Rows) -> tuple[Samples, Samples | None]:
-        """Return the rows to fit to and those that judge, none where there are too few images.
+        """Return the rows to fit to and those that judge, none where there are too few images; and forget them.
 
         Args:
             targets: (n, O), of all images.
         """
-        by_image = targets.reshape(len(self._held), -1, targets.shape[1])
-        positions = by_image.shape[1]
+        fitted, judging = (np.concatenate(each) for each in zip(*self._parts, strict=True))
         relu = self._layer.follows_relu
-        fitted = Samples(self._fitted.rows(), by_image[~self._held].reshape(-1, targets.shape[1]), relu)
-        if not self._held.any():
-            return fitted, None
-        judged = _spread(self._judged(positions), positions)
-        answers = by_image[self._held][:, judged].reshape(-1, targets.shape[1])
-        return fitted, Samples(self._judging.rows(), answers, relu)
+        training = Samples(self._rows[: self._filled], targets[fitted], relu)
+        judged = Samples(np.concatenate(self._judging), targets[judging], relu) if judging.any() else None
+        self._rows, self._judging = self._rows[:0], []
+        return training, judged
 
-    def _judged(self, positions: int) -> int:
-        return max(1, min(positions, _JUDGED_ROWS // max(1, int(self._held.sum()))))
-
-
-class _Part:
-    """The rows of some of the images; `chosen` says of every image whether it is one of them."""
-
-    def __init__(self, chosen: npt.NDArray[np.bool_]) -> None:
-        self._chosen = chosen
-        self._rows: Rows | None = None  # (images, positions, D)
-        self._filled = 0
-
-    def add(self, by_image: Rows, numbers: slice, positions: int) -> None:
-        """Take so many positions of those of the images (B, P, D) that are chosen."""
-        if self._rows is None:
-            self._rows = np.empty((int(self._chosen.sum()), positions, by_image.shape[2]), np.float32)
-        own = np.flatnonzero(self._chosen[numbers])
-        into = self._rows[self._filled : self._filled + len(own)]
-        if positions == by_image.shape[1]:
-            np.take(by_image, own, axis=0, out=into, mode="clip")  # in any other mode into a copy first
-        else:
-            into[:] = by_image[own[:, None], _spread(positions, by_image.shape[1])]
-        self._filled += len(own)
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the rows."""
-        return 0 if self._rows is None else self._rows.nbytes
-
-    def rows(self) -> Rows:
-        """Return them, and forget them.
-
-        Raises:
-            ValueError: there are none.
-        """
-        rows, self._rows = self._rows, None
-        if rows is None:
-            raise ValueError("no samples were seen")
-        return rows.reshape(-1, rows.shape[2])
-
-
-def _spread(count: int, of: int) -> npt.NDArray[np.intp]:
-    """Return `count` of the numbers below `of`, evenly spread."""
-    return np.arange(count) * of // count
+    def _parted(self, images: int, count: int) -> tuple[Chosen, Chosen]:
+        """Return which of the rows of the next images are fitted to, and which judge."""
+        held = self._held[self._taken : self._taken + images]
+        if count % images:  # a layer that does not see images apart
+            return np.ones(count, np.bool_), np.zeros(count, np.bool_)
+        each = count // images
+        some = np.zeros(each, np.bool_)
+        few = min(each, self._judged)
+        some[np.arange(few) * each // few] = True
+        return np.repeat(~held, each), (held[:, None] & some).reshape(-1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,19 +38,29 @@ class Targets:
         """
         self._files = {layer.node: tempfile.TemporaryFile() for layer in layers}  # noqa: SIM115 - closed by `close`
         self._outputs = {layer.node: 0 for layer in layers}
-        self.images = 0
+        self.sizes: list[int] = []
+        """Images of each batch."""
         samplers = {layer.node: LayerSampler(layer, positions[layer.node], seed) for layer in layers}
         names = [layer.output for layer in layers]
         try:
-            for captured in one_ahead(capture_activations(original, names, batches)):
-                self.images += len(captured[names[0]])
+            for number, captured in enumerate(one_ahead(capture_activations(original, names, self._sized(batches)))):
                 for layer in layers:
-                    rows = samplers[layer.node].outputs(captured[layer.output])
+                    rows = samplers[layer.node].outputs(captured[layer.output], self.sizes[number])
                     self._outputs[layer.node] = rows.shape[1]
                     rows.tofile(self._files[layer.node])
         except BaseException:
             self.close()
             raise
+
+    @property
+    def images(self) -> int:
+        """How many images there were."""
+        return sum(self.sizes)
+
+    def count(self, layer: RefitLayer) -> int:
+        """Return how many outputs of a layer were sampled."""
+        file = self._files[layer.node]
+        return file.seek(0, os.SEEK_END) // (4 * max(1, self._outputs[layer.node]))
 
     def rows(self, layer: RefitLayer) -> Rows:
         """Return the sampled outputs of a layer, (n, O)."""
@@ -57,6 +68,11 @@ class Targets:
         file.seek(0)
         rows: Rows = np.fromfile(file, np.float32).reshape(-1, self._outputs[layer.node])
         return rows
+
+    def _sized(self, batches: Iterable[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+        for batch in batches:
+            self.sizes.append(len(next(iter(batch.values()))))
+            yield batch
 
     def close(self) -> None:
         """Delete the files."""
