@@ -13,10 +13,12 @@ import torch
 from onnxcompress.errors import DataError, ProviderUnavailableError, RecipeError, UnsupportedOpError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
+from onnxcompress.passes.recovery import reconstruction
 from onnxcompress.passes.recovery.augmentation import Views
 from onnxcompress.passes.recovery.block_errors import make_pair
 from onnxcompress.passes.recovery.blocks import find_blocks
-from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig
+from onnxcompress.passes.recovery.output_errors import Output, output_error, sample_errors
+from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig, is_better
 from onnxcompress.passes.recovery.refit_solve import held_out
 from tests.recovery.small_classifier import accuracy, original, pruned, samples
 
@@ -65,6 +67,56 @@ def test_a_rate_that_destroys_returns_the_start() -> None:
     assert result.model.to_bytes() == pruned()[0].to_bytes()
     assert outcome["score"][0] == outcome["score"][1]
     assert any("nothing better than what it started from" in note for note in outcome["notes"])
+
+
+def test_what_chance_explains_returns_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def by_chance(before: torch.Tensor, after: torch.Tensor) -> bool:
+        compared.append((before, after))
+        return False
+
+    monkeypatch.setattr(reconstruction, "is_better", by_chance)
+    result, outcome = reconstruct()
+    assert result.model.to_bytes() == pruned()[0].to_bytes()
+    assert outcome["score"][0] == outcome["score"][1]
+    assert all(first == last for first, last in (block["error"] for block in outcome["blocks"]))
+    assert any("less than chance explains" in note for note in outcome["notes"])
+    ((before, after),) = compared
+    assert before.shape == after.shape == (40,)
+    assert float(before.mean()) == pytest.approx(outcome["score"][0], rel=1e-4)
+    assert float(after.mean()) == pytest.approx(min(epoch["score"] for epoch in outcome["epochs"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("won", "better"),
+    [
+        ([1.0, 2.0, 1.5, 1.0], True),
+        ([3.0, -2.0, 1.0, -1.0], False),
+        ([-1.0, -1.0], False),
+        ([0.5], True),
+        ([0.0], False),
+    ],
+)
+def test_better_is_what_exceeds_its_standard_error(won: list[float], better: bool) -> None:
+    before = torch.arange(len(won)) + 4.0
+    assert is_better(before, before - torch.tensor(won)) is better
+
+
+def test_errors_of_samples_have_the_error_of_all_as_their_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = (Output("a", "a"), Output("b", "b"))
+    first, second = (
+        {"a": torch.randn(6, 5, generator=generator), "b": torch.randn(6, 3, 4, 4, generator=generator)}
+        for _ in range(2)
+    )
+    errors = sample_errors(outputs, first, second)
+    assert errors.shape == (6,)
+    torch.testing.assert_close(errors.mean(), output_error(outputs, first, second))
+    first["b"], second["b"] = first["b"][:4], second["b"][:4]
+    errors = sample_errors(outputs, first, second)
+    assert errors.shape == (1,)
+    torch.testing.assert_close(errors.mean(), output_error(outputs, first, second))
 
 
 def test_an_uncompressed_model_stays_as_it_is() -> None:

@@ -13,7 +13,13 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Provenance
 from onnxcompress.passes.recovery.blocks import Block
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import Output, compared_outputs, output_error, relative_error
+from onnxcompress.passes.recovery.output_errors import (
+    Output,
+    compared_outputs,
+    output_error,
+    relative_error,
+    sample_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,11 @@ class Pair:
         blocks = [_mean_error(block.outputs, computed, expected) for block in self.blocks]
         outputs = output_error(self.outputs, computed, expected)
         return computed, Errors(torch.stack(blocks) if blocks else outputs.new_zeros(0), outputs)
+
+    @torch.no_grad()
+    def sample_errors(self, feeds: Tensors) -> Tensor:
+        """Return how far the outputs of each sample are from the original's, (B,); see `sample_errors`."""
+        return sample_errors(self.outputs, self.computed(feeds), self.expected(feeds))
 
     def check_finite(self, feeds: Tensors) -> None:
         """Refuse networks that give NaN or infinity.

@@ -44,6 +44,24 @@ def relative_error(computed: Tensor, expected: Tensor) -> Tensor:
     return (computed.float() - expected.float()).square().sum() / energy.clamp_min(_NO_ENERGY)
 
 
+def sample_errors(outputs: tuple[Output, ...], computed: Tensors, expected: Tensors) -> Tensor:
+    """Return what each sample adds to `output_error`, which is their mean; (B,), or (1,) where outputs do not tell
+    samples apart.
+    """
+    errors = []
+    for output in outputs:
+        first, second = computed[output.compared], expected[output.compared]
+        scores, wanted = class_scores(first), class_scores(second)
+        if scores is not None and wanted is not None:
+            errors.append(divergence(scores, wanted))
+            continue
+        missed, energy = (each.float().square().reshape(len(each), -1).sum(1) for each in (first - second, second))
+        errors.append(missed / energy.mean().clamp_min(_NO_ENERGY / len(energy)))
+    if len({len(each) for each in errors}) > 1:
+        errors = [each.mean()[None] for each in errors]
+    return torch.stack(errors).sum(0)
+
+
 def output_error(outputs: tuple[Output, ...], computed: Tensors, expected: Tensors) -> Tensor:
     """Return the sum over the outputs: divergence where they classify, relative error elsewhere."""
     errors = []

@@ -5,8 +5,9 @@ For a block with output y, fed by the compressed blocks before it, and the origi
 to another: each learns to make good what was lost in it and before it. In the second part gradients flow through, and
 the divergence of the outputs from the original's is part of the loss, so that a block also learns which of its errors
 matter behind it. Nothing needs labels: the original answers any view of an image. What is kept is the best on images
-held out, the start included, so that the result is never worse there than what training began with. A refit holds the
-same images out: to set others aside cost it more than training won.
+held out, the start included, so that the result is never worse there than what training began with; and where it is
+better there by no more than chance explains, the start is kept. A refit holds the same images out: to set others aside
+cost it more than training won.
 
 Li et al., BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction, ICLR 2021; Nagel et al., Up
 or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020; He et al., Channel Pruning for Accelerating Very
@@ -15,7 +16,7 @@ Deep Neural Networks, ICCV 2017.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +75,9 @@ class ReconstructionConfig:
             raise RecipeError("reconstruct: apart must lie in [0, 1]")
 
 
+_BY_CHANCE = "it was better on the samples held out by less than chance explains"
+
+
 class Reconstruction(Pass):
     """Trains a compressed model's weights towards the answers of the model that it was made from."""
 
@@ -129,6 +133,13 @@ class Reconstruction(Pass):
         return {}
 
 
+def is_better(before: Tensor, after: Tensor) -> bool:
+    """Return whether errors of the same samples, (n,), fell by more than the standard error of that in the mean."""
+    won = (before - after).double()
+    error = float(won.std()) / len(won) ** 0.5 if len(won) > 1 else 0.0
+    return float(won.mean()) > error
+
+
 def _parted(positions: Positions, seed: int) -> tuple[Positions, Positions]:
     """Return positions to train on and positions to judge by.
 
@@ -155,14 +166,19 @@ class _Reconstructing:
         """Train; return what came of it."""
         first, _ = next(self._data.batches(self._data.held_out, self._at_once))
         self._pair.check_finite(first)
-        before = self._measured()
+        before, start, start_errors = self._measured(), self._pair.student.state(), self._sample_errors()
         self._weights = (before.blocks < _UNRELATED).float()
         settings = TrainingSettings(
             self._config.epochs, self._config.rate, self._config.batch, self._at_once, seed=self._context.seed
         )
         trainer = Trainer(self._pair.student, settings, self._data.trained, lambda: float(self._measured().outputs))
         training = trainer.run(self._loss, "reconstructing", self._context.tell)
-        return self._outcome(training, before, self._measured())
+        by_chance = training.improved and not is_better(start_errors, self._sample_errors())
+        if by_chance:
+            self._pair.student.load_state(start)
+            training = replace(training, best_score=training.start_score)
+        outcome = self._outcome(training, before, self._measured())
+        return {**outcome, "notes": [*outcome["notes"], *([_BY_CHANCE] if by_chance else [])]}
 
     def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
         feeds, _ = self._data.views(positions, self._config.views, generator)
@@ -179,6 +195,11 @@ class _Reconstructing:
             sums.append(torch.cat([errors.blocks, errors.outputs[None]]) * size)
         mean = torch.stack(sums).sum(0) / len(self._data.held_out)
         return Errors(mean[:-1], mean[-1])
+
+    def _sample_errors(self) -> Tensor:
+        """Return the outputs' error of each sample that is held out, or of each batch."""
+        batches = self._data.batches(self._data.held_out, self._at_once)
+        return torch.cat([self._pair.sample_errors(feeds) for feeds, _ in batches])
 
     def _outcome(self, training: Training, before: Errors, after: Errors) -> dict[str, Any]:
         blocks = [
