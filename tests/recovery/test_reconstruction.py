@@ -17,7 +17,7 @@ from onnxcompress.passes.recovery import reconstruction
 from onnxcompress.passes.recovery.augmentation import Views
 from onnxcompress.passes.recovery.block_errors import make_pair
 from onnxcompress.passes.recovery.blocks import find_blocks
-from onnxcompress.passes.recovery.output_errors import Output, output_error, sample_errors
+from onnxcompress.passes.recovery.output_errors import Output, divergence, relative_error, sample_errors
 from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig, is_better
 from onnxcompress.passes.recovery.refit_solve import held_out
 from tests.recovery.small_classifier import accuracy, original, pruned, samples
@@ -110,13 +110,18 @@ def test_errors_of_samples_have_the_error_of_all_as_their_mean() -> None:
         {"a": torch.randn(6, 5, generator=generator), "b": torch.randn(6, 3, 4, 4, generator=generator)}
         for _ in range(2)
     )
-    errors = sample_errors(outputs, first, second)
-    assert errors.shape == (6,)
-    torch.testing.assert_close(errors.mean(), output_error(outputs, first, second))
-    first["b"], second["b"] = first["b"][:4], second["b"][:4]
-    errors = sample_errors(outputs, first, second)
-    assert errors.shape == (1,)
-    torch.testing.assert_close(errors.mean(), output_error(outputs, first, second))
+    for count in (6, 4):
+        first["b"], second["b"] = first["b"][:count], second["b"][:count]
+        errors = sample_errors(outputs, first, second)
+        assert errors.shape == ((6,) if count == 6 else (1,))
+        together = divergence(first["a"], second["a"]).mean() + relative_error(first["b"], second["b"])
+        torch.testing.assert_close(errors.mean(), together)
+
+
+def test_an_output_that_is_one_number_has_one_error() -> None:
+    outputs = (Output("a", "a"),)
+    errors = sample_errors(outputs, {"a": torch.tensor(3.0)}, {"a": torch.tensor(2.0)})
+    torch.testing.assert_close(errors, torch.tensor([0.25]))
 
 
 def test_an_uncompressed_model_stays_as_it_is() -> None:

@@ -67,20 +67,11 @@ def test_some_positions_of_each_image_are_enough_to_judge_by(monkeypatch: pytest
         assert list(own) == [0, 2, 4, 6]
 
 
-def test_few_images_hold_none_out() -> None:
-    rows = rows_of(4, 2)
-    gathered = a_layer_rows(4, rows)
-    gathered.add(4, rows)
-    training, judging = gathered.samples(rows)
-    assert judging is None
-    np.testing.assert_array_equal(training.inputs, rows)
-
-
-def test_rows_that_belong_to_no_image_are_fitted_to() -> None:
-    """A layer behind a Reshape that leaves no axis of the batch: three rows, five images."""
-    rows = rows_of(1, 3)
-    gathered = a_layer_rows(5, rows)
-    gathered.add(5, rows)
+@pytest.mark.parametrize(("images", "rows"), [(4, rows_of(4, 2)), (5, rows_of(1, 3))])
+def test_few_images_and_rows_that_belong_to_no_image_are_fitted_to(images: int, rows: np.ndarray) -> None:
+    """Four images, of which none is held out; three rows of five images, behind a Reshape that mixes the batch."""
+    gathered = a_layer_rows(images, rows)
+    gathered.add(images, rows)
     training, judging = gathered.samples(rows)
     assert judging is None
     np.testing.assert_array_equal(training.inputs, rows)

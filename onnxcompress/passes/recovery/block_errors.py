@@ -13,13 +13,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Provenance
 from onnxcompress.passes.recovery.blocks import Block
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import (
-    Output,
-    compared_outputs,
-    output_error,
-    relative_error,
-    sample_errors,
-)
+from onnxcompress.passes.recovery.output_errors import Output, compared_outputs, relative_error, sample_errors
 
 
 @dataclass(frozen=True)
@@ -28,11 +22,16 @@ class Errors:
 
     Attributes:
         blocks: relative squared error of each block's outputs, (blocks,).
-        outputs: see `output_error`.
+        samples: see `sample_errors`.
     """
 
     blocks: Tensor
-    outputs: Tensor
+    samples: Tensor
+
+    @property
+    def outputs(self) -> Tensor:
+        """Mean error of the network's outputs."""
+        return self.samples.mean()
 
 
 class Pair:
@@ -79,13 +78,8 @@ class Pair:
         expected = self.expected(feeds)
         computed = self.computed(feeds, apart=apart)
         blocks = [_mean_error(block.outputs, computed, expected) for block in self.blocks]
-        outputs = output_error(self.outputs, computed, expected)
-        return computed, Errors(torch.stack(blocks) if blocks else outputs.new_zeros(0), outputs)
-
-    @torch.no_grad()
-    def sample_errors(self, feeds: Tensors) -> Tensor:
-        """Return how far the outputs of each sample are from the original's, (B,); see `sample_errors`."""
-        return sample_errors(self.outputs, self.computed(feeds), self.expected(feeds))
+        samples = sample_errors(self.outputs, computed, expected)
+        return computed, Errors(torch.stack(blocks) if blocks else samples.new_zeros(0), samples)
 
     def check_finite(self, feeds: Tensors) -> None:
         """Refuse networks that give NaN or infinity.

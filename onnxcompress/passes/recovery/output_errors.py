@@ -45,29 +45,27 @@ def relative_error(computed: Tensor, expected: Tensor) -> Tensor:
 
 
 def sample_errors(outputs: tuple[Output, ...], computed: Tensors, expected: Tensors) -> Tensor:
-    """Return what each sample adds to `output_error`, which is their mean; (B,), or (1,) where outputs do not tell
-    samples apart.
+    """Return the error of each sample, summed over outputs: divergence where they classify, relative error elsewhere.
+
+    A sample's relative error is relative to the mean energy of all samples: the mean is `relative_error`.
+
+    Returns:
+        (B,), or (1,) where the outputs do not tell samples apart.
     """
     errors = []
     for output in outputs:
         first, second = computed[output.compared], expected[output.compared]
         scores, wanted = class_scores(first), class_scores(second)
-        if scores is not None and wanted is not None:
-            errors.append(divergence(scores, wanted))
-            continue
-        missed, energy = (each.float().square().reshape(len(each), -1).sum(1) for each in (first - second, second))
-        errors.append(missed / energy.mean().clamp_min(_NO_ENERGY / len(energy)))
+        is_class = scores is not None and wanted is not None
+        errors.append(divergence(scores, wanted) if is_class else _relative_errors(first, second))  # type: ignore[arg-type]
     if len({len(each) for each in errors}) > 1:
         errors = [each.mean()[None] for each in errors]
     return torch.stack(errors).sum(0)
 
 
-def output_error(outputs: tuple[Output, ...], computed: Tensors, expected: Tensors) -> Tensor:
-    """Return the sum over the outputs: divergence where they classify, relative error elsewhere."""
-    errors = []
-    for output in outputs:
-        first, second = computed[output.compared], expected[output.compared]
-        scores, wanted = class_scores(first), class_scores(second)
-        is_class = scores is not None and wanted is not None
-        errors.append(divergence(scores, wanted).mean() if is_class else relative_error(first, second))  # type: ignore[arg-type]
-    return torch.stack(errors).sum()
+def _relative_errors(computed: Tensor, expected: Tensor) -> Tensor:
+    """Return ||computed - expected||^2 of each sample over the mean ||expected||^2, (B,); (1,) of scalars."""
+    missed = (computed.float() - expected.float()).square()
+    energy = expected.float().square().sum()
+    samples = len(missed) if missed.dim() else 1
+    return samples * missed.reshape(samples, -1).sum(1) / energy.clamp_min(_NO_ENERGY)

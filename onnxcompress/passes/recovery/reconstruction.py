@@ -166,18 +166,19 @@ class _Reconstructing:
         """Train; return what came of it."""
         first, _ = next(self._data.batches(self._data.held_out, self._at_once))
         self._pair.check_finite(first)
-        before, start, start_errors = self._measured(), self._pair.student.state(), self._sample_errors()
+        before, start = self._measured(), self._pair.student.state()
         self._weights = (before.blocks < _UNRELATED).float()
         settings = TrainingSettings(
             self._config.epochs, self._config.rate, self._config.batch, self._at_once, seed=self._context.seed
         )
         trainer = Trainer(self._pair.student, settings, self._data.trained, lambda: float(self._measured().outputs))
         training = trainer.run(self._loss, "reconstructing", self._context.tell)
-        by_chance = training.improved and not is_better(start_errors, self._sample_errors())
+        after = self._measured()
+        by_chance = training.improved and not is_better(before.samples, after.samples)
         if by_chance:
             self._pair.student.load_state(start)
-            training = replace(training, best_score=training.start_score)
-        outcome = self._outcome(training, before, self._measured())
+            training, after = replace(training, best_score=training.start_score), before
+        outcome = self._outcome(training, before, after)
         return {**outcome, "notes": [*outcome["notes"], *([_BY_CHANCE] if by_chance else [])]}
 
     def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
@@ -188,18 +189,13 @@ class _Reconstructing:
     @torch.no_grad()
     def _measured(self) -> Errors:
         """Return the errors on what is held out, as it is."""
-        sums: list[Tensor] = []
+        sums, samples = [], []
         for feeds, _ in self._data.batches(self._data.held_out, self._at_once):
             size = len(next(iter(feeds.values())))
             _, errors = self._pair.compared(feeds)
-            sums.append(torch.cat([errors.blocks, errors.outputs[None]]) * size)
-        mean = torch.stack(sums).sum(0) / len(self._data.held_out)
-        return Errors(mean[:-1], mean[-1])
-
-    def _sample_errors(self) -> Tensor:
-        """Return the outputs' error of each sample that is held out, or of each batch."""
-        batches = self._data.batches(self._data.held_out, self._at_once)
-        return torch.cat([self._pair.sample_errors(feeds) for feeds, _ in batches])
+            sums.append(errors.blocks * size)
+            samples.append(errors.samples if len(errors.samples) == size else errors.outputs.expand(size))
+        return Errors(torch.stack(sums).sum(0) / len(self._data.held_out), torch.cat(samples))
 
     def _outcome(self, training: Training, before: Errors, after: Errors) -> dict[str, Any]:
         blocks = [

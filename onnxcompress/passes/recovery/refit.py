@@ -284,8 +284,9 @@ class _Refitting:
             flat = current[group].reshape(-1, current.shape[-1])
             prior = priors[group].reshape(flat.shape)
             own = training.group(group, groups, positions)
-            judge = own if judging is None else judging.group(group, groups, positions)
-            fitted = fit_chain(own, judge if judging else None, ChainShape(positions), prior, self._config.rounds)
+            own_judging = judging and judging.group(group, groups, positions)
+            fitted = fit_chain(own, own_judging, ChainShape(positions), prior, self._config.rounds)
+            judge = own_judging or own
             better = judge.error(fitted.slope(), fitted.constant) < judge.error(flat, constant[group])
             slopes.append((fitted.slope() if better else flat).reshape(current[group].shape))
             constants.append(fitted.constant if better else constant[group])

@@ -30,7 +30,7 @@ SHRINKAGE = 1.0
 It grows with the square of the inputs for each sample. A classifier of 1,024 features, halved in rank by 500 images,
 lost 0.025 of divergence on other images with four times this, and 0.042 with a fifth of it."""
 
-_HELD_OUT, _LEAST_HELD_OUT = 5, 10
+_EVERY, _EVERY_OF_MANY = 5, 10  # so manieth image is held out
 _ENOUGH_HELD_OUT = 50
 
 
@@ -44,7 +44,7 @@ def held_out(images: int) -> npt.NDArray[np.bool_]:
     images: divergence on 200 others 0.048 where the fifth took part in every fit once it had chosen, 0.055. With the
     fifth, tenth and sixteenth of 500 images held out, SqueezeNet at 0.7 is off by 0.169, 0.165 and 0.165.
     """
-    every = min(_LEAST_HELD_OUT, max(_HELD_OUT, images // _ENOUGH_HELD_OUT))
+    every = min(_EVERY_OF_MANY, max(_EVERY, images // _ENOUGH_HELD_OUT))
     return np.asarray(np.arange(images) % every == every - 1)
 
 
