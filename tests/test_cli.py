@@ -331,9 +331,9 @@ def broken(*arguments: object, **options: object) -> None:
 def test_a_bug_shows_its_traceback_and_asks_for_a_report(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from onnxcompress.pipeline import compress
+    from onnxcompress.pipeline import job
 
-    monkeypatch.setattr(compress, "compression_warnings", broken)
+    monkeypatch.setattr(job, "compression_warnings", broken)
     assert run("in.onnx", "out.onnx", "--prune", "0.5", "--report", "r.json") == 70
     error = capsys.readouterr().err
     assert "Traceback" in error

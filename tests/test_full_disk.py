@@ -111,17 +111,17 @@ def test_a_file_beyond_the_limit_loses_nothing(source: Path, tmp_path: Path) -> 
 def test_a_folder_that_goes_away_during_the_run(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from onnxcompress.pipeline import compress
+    from onnxcompress.pipeline import job
 
     folder = tmp_path / "share"
     folder.mkdir()
-    real = compress.compression_warnings
+    real = job.compression_warnings
 
     def gone(*arguments: object) -> object:
         folder.rmdir()
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compress, "compression_warnings", gone)
+    monkeypatch.setattr(job, "compression_warnings", gone)
     assert main([str(source), str(folder / "out.onnx"), *OPTIONS]) == 2
     message = capsys.readouterr().err
     assert "share does not exist" in message

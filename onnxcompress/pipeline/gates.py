@@ -13,6 +13,9 @@ from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import CompressionFigures, GateResult
 
+DROP = "max_drop"
+"""The gate on the accuracy that is lost."""
+
 _ROUNDING = 1e-9
 """Percentages are differences of fractions: 78.5 - 77.5 must pass a limit of 1.0 whatever its last bit."""
 
@@ -53,7 +56,7 @@ def gate_results(
         drop, interval = accuracy_drop(accuracy), accuracy_drop_interval(accuracy)
         worst = _upper(interval) if recipe.strict else drop
         passed = _is_at_most(drop, recipe.max_drop) and _is_at_most(worst, recipe.max_drop)
-        gates.append(GateResult("max_drop", recipe.max_drop, drop, passed, interval, recipe.strict))
+        gates.append(GateResult(DROP, recipe.max_drop, drop, passed, interval, recipe.strict))
     if recipe.min_speedup is not None:
         gates.append(_speedup_gate(recipe.min_speedup, latency, strict=recipe.strict))
     if recipe.min_compression is not None:

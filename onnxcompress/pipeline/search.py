@@ -7,8 +7,8 @@ together (`evaluation.pooled`). The smallest share that keeps the drop is found 
 filters are then removed, a little at first, as long as that brings a model of the same share closer to the original;
 which ones, from all layers together, the importance `response` says.
 
-The evaluation data are never looked at here: the gate judges the result on them at the end. So the gate may fail; the
-search's own estimate is of other samples, and of fewer.
+The evaluation data are never looked at here: the gate judges the result on them at the end. Where it fails, as the
+estimate is of other samples and of fewer, the search says what is milder.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from onnxcompress.passes.base import Pass, PassContext
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning
 from onnxcompress.pipeline.outputs import CompressedModel
-from onnxcompress.pipeline.search_line import next_position, steepness
+from onnxcompress.pipeline.search_line import milder_position, next_position, steepness
 from onnxcompress.pipeline.stages import passes_of, run_pass
 from onnxcompress.recipe import Recipe
+from onnxcompress.report.figures import GateResult
 from onnxcompress.report.progress import Progress
 from onnxcompress.report.search_figures import Found, Trial
 from onnxcompress.runtime.dataset import Dataset
@@ -136,6 +137,7 @@ class Search:
                 break
             self._narrow([same], partial(tried, rate), _SHARE_STEP, slope)
             best = self._best() or best
+        best = self._best() or best  # the last trial told something of the others, too
         return {"prune": best.rate, "target": {"macs": best.position}}
 
     def _by_rate(self, reference: Reference) -> dict[str, Any]:
@@ -145,6 +147,30 @@ class Search:
         if best is None:
             raise BudgetInfeasibleError(self._complaint())
         return {"prune": best.rate}
+
+    def milder(self, chosen: Mapping[str, Any], gate: GateResult) -> dict[str, Any] | None:
+        """Return what to compress with where what was chosen lost more than it may on the data that it was judged on.
+
+        What the trials lost is taken to be wrong by one factor, so that as much less of it is aimed at.
+
+        Args:
+            chosen: as `Found.chosen`; `gate`: on the accuracy lost, which failed.
+
+        Returns:
+            As `Found.chosen`; None where the share was given, or hardly anything is compressed as it is.
+        """
+        if self.recipe.target:
+            return None
+        splits = "target" in chosen
+        drops = {t.position: drop for t, drop in self._drops().items() if not splits or t.rate == chosen["prune"]}
+        position = chosen["target"]["macs"] if splits else 1.0 - chosen["prune"]
+        lost = gate.interval[1] if gate.strict and gate.interval else gate.value
+        step = _SHARE_STEP if splits else _RATE_STEP
+        aimed = 0.0 if lost is None else self._limit / lost
+        position = milder_position(position, aimed, steepness(drops), step)
+        if position is None:
+            return None
+        return {**chosen, "target": {"macs": position}} if splits else {"prune": round(1.0 - position, 4)}
 
     def _narrow(
         self, known: Sequence[_Tried], tried: Callable[[float], _Tried], step: float, slope: float | None = None

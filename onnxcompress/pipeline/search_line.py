@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping
 
 _ROUNDING = 1e-9
+_LEAST_AIMED, _MOST_AIMED = 0.25, 0.8
+"""Of a drop: what few samples tell of it is not believed beyond."""
 
 
 def next_position(
@@ -42,6 +44,23 @@ def steepness(drops: Mapping[float, float]) -> float | None:
         return None
     slope = statistics.linear_regression(list(known), list(known.values())).slope
     return slope if slope < 0.0 else None
+
+
+def milder_position(position: float, aimed: float, slope: float | None, step: float) -> float | None:
+    """Return where less is lost than at `position`: up to half of the way to nothing compressed, at least a step.
+
+    Args:
+        aimed: the share of the drop at `position` that may be left; no number counts as 0.
+        slope: as in `next_position`; half of the way where it is not known.
+
+    Returns:
+        None where no step is left.
+    """
+    most = (1.0 - position) / 2
+    if most < step:
+        return None
+    share = min(max(aimed, _LEAST_AIMED), _MOST_AIMED) if math.isfinite(aimed) else _LEAST_AIMED
+    return round(position + (most if slope is None else min(max(math.log(share) / slope, step), most)), 4)
 
 
 def _met(drops: Mapping[float, float], limit: float, low: float, high: float, slope: float | None) -> float | None:

@@ -6,6 +6,7 @@ from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import Report, StageFigures
+from onnxcompress.report.search_figures import Found
 from onnxcompress.report.text import percent, times
 
 WORTH_SAYING_POINTS = 1.0
@@ -50,6 +51,22 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     lines += [f"{line} {FASTER}" for line in latency_lines(report.latency)]
     lines += noise_lines(report.latency)
     return tuple(lines)
+
+
+def judged_lines(found: Found) -> list[str]:
+    """Return a sentence on evaluation data that have had a say in what was chosen."""
+    looks = len(found.judged)
+    if looks < 2:
+        return []
+    if not found.judged[-1].passed:
+        return [
+            f"Judged on the evaluation data, none of {looks} models kept --max-drop, each milder than the one before: "
+            "give a larger one, or calibration samples that are more like the evaluation data"
+        ]
+    return [
+        f"The evaluation data judged {looks} models, each milder than the one before, and the last was taken: other "
+        "samples may show a larger loss. More of them, or --strict, make that less likely"
+    ]
 
 
 def comparison_warnings(report: Report) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Column, Markup, element, table
-from onnxcompress.report.search_figures import chosen_text, search_title, trial_row, trial_titles
+from onnxcompress.report.search_figures import chosen_text, judged_texts, search_title, trial_row, trial_titles
 from onnxcompress.report.text import counted
 
 
@@ -21,11 +21,13 @@ def search_section(report: Report) -> Markup:
         if found.limit is None
         else f" It looked for the smallest model that loses at most {counted(found.limit, 'point')}."
     )
+    judged = judged_texts(found)
     note = f"{search_title(found)}.{limit} The gate judges on other data."
     return element(
         "section",
         element("h2", "Search"),
-        element("p", "Chosen: ", element("code", chosen_text(found))),
+        element("p", "Chosen: ", element("code", chosen_text(found.chosen))),
+        element("ul", *(element("li", line) for line in judged)) if judged else Markup(""),
         trials,
         element("p", note, class_="soft small"),
         id="search",

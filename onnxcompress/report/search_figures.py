@@ -31,6 +31,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A model that the gate judged on the evaluation data.
+
+    Attributes:
+        chosen: the options it was compressed with.
+        drop: in points, None where it was not measured; `passed`: whether it kept `max_drop`.
+    """
+
+    chosen: Mapping[str, Any]
+    drop: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Found:
     """What a search chose, and how.
 
@@ -40,6 +54,7 @@ class Found:
         limit: the drop that a trial may have; None where a target is given.
         samples: on which trials were evaluated.
         chosen: the options that settle the recipe.
+        judged: the models that were made with what was chosen; more than one where the first lost more than it may.
     """
 
     measure: str
@@ -47,6 +62,7 @@ class Found:
     samples: int
     chosen: Mapping[str, Any]
     trials: tuple[Trial, ...]
+    judged: tuple[Judged, ...] = ()
 
 
 def search_title(found: Found) -> str:
@@ -75,10 +91,21 @@ def trial_row(trial: Trial) -> list[str]:
     return [f"{100 * trial.prune:g} %", *left, lost, apart, f"{trial.seconds:.1f}"]
 
 
-def chosen_text(found: Found) -> str:
+def chosen_text(chosen: Mapping[str, Any]) -> str:
     """Return what was chosen, as options."""
     words = []
-    for name, value in found.chosen.items():
+    for name, value in chosen.items():
         pairs = [f"{kind}={share:g}" for kind, share in value.items()] if isinstance(value, Mapping) else [f"{value:g}"]
         words += [f"--{name} {pair}" for pair in pairs]
     return " ".join(words)
+
+
+def judged_texts(found: Found) -> list[str]:
+    """Return a line on each model that was judged; none where one was enough."""
+    if len(found.judged) < 2:
+        return []
+    return [
+        f"{chosen_text(each.chosen)}: {'not measured' if each.drop is None else f'{each.drop:.2f} points lost'}, "
+        f"{'kept' if each.passed else 'too many'}"
+        for each in found.judged
+    ]

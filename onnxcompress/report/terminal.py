@@ -15,7 +15,7 @@ from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.profile_rows import NODE_HEADER, NOTE, OP_HEADER, node_rows, op_rows, providers_line
 from onnxcompress.report.rows import before_and_after, before_and_after_title, stage_measures, step_rows
-from onnxcompress.report.search_figures import Found, chosen_text, search_title, trial_row, trial_titles
+from onnxcompress.report.search_figures import Found, chosen_text, judged_texts, search_title, trial_row, trial_titles
 from onnxcompress.report.text import count, printable, size
 
 if TYPE_CHECKING:
@@ -131,7 +131,10 @@ def _print_search(found: Found, console: Console) -> None:
         for trial in found.trials:
             table.add_row(*trial_row(trial))
         console.print(table)
-    console.print(cell(f"Chosen: {chosen_text(found)}"), "", sep="\n")
+    console.print(cell(f"Chosen: {chosen_text(found.chosen)}"))
+    for line in judged_texts(found):
+        console.print(cell(f"  {line}"))
+    console.print()
 
 
 def _before_and_after(report: Report) -> Table:

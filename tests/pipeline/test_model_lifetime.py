@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from onnxcompress.graph import Model
-from onnxcompress.pipeline import compress as pipeline
+from onnxcompress.pipeline import job as pipeline
+from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.outputs import CompressedModel
 from tests.recovery.small_classifier import trained
 
@@ -38,7 +39,7 @@ def test_weights_that_a_later_pass_replaced_are_gone_before_the_model_is_written
     monkeypatch.setattr(pipeline, "_COLLECTED_BYTES", 0)
     gc.disable()  # the run itself must free them
     try:
-        result = pipeline.compress(trained(), prune=0.5, quantize="fp16", latency=False)
+        result = compress(trained(), prune=0.5, quantize="fp16", latency=False)
     finally:
         gc.enable()
     assert [name for name, _ in made][-2:] == ["prune", "fp16"]

@@ -1,0 +1,286 @@
+"""One compression from the passes to the judgement; with a search, the milder ones after it, too."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from onnxcompress.analysis.cost import ModelCost
+from onnxcompress.evaluation.compare import Evaluation
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, Samples
+from onnxcompress.passes.cleanup import Cleanup
+from onnxcompress.pipeline.gates import DROP, gate_results
+from onnxcompress.pipeline.latency_context import predicted_share
+from onnxcompress.pipeline.latency_target import Ran, can_run_again, meet_latency
+from onnxcompress.pipeline.measure import DataSets, measure
+from onnxcompress.pipeline.outputs import CompressedModel
+from onnxcompress.pipeline.recovery import checkpoint_path
+from onnxcompress.pipeline.request import Request
+from onnxcompress.pipeline.search import Search
+from onnxcompress.pipeline.source import Source
+from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass
+from onnxcompress.pipeline.verification import sample_feeds, verify_stage
+from onnxcompress.recipe import Recipe
+from onnxcompress.remote import Location
+from onnxcompress.report import environment
+from onnxcompress.report.advice import compression_warnings, judged_lines
+from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
+from onnxcompress.report.progress import Progress, told_stream
+from onnxcompress.report.search_figures import Judged, chosen_text
+from onnxcompress.runtime.providers import Provider
+
+_TIMED_APART_BYTES = 512 * 1024 * 1024
+"""Up to this size a cleaned model is timed beside the original and the compressed one."""
+
+_COLLECTED_BYTES = 64 * 1024 * 1024
+"""From this size on the models that a pass leaves behind are freed at once."""
+
+_MOST_JUDGED = 4
+"""Models that a search may have judged on the evaluation data: each of them costs a whole run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all runs of one call have in common.
+
+    Attributes:
+        original_cost: of the model as it was given.
+    """
+
+    source: Source
+    original_cost: ModelCost
+    context: PassContext
+    data_sets: DataSets
+    providers: tuple[Provider, ...]
+    tell: Progress
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was measured and judged.
+
+    Attributes:
+        request: as it was carried out.
+        report: without the time of layers, the search and the seconds of the whole call.
+        checkpoints: of its trainings; None for passes that do not train.
+    """
+
+    request: Request
+    ran: Ran
+    compressed: CompressedModel
+    report: Report
+    checkpoints: list[Path | None]
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the user ended a training early."""
+        return any((stage.figures.outcome or {}).get("stopped") for stage in self.ran.stages)
+
+
+def finish(job: Job, request: Request, number: int = 0) -> Finished:
+    """Run the passes of a request, measure what they made, and judge it.
+
+    Args:
+        number: of the run, from 0: each keeps its trainings' checkpoints.
+    """
+    asked, saved, source, context = request.recipe, request.saved_plan, job.source, job.context
+    passes = passes_of(request.settled_recipe, recovery=request.recovery)
+    work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
+    checkpoints = _checkpoints(work, request.output, number)
+    calibration = job.data_sets.calibration
+
+    def evaluated(model: Model) -> Evaluation:
+        with CompressedModel(model, external=False).loadable() as content:
+            return _measured(job, asked, content)
+
+    def run(work: Work, context: PassContext) -> Ran:
+        return _run_passes(
+            work,
+            source,
+            context,
+            asked,
+            job.tell,
+            checkpoints,
+            of_other_weights=saved is not None and not saved.is_of(source),
+            samples=None if calibration is None else calibration.length,
+            evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
+        )
+
+    latency, measure_model = request.settled_recipe.target.get("latency"), context.measure_model
+    if latency is None or measure_model is None or asked.dry_run or not can_run_again(work):
+        ran = run(work, context)
+    else:
+        ran = meet_latency(run, work, context, latency, measure_model)
+    compressed = CompressedModel(ran.model, external=asked.external_data)
+    measured = Evaluation(None, ())
+    if not asked.dry_run:
+        with compressed.loadable() as content:
+            measured = _measured(job, asked, content, None if ran.cleaned is None else ran.cleaned.to_bytes())
+    report = _report(job, request, ran.stages, compressed, measured)
+    return Finished(request, ran, compressed, report, checkpoints)
+
+
+def finish_search(job: Job, request: Request, search: Search) -> Finished:
+    """Search, run with what was found and, as long as the result loses more than it may, with something milder.
+
+    A result is judged on the evaluation data, so from the second on these have had a say in what is chosen. Nothing
+    milder is tried where another gate failed too, which it would fail all the more, or the user ended a training.
+
+    Returns:
+        The last run; its report tells the search, its checkpoints are those of all runs.
+    """
+    found = search.run()
+    # Before the ranks are chosen, nothing depends on the share.
+    context = replace(job.context, memory={} if found.chosen.get("target") else None)
+    judged: list[Judged] = []
+    checkpoints: list[Path | None] = []
+    while True:
+        settled = replace(request, settled=request.recipe.updated(found.chosen))
+        done = finish(replace(job, context=context), settled, len(judged))
+        checkpoints += done.checkpoints
+        failed = [gate for gate in done.report.gates if not gate.passed]
+        judged += [Judged(found.chosen, gate.value, gate.passed) for gate in done.report.gates if gate.name == DROP]
+        alone = [gate.name for gate in failed] == [DROP]
+        milder = search.milder(found.chosen, failed[0]) if alone and not done.was_stopped else None
+        if milder is None or len(judged) == _MOST_JUDGED:
+            break
+        found = replace(found, chosen=milder)
+        job.tell(f"the result lost too much: once more with {chosen_text(milder)}", len(judged), None)
+    found = replace(found, judged=tuple(judged))
+    report = replace(done.report, search=found, warnings=(*done.report.warnings, *judged_lines(found)))
+    return replace(done, report=report, checkpoints=checkpoints)
+
+
+def _measured(job: Job, asked: Recipe, compressed: bytes | Path, cleaned: bytes | None = None) -> Evaluation:
+    return measure(job.source.content, compressed, job.data_sets.evaluation, job.providers, asked, job.tell, cleaned)
+
+
+def _checkpoints(work: Work, output: Location | None, run: int) -> list[Path | None]:
+    """Return where each pass keeps its progress, None for those that do not train."""
+    trainings = [number for number, (each, _) in enumerate(work) if each.trains]
+    first = run * len(trainings)
+    return [
+        checkpoint_path(output, first + (trainings.index(number) + 1) % len(trainings)) if each.trains else None
+        for number, (each, _) in enumerate(work)
+    ]
+
+
+def _run_passes(
+    work: Work,
+    source: Source,
+    context: PassContext,
+    asked: Recipe,
+    tell: Progress,
+    checkpoints: Sequence[Path | None],
+    *,
+    of_other_weights: bool,
+    samples: int | None,
+    evaluated: Callable[[Model], Evaluation] | None,
+) -> Ran:
+    """Run the passes one after another, each proved before the next one starts.
+
+    No other model is kept than those that are returned.
+
+    Args:
+        samples: of the calibration data, where their number is known.
+        evaluated: measures the model after every stage that changed it; None leaves that out.
+
+    With `of_other_weights` the plans were made for other weights: their figures are measured anew.
+    """
+    stages: list[Stage] = []
+    cleaned: Model | None = None
+    calibration, memory = context.calibration, context.memory
+    random_feeds = cache(lambda: sample_feeds(source.model, asked.input_shape, asked.seed))
+    model = source.model
+    for number, (each, plan) in enumerate(work):
+        tell(each.name, number, len(work))
+        model.release_mapped()
+        if context.original is None and each.name != Cleanup.name:
+            context = context.with_original(model)
+        if calibration is not None:
+            context = replace(context, calibration=_told(each.name, calibration, samples, tell))
+        if plan is not None and of_other_weights:
+            plan = each.remeasured(model, plan) if each.transfers else None
+        # What a pass remembers is of the model that stands before it, another one for each pass of the same name.
+        own = None if memory is None else memory.setdefault(f"{number} {each.name}", {})
+        context = replace(context, checkpoint=checkpoints[number], memory=own)
+        result, stage, context = run_pass(
+            each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
+        )
+        if each.tidies and not result.modified:
+            continue
+        if asked.verify and result.modified:
+            tell(f"verifying {each.name}", number, len(work))
+            _collect(model.weight_bytes)
+            stage = replace(stage, self_check=verify_stage(model, result, random_feeds, context))
+        if evaluated is not None and result.modified:
+            own = evaluated(result.model)
+            stage = replace(stage, figures=replace(stage.figures, accuracy=own.accuracy, latency=own.latency))
+        stages.append(stage)
+        model.release_mapped()
+        before, model = model.weight_bytes, result.model
+        _collect(before)
+        if asked.latency and _is_timed_apart(stages, model):
+            cleaned = model
+    modified = sum(stage.modified for stage in stages)
+    return Ran(stages, model, cleaned if modified > 1 else None)
+
+
+def _collect(weight_bytes: int) -> None:
+    """Free models that are no longer used: their nodes and tensors refer to each other, and arrays hurry no collector.
+
+    Args:
+        weight_bytes: of such a model; a small one can wait.
+    """
+    if weight_bytes >= _COLLECTED_BYTES:
+        gc.collect()
+
+
+def _is_timed_apart(stages: Sequence[Stage], model: Model) -> bool:
+    """Whether `model` is what clean-up made, which changed something, and small enough.
+
+    Three sessions of a very large model at once would cost more than the answer is worth.
+    """
+    modified = [stage.figures.pass_name for stage in stages if stage.modified]
+    return modified == [Cleanup.name] and stages[-1].modified and model.weight_bytes <= _TIMED_APART_BYTES
+
+
+def _told(doing: str, calibration: Samples, samples: int | None, tell: Progress) -> Samples:
+    return lambda: told_stream(f"{doing}: calibration samples", calibration(), samples, tell)
+
+
+def _report(
+    job: Job, request: Request, stages: Sequence[Stage], compressed: CompressedModel, measured: Evaluation
+) -> Report:
+    source, original_cost = job.source, job.original_cost
+    predicted_latency = predicted_share(job.context, stages)
+    cost = stages[-1].cost if stages else original_cost
+    opset = compressed.model.opset
+    before = source.figures(original_cost)
+    after = ModelFigures(None, compressed.sha256, compressed.size_bytes, cost.params, cost.macs, opset, dict(cost.ops))
+    after = replace(after, lrn_macs=cost.lrn_macs)
+    ratios = compression_between(before, after)
+    gates = gate_results(request.recipe, measured.accuracy, measured.latency, ratios, predicted_latency)
+    report = Report(
+        input=before,
+        output=after,
+        stages=tuple(stage.figures for stage in stages),
+        accuracy=measured.accuracy,
+        latency=measured.latency,
+        compression=ratios,
+        gates=() if request.recipe.dry_run else gates,
+        self_checks=tuple(
+            SelfCheck(check.pass_name, check.difference, check.tolerance)
+            for check in (stage.self_check for stage in stages)
+            if check is not None
+        ),
+        recipe=request.recipe.to_json(),
+        seed=request.recipe.seed,
+        versions=environment.versions(),
+        platform=environment.machine(),
+    )
+    return replace(report, warnings=compression_warnings(report, request.settled_recipe))
