@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Column, Markup, element, table
-from onnxcompress.report.search_figures import chosen_text, judged_texts, search_title, trial_row, trial_titles
+from onnxcompress.report.search_figures import JUDGED, chosen_text, judged_texts, search_title, trial_row, trial_titles
 from onnxcompress.report.text import counted
 
 
@@ -27,7 +27,7 @@ def search_section(report: Report) -> Markup:
         "section",
         element("h2", "Search"),
         element("p", "Chosen: ", element("code", chosen_text(found.chosen))),
-        element("ul", *(element("li", line) for line in judged)) if judged else Markup(""),
+        *((element("p", JUDGED), element("ul", *(element("li", line) for line in judged))) if judged else ()),
         trials,
         element("p", note, class_="soft small"),
         id="search",

@@ -100,6 +100,9 @@ def chosen_text(chosen: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+JUDGED = "Judged on the evaluation data:"
+
+
 def judged_texts(found: Found) -> list[str]:
     """Return a line on each model that was judged; none where one was enough."""
     if len(found.judged) < 2:

@@ -15,7 +15,15 @@ from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_value, gate_verdict
 from onnxcompress.report.profile_rows import NODE_HEADER, NOTE, OP_HEADER, node_rows, op_rows, providers_line
 from onnxcompress.report.rows import before_and_after, before_and_after_title, stage_measures, step_rows
-from onnxcompress.report.search_figures import Found, chosen_text, judged_texts, search_title, trial_row, trial_titles
+from onnxcompress.report.search_figures import (
+    JUDGED,
+    Found,
+    chosen_text,
+    judged_texts,
+    search_title,
+    trial_row,
+    trial_titles,
+)
 from onnxcompress.report.text import count, printable, size
 
 if TYPE_CHECKING:
@@ -132,8 +140,8 @@ def _print_search(found: Found, console: Console) -> None:
             table.add_row(*trial_row(trial))
         console.print(table)
     console.print(cell(f"Chosen: {chosen_text(found.chosen)}"))
-    for line in judged_texts(found):
-        console.print(cell(f"  {line}"))
+    for line in (JUDGED, *(f"  {each}" for each in judged)) if (judged := judged_texts(found)) else ():
+        console.print(cell(line))
     console.print()
 
 
