@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Mapping
 
 _ROUNDING = 1e-9
+_USUAL_SLOPE = -10.0
+"""Of a drop's logarithm over the share of MACs: -11 of a GoogLeNet, -9 of one for digits, from half of them on."""
+
 _LEAST_AIMED, _MOST_AIMED = 0.25, 0.8
 """Of a drop: what few samples tell of it is not believed beyond."""
 
@@ -17,14 +20,14 @@ def next_position(
     """Return the next position to try, None once the smallest that keeps the limit is known to within a step.
 
     The drop is taken to grow exponentially towards smaller positions, as it about does: so the position where it meets
-    the limit lies between the two nearest to it that are known. At least a step from each of them, so that what is left
-    shrinks; in their middle where the drops tell nothing.
+    the limit lies between the two nearest to it that are known, or beyond the one. At least a step from each of them,
+    so that what is left shrinks; in their middle where the drops tell nothing.
 
     Args:
         drops: {position: drop there}, infinite where the position cannot be reached. Position 1 compresses nothing.
         limit: the largest drop that is kept.
         least: the smallest position.
-        slope: of the drop's logarithm over the position, from other lines, for where only the upper end was tried.
+        slope: of the drop's logarithm over the position, from other lines, for where one position alone was tried.
     """
     high = min((at for at, drop in drops.items() if drop <= limit), default=1.0)
     low = max((at for at, drop in drops.items() if drop > limit and at < high), default=least)
@@ -66,10 +69,12 @@ def milder_position(position: float, aimed: float, slope: float | None, step: fl
 def _met(drops: Mapping[float, float], limit: float, low: float, high: float, slope: float | None) -> float | None:
     """Return where the drop meets the limit, None where that is not told."""
     of_low, of_high = drops.get(low), drops.get(high)
-    if of_high is None or not of_high > 0.0 or not limit > 0.0:
+    known = of_low if of_high is None else of_high
+    if known is None or not 0.0 < known < math.inf or not limit > 0.0:
         return None
-    if of_low is None:
-        return high + math.log(limit / of_high) / slope if slope is not None else None
+    if of_low is None or of_high is None:
+        own = steepness(drops) if len(drops) > 1 else slope or _USUAL_SLOPE
+        return None if own is None else (low if of_high is None else high) + math.log(limit / known) / own
     if not of_high < of_low < math.inf:
         return None
     return high + (low - high) * math.log(limit / of_high) / math.log(of_low / of_high)

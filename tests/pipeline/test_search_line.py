@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from onnxcompress.pipeline.search_line import next_position, steepness
@@ -44,13 +45,28 @@ def test_a_drop_that_grows_exponentially_takes_fewer_trials(edge: float) -> None
     found = _found(drops, 1.0)
     assert found is not None
     assert edge <= found <= edge + 0.0201
-    assert len(drops) <= 5
+    assert len(drops) <= 4
     slope = steepness(drops)
     assert slope == pytest.approx(-10.0)
     # Another line, a little better than this one, of which the upper end alone is known.
     again = _tried(lambda at: 0.6 * drop(at), 1.0, {0.85: 0.6 * drop(0.85)}, slope)
     assert len(again) <= 4
     assert (_found(again, 1.0) or 0.0) <= edge + 0.02
+
+
+@pytest.mark.parametrize("rate", [4.0, 8.0, 20.0, 40.0])
+@pytest.mark.parametrize("edge", [0.13, 0.3, 0.6, 0.95])
+def test_a_slope_is_learnt_from_the_trials(edge: float, rate: float) -> None:
+    noise = np.random.default_rng(0)
+
+    def drop(at: float) -> float:
+        return math.exp(-rate * (at - edge) + noise.normal(0.0, 0.1))
+
+    drops = _tried(drop, 1.0)
+    found = _found(drops, 1.0)
+    assert found is not None
+    assert abs(found - edge) <= 0.05
+    assert len(drops) <= 5
 
 
 def test_nothing_that_keeps_the_limit_leaves_nothing() -> None:
