@@ -272,15 +272,16 @@ class Search:
 
     def _before_ranks(self, rate: float) -> tuple[Model, PassContext]:
         if rate not in self.prefixes:
-            model, context = self.model, replace(self.context, memory={})
+            model, context = self.model, self.context
             for each in self._passes(rate, {})[0]:
                 if context.original is None and each.name != Cleanup.name:
                     context = context.with_original(model)
                 is_first = each.name == FilterPruning.name and self.recipe.steps == 1
-                own = replace(context, memory=self.ranked) if is_first else context
-                result, _, after = run_pass(each, model, own, None, self.recipe.input_shape)
-                model, context = result.model, replace(after, memory=context.memory)
-            self.prefixes[rate] = model, context if context.original is not None else context.with_original(model)
+                own = replace(context, memory=self.ranked if is_first else None)
+                result, _, context = run_pass(each, model, own, None, self.recipe.input_shape)
+                model = result.model
+            context = context if context.original is not None else context.with_original(model)
+            self.prefixes[rate] = model, replace(context, memory={})
         return self.prefixes[rate]
 
     def _passes(self, rate: float, target: Mapping[str, float]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:

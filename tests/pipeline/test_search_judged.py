@@ -203,3 +203,10 @@ def test_a_strict_gate_is_told_by_the_end_of_its_interval(folder: Path, monkeypa
     assert given
     assert asked == [pytest.approx(8.0 / gate.interval[1]) for gate in given if gate.interval]
     assert re.fullmatch("max_drop", given[0].name)
+
+
+def test_trials_prune_in_steps_too(folder: Path) -> None:
+    options = {**QUICK, "calib": "calib.npz", "prune": "auto", "steps": 3, "target": {"params": 0.6}}
+    report = onnxcompress.compress("in.onnx", **options).report
+    assert [trial.prune for trial in report.search.trials][:2] == [0.0, 0.03]
+    assert report.passed
