@@ -162,12 +162,16 @@ class Search:
         if self.recipe.target:
             return None
         splits = "target" in chosen
-        drops = {t.position: drop for t, drop in self._drops().items() if not splits or t.rate == chosen["prune"]}
+        # A line of one trial has the slope of that without pruning.
+        rates = (chosen["prune"], 0.0)
+        lines = [
+            {t.position: drop for t, drop in self._drops().items() if not splits or t.rate == rate} for rate in rates
+        ]
         position = chosen["target"]["macs"] if splits else 1.0 - chosen["prune"]
         lost = gate.interval[1] if gate.strict and gate.interval else gate.value
         step = _SHARE_STEP if splits else _RATE_STEP
-        aimed = 0.0 if lost is None else self._limit / lost
-        position = milder_position(position, aimed, steepness(drops), step)
+        slope = next((steepness(line) for line in lines if len(line) > 1), None)
+        position = milder_position(position, self._limit / lost if lost else 0.0, slope, step)
         if position is None:
             return None
         return {**chosen, "target": {"macs": position}} if splits else {"prune": round(1.0 - position, 4)}
