@@ -134,12 +134,14 @@ def finish_search(job: Job, request: Request, search: Search) -> Finished:
         The last run; its report tells the search, its checkpoints are those of all runs.
     """
     found = search.run()
+    # The plan that is saved recovers as the search does, which a recipe without `auto` would not do by itself.
+    recover = {"recover": request.recipe.recover or "auto"}
     # Before the ranks are chosen, nothing depends on the share.
     context = replace(job.context, memory={} if found.chosen.get("target") else None)
     judged: list[Judged] = []
     checkpoints: list[Path | None] = []
     while True:
-        settled = replace(request, settled=request.recipe.updated(found.chosen))
+        settled = replace(request, settled=request.recipe.updated({**found.chosen, **recover}))
         done = finish(replace(job, context=context), settled, len(judged))
         checkpoints += done.checkpoints
         failed = [gate for gate in done.report.gates if not gate.passed]

@@ -168,6 +168,16 @@ def test_a_plan_of_a_search_replays_without_one(folder: Path, capsys: pytest.Cap
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "options", [["--max-drop", "20"], ["--max-drop", "20", "--steps", "2"], ["--target", "macs=0.5"]]
+)
+def test_a_plan_of_a_search_for_filters_replays_with_the_refit(folder: Path, options: list[str]) -> None:
+    words = ["in.onnx", "a.onnx", "--prune", "auto", *options, "--data", "data.npz", "--calib", "calib.npz"]
+    assert main([*words, "--no-latency", "--save-plan", "p.json", "-q"]) == 0
+    assert main(["in.onnx", "b.onnx", "--plan", "p.json", "--calib", "calib.npz", "--no-latency", "-q"]) == 0
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+
+
 def _unreachable(*arguments: Any) -> Any:
     raise BudgetInfeasibleError("macs: no")
 
