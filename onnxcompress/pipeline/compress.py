@@ -24,11 +24,7 @@ from onnxcompress.pipeline.report_files import report_files
 from onnxcompress.pipeline.request import RecipeLike, Request, make_request
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.source import ModelLike, Source, read_source
-from onnxcompress.pipeline.stages import (
-    Stage,
-    check_something_can_be_compressed,
-    passes_of,
-)
+from onnxcompress.pipeline.stages import Stage, check_something_can_be_compressed, passes_of
 from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.remote import Location
 from onnxcompress.report import environment

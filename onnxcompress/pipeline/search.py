@@ -163,10 +163,8 @@ class Search:
             return None
         splits = "target" in chosen
         # A line of one trial has the slope of that without pruning.
-        rates = (chosen["prune"], 0.0)
-        lines = [
-            {t.position: drop for t, drop in self._drops().items() if not splits or t.rate == rate} for rate in rates
-        ]
+        rates, drops = (chosen["prune"], 0.0), self._drops()
+        lines = [{t.position: drop for t, drop in drops.items() if not splits or t.rate == rate} for rate in rates]
         position = chosen["target"]["macs"] if splits else 1.0 - chosen["prune"]
         lost = gate.interval[1] if gate.strict and gate.interval else gate.value
         step = _SHARE_STEP if splits else _RATE_STEP

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,7 +201,7 @@ def test_a_strict_gate_is_told_by_the_end_of_its_interval(folder: Path, monkeypa
     onnxcompress.compress("in.onnx", data="hard.npz", calib="calib.npz", max_drop=8.0, strict=True, **QUICK)
     assert given
     assert asked == [pytest.approx(8.0 / gate.interval[1]) for gate in given if gate.interval]
-    assert re.fullmatch("max_drop", given[0].name)
+    assert given[0].name == "max_drop"
 
 
 def test_trials_prune_in_steps_too(folder: Path) -> None:
