@@ -21,7 +21,7 @@ Rows = npt.NDArray[np.float32]
 _BLOCK_ROWS = 2048
 
 
-@dataclass(frozen=True)
+@dataclass
 class Moments:
     """Sums over n samples of inputs x (D,) and targets y (O,).
 
@@ -41,15 +41,18 @@ class Moments:
     xy: Matrix
     yy: Matrix
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.count + other.count,
-            self.sum_x + other.sum_x,
-            self.sum_y + other.sum_y,
-            self.xx + other.xx,
-            self.xy + other.xy,
-            self.yy + other.yy,
-        )
+    def __iadd__(self, other: Moments) -> Moments:
+        """Take further samples in, in place: these matrices are large."""
+        self.count += other.count
+        for own, added in (
+            (self.sum_x, other.sum_x),
+            (self.sum_y, other.sum_y),
+            (self.xx, other.xx),
+            (self.xy, other.xy),
+            (self.yy, other.yy),
+        ):
+            own += added
+        return self
 
     def centred(self) -> Covariances:
         """Return means and covariances: with the means taken out, an affine fit's constant follows from the slope.
@@ -129,6 +132,8 @@ def accumulate(x: Rows, y: Rows, xx: bool = True) -> Moments:
 
 def _summed(product: Callable[[slice], Rows], blocks: list[slice], shape: tuple[int, int]) -> Matrix:
     """Sum the products of all blocks, in a fixed order of a few partial sums."""
+    if len(blocks) == 1:
+        return product(blocks[0]).astype(np.float64)
     parts = [blocks[at::2] for at in range(2)]
 
     def partial(part: list[slice]) -> Matrix:

@@ -14,6 +14,7 @@ leading eigenvectors of A^1/2 M A^1/2 with M = sum_pq r_pq B_p B_q^T, seen throu
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,22 +37,34 @@ def ridge(covariances: Covariances, prior: Matrix, strength: float) -> Matrix:
 
 def solve_ridge(xx: Matrix, xy: Matrix, prior: Matrix, strength: float) -> Matrix:
     """As `ridge`, for covariances `xx` (D, D) and `xy` (D, O)."""
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+    from scipy.linalg import cho_solve
+
+    factored = _factored(xx, strength)
+    if factored is None:
+        return prior
+    factor, added = factored
+    slope: Matrix = cho_solve((factor, True), xy + added * prior, check_finite=False)
+    return slope
+
+
+def _factored(xx: Matrix, strength: float) -> tuple[Matrix, float] | None:
+    """Return the lower Cholesky factor of `xx` with a ridge, and that ridge, or None where no input varies.
+
+    The ridge is as strong as it must be; above its diagonal the factor holds what `xx` does.
+    """
+    from scipy.linalg import LinAlgError, cho_factor
 
     variance = float(np.trace(xx)) / max(len(xx), 1)
     if not variance > 0.0:
-        return prior
+        return None
     strength = max(strength, _LEAST_RIDGE)
     while True:
         ridged = xx.copy()
         ridged[np.diag_indices_from(ridged)] += strength * variance
         try:
-            factor = cho_factor(ridged, lower=True, overwrite_a=True, check_finite=False)
+            return cho_factor(ridged, lower=True, overwrite_a=True, check_finite=False)[0], strength * variance
         except LinAlgError:
             strength *= 10.0
-            continue
-        slope: Matrix = cho_solve(factor, xy + strength * variance * prior, check_finite=False)
-        return slope
 
 
 @dataclass(frozen=True)
@@ -156,3 +169,40 @@ def project_inputs(xx: Matrix, xy: Matrix, basis: Matrix, positions: int) -> tup
     both = (left @ basis).reshape(positions * rank, positions * rank)
     cross = np.tensordot(basis, xy.reshape(positions, channels, -1), axes=(0, 1))
     return both, cross.transpose(1, 0, 2).reshape(positions * rank, -1)
+
+
+def energies_by_rank(
+    xx: Matrix, xy: Matrix, basis: Matrix, positions: int, ranks: Sequence[int], metric: Metric | None = None
+) -> Iterator[Matrix]:
+    """Yield what the inputs keep of the response when leading columns of a basis map the channels of every position.
+
+    With the rows in the order (R, K) the problem of fewer columns is the leading block of that of more, and so is its
+    Cholesky factor L: with Z = L^-1 T one solution serves all ranks, and the fitted response's covariance is that of
+    the leading rows, Z^T Z.
+
+    Args:
+        xx, xy: covariances of patches, (K I, K I) and (K I, O), positions of the kernel first.
+        basis: (I, R).
+        positions: K.
+        ranks: ascending, R at most.
+        metric: of the targets; None is the identity.
+
+    Yields:
+        For each rank the response's energies, descending, (O,).
+    """
+    from scipy.linalg import solve_triangular
+
+    inner, cross = project_inputs(xx, xy, basis, positions)
+    order = np.arange(len(inner)).reshape(positions, -1).T.reshape(-1)
+    factored = _factored(inner[np.ix_(order, order)], _LEAST_RIDGE)
+    rows = np.zeros_like(cross)
+    if factored is not None:
+        rows = solve_triangular(factored[0], cross[order], lower=True, check_finite=False)
+    if metric is not None:
+        rows = rows @ metric.root
+    covariance, taken = np.zeros((rows.shape[1], rows.shape[1])), 0
+    for rank in ranks:
+        added = rows[positions * taken : positions * rank]
+        covariance += added.T @ added
+        taken = rank
+        yield np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)

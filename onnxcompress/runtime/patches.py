@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from onnxcompress.runtime.tensors import Array
 
 Places = npt.NDArray[np.int64]
 """Output positions, (B, P, spatial dimensions)."""
+
+_KEPT_DRAWS = 8192
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,17 @@ class PositionSampler:
         count = min(self._positions, total)
         flat = np.empty((images, count), np.int64)
         for row in range(images):
-            generator = np.random.default_rng((self._seed, self._image))
-            flat[row] = np.sort(generator.choice(total, count, replace=False))
+            flat[row] = _drawn(self._seed, self._image, total, count)
             self._image += 1
         return np.stack(np.unravel_index(flat, tuple(output_size)), axis=-1)
+
+
+@lru_cache(_KEPT_DRAWS)
+def _drawn(seed: int, image: int, total: int, count: int) -> npt.NDArray[np.int64]:
+    """Return `count` of `total` positions, ascending; layers of one output size all ask for the same ones."""
+    if count == total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng((seed, image)).choice(total, count, replace=False))
 
 
 def input_patches(activations: Array, window: Window, places: Places) -> Array:

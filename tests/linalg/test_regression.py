@@ -30,7 +30,9 @@ def test_moments_of_parts_add_up() -> None:
     x, slope = _samples(1)
     y = (x @ slope).astype(np.float32)
     whole = accumulate(x, y).centred()
-    parts = (accumulate(x[:1234], y[:1234]) + accumulate(x[1234:], y[1234:])).centred()
+    sums = accumulate(x[:1234], y[:1234])
+    sums += accumulate(x[1234:], y[1234:])
+    parts = sums.centred()
     np.testing.assert_allclose(parts.xx, whole.xx, rtol=1e-5, atol=1e-4)
     assert parts.count == whole.count == len(x)
 

@@ -10,7 +10,14 @@ import numpy.typing as npt
 
 from onnxcompress.analysis.split import Split
 from onnxcompress.linalg.moments import Covariances
-from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, solve_ridge
+from onnxcompress.linalg.regression import (
+    Metric,
+    energies_by_rank,
+    input_spectrum,
+    project_inputs,
+    response_spectrum,
+    solve_ridge,
+)
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.refit_solve import spanned_last
 
@@ -118,13 +125,16 @@ def layer_choices(
         directions = input_spectrum(problem.xx, problem.slope, problem.positions, metric)[1]
         # Beyond the cost of the whole kernel no rank can pay.
         full = min(len(directions), problem.positions * size.outputs)
-        for rank_in in _ranks(full, _SHARES_SPANNING if spans else _SHARES_IN, block):
-            if min(size.cost(rank_in, rank_out, spans)[0] for rank_out in ranks_out) >= macs:
-                continue
-            basis = np.linalg.qr(directions[:, :rank_in])[0]
-            inner, cross = project_inputs(problem.xx, problem.xy, basis, problem.positions)
-            fitted = solve_ridge(inner, cross, np.zeros_like(cross), _TINY_RIDGE)
-            add(rank_in, spans, np.cumsum(response_spectrum(inner, fitted, metric).energies))
+        ranks_in = [
+            rank_in
+            for rank_in in _ranks(full, _SHARES_SPANNING if spans else _SHARES_IN, block)
+            if min(size.cost(rank_in, rank_out, spans)[0] for rank_out in ranks_out) < macs
+        ]
+        if ranks_in:
+            basis = np.linalg.qr(directions[:, : ranks_in[-1]])[0]
+            kept = energies_by_rank(problem.xx, problem.xy, basis, problem.positions, ranks_in, metric)
+            for rank_in, energies in zip(ranks_in, kept, strict=True):
+                add(rank_in, spans, np.cumsum(energies))
     return _undominated(choices)
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Covariances, Moments, accumulate
+from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.passes.base import Samples
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
@@ -21,6 +22,9 @@ Array = npt.NDArray[Any]
 
 _BATCH = 16
 _SPREAD_BYTES = 2**31
+
+_Patches = tuple[str, tuple[int, ...], str]
+"""What tells patches apart: the tensor, the kernel and how it moves."""
 
 
 def sample_batch(model: Model) -> tuple[int, bool]:
@@ -39,13 +43,19 @@ def layer_covariances(
     key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
     readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS}
     samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
-    totals: dict[tuple[object, ...], Moments] = {}
+    totals: dict[_Patches, Moments] = {}
     names = list(dict.fromkeys(layer.input for layer in readers.values()))
     for captured in one_ahead(capture_activations(model, names, batches)):
-        for key, layer in readers.items():
-            rows = samplers[key].patches(captured[layer.input])
+
+        def taken(key: _Patches, captured: Mapping[str, Array] = captured) -> None:
+            rows = samplers[key].patches(captured[readers[key].input])
             moments = accumulate(rows, rows[:, :1])
-            totals[key] = totals[key] + moments if key in totals else moments
+            if key in totals:
+                totals[key] += moments
+            else:
+                totals[key] = moments
+
+        parallel_map(taken, readers)
     seen = {key: moments.centred() for key, moments in totals.items()}
     # A classifier behind a pooling has one row of each image: fewer than inputs.
     seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
