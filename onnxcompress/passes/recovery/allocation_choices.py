@@ -174,7 +174,7 @@ def truncated(
         fitted = first @ last.T
     if basis is None:
         return fitted
-    whole: Matrix = np.einsum("ir,kro->kio", basis, fitted.reshape(positions, basis.shape[1], -1))
+    whole: Matrix = basis @ fitted.reshape(positions, basis.shape[1], -1)
     restored = np.empty_like(slope)
     restored[problem.order] = whole.reshape(len(slope), -1)
     return restored

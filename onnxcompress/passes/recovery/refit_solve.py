@@ -80,12 +80,14 @@ class ChainWeights:
 
     def slope(self) -> Matrix:
         """Return the chain's weights multiplied out, (K I, O)."""
-        slope = self.core if self.first is None else np.einsum("ir,kro->kio", self.first, self.core)
+        slope = self.core if self.first is None else self.first @ self.core
         slope = slope if self.last is None else slope @ self.last
         return slope.reshape(-1, slope.shape[-1])
 
     def answers(self, inputs: Rows) -> Rows:
-        """Return the outputs (n, O) for inputs (n, K I), of a chain without an input factor (n, K R_in)."""
+        """Return the outputs (n, O) for inputs (n, K I)."""
+        if self.first is not None:
+            inputs = mapped_inputs(inputs, self.first)
         answers = inputs @ self.core.reshape(-1, self.core.shape[-1]).astype(np.float32)
         answers = answers if self.last is None else answers @ self.last.astype(np.float32)
         answers += self.constant.astype(np.float32)
@@ -115,8 +117,14 @@ class Samples:
 
     def error(self, slope: Matrix, constant: Matrix, metric: Metric | None = None) -> float:
         """Return the relative squared error of affine weights in a metric, behind the Relu where there is one."""
+        return self._error(self.inputs @ slope.astype(np.float32) + constant.astype(np.float32), metric)
+
+    def error_of(self, chain: ChainWeights, shape: ChainShape) -> float:
+        """Return the error of a chain's weights in the metric of its shape."""
+        return self._error(chain.answers(self.inputs), shape.metric)
+
+    def _error(self, got: Rows, metric: Metric | None) -> float:
         wanted = self.targets
-        got = self.inputs @ slope.astype(np.float32) + constant.astype(np.float32)
         if self.relu:
             wanted, got = np.maximum(wanted, 0.0), np.maximum(got, 0.0)
         size, missed = (_energy(each, metric) for each in (wanted - wanted.mean(axis=0), got - wanted))
@@ -124,14 +132,15 @@ class Samples:
             return missed / size
         return 0.0 if missed == 0.0 else float("inf")
 
-    def error_of(self, chain: ChainWeights, shape: ChainShape) -> float:
-        """Return the error of a chain's weights in the metric of its shape."""
-        return self.error(chain.slope(), chain.constant, shape.metric)
-
 
 def _energy(rows: Rows, metric: Metric | None) -> float:
     measured = rows if metric is None else rows @ metric.root.astype(np.float32)
     return float(np.einsum("no,no->n", measured, measured).sum(dtype=np.float64))
+
+
+def mapped_inputs(inputs: Rows, first: Matrix) -> Rows:
+    """Return inputs (n, K I) behind an input factor (I, R): (n, K R)."""
+    return (inputs.reshape(-1, first.shape[0]) @ first.astype(np.float32)).reshape(len(inputs), -1)
 
 
 def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.NDArray[Any]:
@@ -237,7 +246,7 @@ def _fit_behind_relu(
         xx, _ = project_inputs(xx, covariances.xy, first, positions)
         mean_x = (mean_x.reshape(positions, -1) @ first).reshape(-1)
         prior = _mapped(prior, first, positions)
-        inputs = (inputs.reshape(-1, first.shape[0]) @ first.astype(np.float32)).reshape(len(inputs), -1)
+        inputs = mapped_inputs(inputs, first)
     for _ in range(rounds):
         got = replace(chain, first=None).answers(inputs)
         targets = np.minimum(got, 0.0, out=got)
@@ -251,5 +260,5 @@ def _fit_behind_relu(
 def _mapped(slope: Matrix, first: Matrix, positions: int) -> Matrix:
     """Return a slope (K I, O) seen through an input factor (I, R): (K R, O)."""
     kernel = slope.reshape(positions, first.shape[0], -1)
-    mapped: Matrix = np.einsum("ir,kio->kro", first, kernel)
+    mapped: Matrix = first.T @ kernel
     return mapped.reshape(-1, kernel.shape[-1])
