@@ -66,7 +66,7 @@ class RefitConfig:
         RecipeError: a value out of range.
     """
 
-    positions: int = 98
+    positions: int = 128
     rows: int = 100_000
     rows_per_input: int = 60
     rounds: int = 2
