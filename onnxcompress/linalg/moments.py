@@ -115,19 +115,51 @@ class Covariances:
         return constant
 
 
-def accumulate(x: Rows, y: Rows, xx: bool = True) -> Moments:
-    """Return the moments of samples: `x` (n, D) and `y` (n, O); without `xx` that matrix is left zero."""
-    blocks = [slice(at, at + _BLOCK_ROWS) for at in range(0, len(x), _BLOCK_ROWS)]
+def accumulate(x: Rows, y: Rows) -> Moments:
+    """Return the moments of samples: `x` (n, D) and `y` (n, O)."""
+    blocks = _blocks(len(x))
     size, targets = x.shape[1], y.shape[1]
     total = Moments(
         len(x),
         x.sum(axis=0, dtype=np.float64),
         y.sum(axis=0, dtype=np.float64),
-        _summed(lambda at: x[at].T @ x[at], blocks, (size, size)) if xx else np.zeros((size, size)),
+        _summed(lambda at: x[at].T @ x[at], blocks, (size, size)),
         _summed(lambda at: x[at].T @ y[at], blocks, (size, targets)),
         sum((np.einsum("no,no->o", y[at], y[at]) for at in blocks), np.zeros(targets)),
     )
     return total
+
+
+def accumulate_made(x: Rows, made: Callable[[slice], Rows], targets: int) -> tuple[Matrix, Matrix]:
+    """Return the sums of y (O,) and of x y^T (D, O) over samples, of which `made` gives y for a block of rows at a time.
+
+    Args:
+        x: (n, D).
+        made: from which rows to what is wanted there, (rows, O).
+        targets: O.
+    """
+
+    def product(at: slice) -> Rows:
+        own = made(at)
+        return np.vstack([own.sum(axis=0, dtype=np.float64), x[at].T @ own])
+
+    sums = _summed(product, _blocks(len(x)), (1 + x.shape[1], targets))
+    return sums[0], sums[1:]
+
+
+def in_blocks(function: Callable[[slice], Rows], count: int, outputs: int) -> Rows:
+    """Return the rows (n, O) that a function gives for each block of n, blocks side by side."""
+    rows = np.empty((count, outputs), np.float32)
+
+    def fill(at: slice) -> None:
+        rows[at] = function(at)
+
+    parallel_map(fill, _blocks(count))
+    return rows
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(at, at + _BLOCK_ROWS) for at in range(0, count, _BLOCK_ROWS)]
 
 
 def _summed(product: Callable[[slice], Rows], blocks: list[slice], shape: tuple[int, int]) -> Matrix:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.linalg.moments import Covariances, Rows, accumulate
+from onnxcompress.linalg.moments import Covariances, Rows, accumulate, accumulate_made, in_blocks
 from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, ridge, solve_ridge
 from onnxcompress.linalg.spectrum import Matrix
 
@@ -140,7 +140,15 @@ def _energy(rows: Rows, metric: Metric | None) -> float:
 
 def mapped_inputs(inputs: Rows, first: Matrix) -> Rows:
     """Return inputs (n, K I) behind an input factor (I, R): (n, K R)."""
-    return (inputs.reshape(-1, first.shape[0]) @ first.astype(np.float32)).reshape(len(inputs), -1)
+    factor = first.astype(np.float32)
+    positions = inputs.shape[1] // len(factor)
+
+    def mapped(at: slice) -> Rows:
+        own = inputs[at]
+        rows: Rows = (own.reshape(-1, len(factor)) @ factor).reshape(len(own), -1)
+        return rows
+
+    return in_blocks(mapped, len(inputs), positions * factor.shape[1])
 
 
 def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.NDArray[Any]:
@@ -248,11 +256,20 @@ def _fit_behind_relu(
         prior = _mapped(prior, first, positions)
         inputs = mapped_inputs(inputs, first)
     for _ in range(rounds):
-        got = replace(chain, first=None).answers(inputs)
-        targets = np.minimum(got, 0.0, out=got)
-        np.copyto(targets, samples.targets, where=samples.targets > 0.0)
-        moments = accumulate(inputs, targets, xx=False).centred()
-        fitted = _fit_behind(replace(moments, xx=xx, mean_x=mean_x), None, reduced, prior, strength)
+        present = replace(chain, first=None)
+
+        def wanted(at: slice, present: ChainWeights = present) -> Rows:
+            answers = present.answers(inputs[at])
+            targets = np.minimum(answers, 0.0, out=answers)
+            own = samples.targets[at]
+            np.copyto(targets, own, where=own > 0.0)
+            return targets
+
+        sum_y, sum_xy = accumulate_made(inputs, wanted, samples.targets.shape[1])
+        mean_y = sum_y / len(inputs)
+        xy = sum_xy / len(inputs) - np.outer(mean_x, mean_y)
+        moments = replace(covariances, xx=xx, xy=xy, mean_x=mean_x, mean_y=mean_y)
+        fitted = _fit_behind(moments, None, reduced, prior, strength)
         chain = replace(fitted, first=chain.first)
     return chain
 
