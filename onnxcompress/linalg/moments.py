@@ -131,7 +131,7 @@ def accumulate(x: Rows, y: Rows) -> Moments:
 
 
 def accumulate_made(x: Rows, made: Callable[[slice], Rows], targets: int) -> tuple[Matrix, Matrix]:
-    """Return the sums of y (O,) and of x y^T (D, O) over samples, of which `made` gives y for a block of rows at a time.
+    """Return the sums of y (O,) and of x y^T (D, O) over samples whose y is made a block of rows at a time.
 
     Args:
         x: (n, D).

@@ -27,13 +27,12 @@ from onnxcompress.pipeline.layer_keys import layer_keys
 from onnxcompress.pipeline.outputs import CompressedModel
 from onnxcompress.pipeline.split_times import Times, measure_splits
 from onnxcompress.recipe import Recipe
-from onnxcompress.report.json_file import json_text
+from onnxcompress.report.json_file import write_json
 from onnxcompress.runtime.block import preferred_block
 from onnxcompress.runtime.device import physical_cores
 from onnxcompress.runtime.providers import Provider
 from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
 from onnxcompress.runtime.tensors import Array, concrete_shapes, random_inputs
-from onnxcompress.serialization import atomic_file
 
 _MOST_CANDIDATES = 64
 """Of one layer: so many rounds are run; what lies between is taken from the nearest."""
@@ -189,8 +188,7 @@ def keep_table(table: TimeTable, path: Path) -> None:
     with contextlib.suppress(RecipeError):
         whole.merge(read_time_table(path))
     whole.merge(table)
-    with atomic_file(path) as stream:
-        stream.write(json_text(whole.to_json()).encode())
+    write_json(whole.to_json(), path)
 
 
 def _thinned(splits: Sequence[Split]) -> Sequence[Split]:

@@ -91,25 +91,23 @@ def _drawn(seed: int, image: int, total: int, count: int) -> npt.NDArray[np.int6
 
 
 def input_patches(activations: Array, window: Window, places: Places) -> Array:
-    """Return the patches (B * P, C * kernel) that the convolution multiplies with its filters at `places`.
+    """Return the patches (B, P, K, C) that a convolution sees at `places` of inputs (B, C, ...); K as in its kernel.
 
-    `activations` is (B, C, ...). A row lines up with `weights.reshape(O, -1)` of a Conv of one group.
+    Channels come last, so that each position of a patch is one run of memory.
     """
     spatial = window.spatial
-    begins, ends = window.pads[:spatial], window.pads[spatial:]
-    padded = np.pad(activations, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
-    batch, positions = places.shape[:2]
-    # One index array for each dimension, broadcast to (B, P, k1, ..., kd); the sliced channels then come last.
-    ones = (1,) * spatial
-    index: list[Array | slice] = [np.arange(batch).reshape(-1, 1, *ones), slice(None)]
+    pads = [(0, 0), *zip(window.pads[:spatial], window.pads[spatial:], strict=True), (0, 0)]
+    last = np.moveaxis(activations, 1, -1)
+    padded = np.pad(last, pads) if any(window.pads) else np.ascontiguousarray(last)
+    sizes = padded.shape[1:-1]
+    flat = padded.reshape(-1, padded.shape[-1])
+    number = np.arange(len(places))[:, None, None]
     for dimension in range(spatial):
         offsets = np.arange(window.kernel[dimension]) * window.dilations[dimension]
-        shape = [1, 1, *ones]
-        shape[2 + dimension] = len(offsets)
-        start = places[:, :, dimension].reshape(batch, positions, *ones) * window.strides[dimension]
-        index.append(start + offsets.reshape(shape))
-    gathered = padded[tuple(index)]
-    return np.moveaxis(gathered, -1, 2).reshape(batch * positions, -1)
+        starts = places[:, :, dimension] * window.strides[dimension]
+        number = number.reshape(*number.shape[:2], -1)[..., None] * sizes[dimension]
+        number = (number + starts[:, :, None, None] + offsets).reshape(len(places), places.shape[1], -1)
+    return flat[number]
 
 
 def output_rows(activations: Array, places: Places) -> Array:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcompress.linalg.moments import accumulate
-from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, ridge
+from onnxcompress.linalg.moments import accumulate, accumulate_made, in_blocks
+from onnxcompress.linalg.regression import (
+    Metric,
+    energies_by_rank,
+    input_spectrum,
+    project_inputs,
+    response_spectrum,
+    ridge,
+    solve_ridge,
+)
 
 
 def _samples(seed: int, rows: int = 5000, inputs: int = 12, outputs: int = 7):
@@ -150,3 +158,39 @@ def test_projected_covariances_are_those_of_projected_inputs() -> None:
     wanted = accumulate(z, y).centred()
     np.testing.assert_allclose(xx, wanted.xx, atol=1e-4)
     np.testing.assert_allclose(xy, wanted.xy, atol=1e-4)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_energies_of_all_ranks_are_those_of_each_alone(weighed: bool) -> None:
+    generator = np.random.default_rng(10)
+    positions, channels, outputs = 3, 6, 4
+    mixing = generator.standard_normal((18, 18))
+    x = (generator.standard_normal((4000, 18)) @ mixing).astype(np.float32)
+    slope = generator.standard_normal((18, outputs))
+    own = accumulate(x, (x @ slope).astype(np.float32)).centred()
+    root = generator.standard_normal((outputs, 9))
+    metric = Metric.of(root @ root.T, 0.02) if weighed else None
+    basis = np.linalg.qr(generator.standard_normal((channels, channels)))[0]
+    ranks = [1, 3, 4, 6]
+    found = list(energies_by_rank(own.xx, own.xy, basis, positions, ranks, metric))
+    for rank, energies in zip(ranks, found, strict=True):
+        xx, xy = project_inputs(own.xx, own.xy, basis[:, :rank], positions)
+        fitted = solve_ridge(xx, xy, np.zeros_like(xy), 0.0)
+        np.testing.assert_allclose(energies, response_spectrum(xx, fitted, metric).energies, rtol=1e-4, atol=1e-6)
+    whole = response_spectrum(own.xx, slope, metric).energies
+    np.testing.assert_allclose(found[-1], whole, rtol=1e-3)
+
+
+def test_inputs_that_do_not_vary_keep_nothing() -> None:
+    energies = list(energies_by_rank(np.zeros((6, 6)), np.zeros((6, 2)), np.eye(3), 2, [1, 2]))
+    np.testing.assert_array_equal(energies, np.zeros((2, 2)))
+
+
+def test_targets_made_a_block_at_a_time_give_the_sums_of_all() -> None:
+    x, slope = _samples(11)
+    y = (x @ slope).astype(np.float32)
+    sum_y, xy = accumulate_made(x, lambda at: y[at], y.shape[1])
+    whole = accumulate(x, y)
+    np.testing.assert_allclose(sum_y, whole.sum_y, rtol=1e-6)
+    np.testing.assert_allclose(xy, whole.xy, rtol=1e-6)
+    np.testing.assert_array_equal(in_blocks(lambda at: y[at], len(y), y.shape[1]), y)

@@ -35,9 +35,11 @@ def test_patches_reproduce_a_convolution(size: tuple[int, ...], window: Window) 
     assert y.shape[2:] == window.output_size(size)
     places = PositionSampler(10, seed=1).draw(4, y.shape[2:])
     patches = input_patches(x, window, places)
+    filters = np.moveaxis(weights.reshape(5, 3, -1), 1, 2)  # as the patches: positions of the kernel, then channels
     expected = output_rows(y, places)
     assert expected.shape == (4 * places.shape[1], 5)
-    np.testing.assert_allclose(patches @ weights.reshape(5, -1).T, expected, rtol=1e-4, atol=1e-4)
+    rows = patches.reshape(len(expected), -1)
+    np.testing.assert_allclose(rows @ filters.reshape(5, -1).T, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_depend_on_the_image_not_on_the_batch() -> None:
@@ -52,3 +54,12 @@ def test_positions_are_distinct_and_no_more_than_there_are() -> None:
     places = PositionSampler(100, seed=0).draw(2, (3, 4))
     assert places.shape == (2, 12, 2)
     assert len({tuple(place) for place in places[0]}) == 12
+    whole = PositionSampler(12, seed=0).draw(2, (3, 4))
+    np.testing.assert_array_equal(places, whole)
+
+
+def test_what_is_drawn_can_be_changed_without_harm_to_the_next_draw() -> None:
+    first = PositionSampler(5, seed=2).draw(3, (6, 6))
+    kept = first.copy()
+    first[:] = 0
+    np.testing.assert_array_equal(PositionSampler(5, seed=2).draw(3, (6, 6)), kept)

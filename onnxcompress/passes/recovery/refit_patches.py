@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from onnxcompress.linalg.moments import Rows
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
-from onnxcompress.runtime.patches import PositionSampler, Window, output_rows
+from onnxcompress.runtime.patches import PositionSampler, input_patches, output_rows
 
 Array = npt.NDArray[Any]
 
@@ -36,7 +36,7 @@ class LayerSampler:
             return self._matrix_rows(inputs, images)
         window = layer.window(inputs.shape[2:])
         places = self._sampler.draw(len(inputs), window.output_size(inputs.shape[2:]))
-        return _rows(_gather(inputs, window, places))
+        return _rows(input_patches(inputs, window, places))
 
     def outputs(self, outputs: Array, images: int | None = None) -> Rows:
         """Return the layer's outputs of a batch, (B P, O); `images` as for `patches`."""
@@ -51,23 +51,6 @@ class LayerSampler:
         flat = values.reshape(leading, -1, values.shape[-1])
         places = self._sampler.draw(leading, flat.shape[1:2])[:, :, 0]
         return _rows(flat[np.arange(leading)[:, None], places])
-
-
-def _gather(inputs: Array, window: Window, places: npt.NDArray[np.int64]) -> Array:
-    """Return patches (B, P, K, C) of inputs (B, C, ...): channels last, so that each position is one run of memory."""
-    spatial = window.spatial
-    pads = [(0, 0), *zip(window.pads[:spatial], window.pads[spatial:], strict=True), (0, 0)]
-    last = np.moveaxis(inputs, 1, -1)
-    padded = np.pad(last, pads) if any(window.pads) else np.ascontiguousarray(last)
-    sizes = padded.shape[1:-1]
-    flat = padded.reshape(-1, padded.shape[-1])
-    number = np.arange(len(places))[:, None, None]
-    for dimension in range(spatial):
-        offsets = np.arange(window.kernel[dimension]) * window.dilations[dimension]
-        starts = places[:, :, dimension] * window.strides[dimension]
-        number = number.reshape(*number.shape[:2], -1)[..., None] * sizes[dimension]
-        number = (number + starts[:, :, None, None] + offsets).reshape(len(places), places.shape[1], -1)
-    return flat[number]
 
 
 def _rows(samples: Array) -> Rows:
