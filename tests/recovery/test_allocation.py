@@ -16,7 +16,9 @@ from onnxcompress.passes.recovery import allocation_samples
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_solve import allocate
+from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.pipeline.compress import compress
+from tests.small_models import build, node
 from tests.tiny_models import SIZE, conv_net
 
 
@@ -60,6 +62,23 @@ def test_the_error_of_a_choice_is_what_its_truncation_misses() -> None:
         missed = slope - truncated(own, slope, (3, 3), choice)
         error = np.einsum("do,do->", missed, own.xx @ missed) / energy
         np.testing.assert_allclose(choice.error, error, atol=1e-4)
+
+
+def test_a_matrix_that_reads_windows_is_sampled_image_by_image() -> None:
+    """Each image is cut into four windows, the rows of the batch: as many positions as of any other layer."""
+    nodes = [
+        node("Transpose", ["x"], "last", perm=[0, 2, 3, 1]),
+        node("Reshape", ["last", "windows"], "rows"),
+        node("MatMul", ["rows", "w"], "y"),
+    ]
+    weight = np.random.default_rng(3).standard_normal((3, 4)).astype(np.float32)
+    constants = {"w": weight, "windows": np.array([-1, SIZE * SIZE // 4, 3])}
+    model = build(nodes, constants, shape=("n", 3, SIZE, SIZE))
+    layers, _ = find_refit_layers(model, model, PassContext())
+    found = allocation_samples.layer_covariances(model, layers, list(_calibration(48)()), 10, 0)
+    assert [own.count for own in found.values()] == [48 * 10]
+    pixels = np.concatenate([batch["x"] for batch in _calibration(48)()]).transpose(0, 2, 3, 1).reshape(-1, 3)
+    np.testing.assert_allclose(found[layers[0].node].xx, np.cov(pixels.T, bias=True), atol=0.2)
 
 
 @pytest.mark.parametrize("target", [{"macs": 0.6}, {"params": 0.9}, {"macs": 0.7, "params": 0.95}])

@@ -149,7 +149,7 @@ def test_a_rank_is_worth_what_the_output_reads_of_it() -> None:
     model = network()
     layer = next(each for each in find_refit_layers(model, model, PassContext())[0] if each.output == "h")
     context = PassContext(calibration=calibration(64, 1))
-    batches = calibration(64, 1)()
+    batches = list(calibration(64, 1)())
     covariances = layer_covariances(model, [layer], batches, 32, 0)[layer.node]
     metric = output_metrics(model, [layer], context)[layer.node]
     slope = layer.original[0].reshape(27, 16)

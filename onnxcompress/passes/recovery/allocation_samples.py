@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,28 +35,28 @@ def sample_batch(model: Model) -> tuple[int, bool]:
 
 
 def layer_covariances(
-    model: Model, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]], positions: int, seed: int
+    model: Model, layers: Sequence[RefitLayer], batches: Sequence[Mapping[str, Array]], positions: int, seed: int
 ) -> dict[str, Covariances]:
-    """Return the covariance of every layer's patches; layers that read the same patches share it.
+    """Return the covariance of every layer's patches, at so many positions of each sample.
 
-    Layers of more than `MOST_INPUTS` inputs, and grouped ones, have none.
+    Layers that read the same patches share it. Layers of more than `MOST_INPUTS` inputs, and grouped ones, have none.
     """
     key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
     readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS}
     samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
     totals: dict[_Patches, Moments] = {}
     names = list(dict.fromkeys(layer.input for layer in readers.values()))
-    for captured in one_ahead(capture_activations(model, names, batches)):
 
-        def taken(key: _Patches, captured: Mapping[str, Array] = captured) -> None:
-            rows = samplers[key].patches(captured[readers[key].input])
-            moments = accumulate(rows, rows[:, :1])
-            if key in totals:
-                totals[key] += moments
-            else:
-                totals[key] = moments
+    def take(images: int, captured: Mapping[str, Array], key: _Patches) -> None:
+        rows = samplers[key].patches(captured[readers[key].input], images)
+        moments = accumulate(rows, rows[:, :1])
+        if key in totals:
+            totals[key] += moments
+        else:
+            totals[key] = moments
 
-        parallel_map(taken, readers)
+    for batch, captured in zip(batches, one_ahead(capture_activations(model, names, batches)), strict=True):
+        parallel_map(partial(take, len(next(iter(batch.values()))), captured), readers)
     seen = {key: moments.centred() for key, moments in totals.items()}
     # A classifier behind a pooling has one row of each image: fewer than inputs.
     seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
