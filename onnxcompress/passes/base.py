@@ -147,8 +147,11 @@ class PassContext:
     measured: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def with_original(self, model: Model) -> PassContext:
-        """Return this for passes from `model` on, which nothing was lost of yet, and nothing measured on."""
-        return replace(self, original=model, measured={})
+        """Return this for passes from `model` on, which nothing was lost of yet.
+
+        What was measured before is kept: several runs that come to the same model here can be given one dictionary.
+        """
+        return replace(self, original=model, measured={} if self.measured is None else self.measured)
 
     def is_excluded(self, node_name: str) -> bool:
         """Whether a `--exclude` expression matches (searched) the node's name."""

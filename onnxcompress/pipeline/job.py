@@ -137,7 +137,7 @@ def finish_search(job: Job, request: Request, search: Search) -> Finished:
     # The plan that is saved recovers as the search does, which a recipe without `auto` would not do by itself.
     recover = {"recover": request.recipe.recover or "auto"}
     # Before the ranks are chosen, nothing depends on the share.
-    context = replace(job.context, memory={} if found.chosen.get("target") else None)
+    context = replace(job.context, memory={} if found.chosen.get("target") else None, measured={})
     judged: list[Judged] = []
     checkpoints: list[Path | None] = []
     while True:

@@ -61,6 +61,7 @@ def meet_latency(
     Returns:
         The run that keeps the target and lies nearest to it; the nearest where none keeps it.
     """
+    context = replace(context, measured={} if context.measured is None else context.measured)
     factor = 1.0
     rounds: list[_Round] = []
     while True:

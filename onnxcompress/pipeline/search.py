@@ -110,7 +110,7 @@ class Search:
         if recipe.target and not splits:
             return Found("cost", None, 0, self._by_cost(), self._trials())
         held_out, fitted = self.calibration.split(HELD_OUT_SHARE, recipe.seed)
-        self.context = replace(self.context, calibration=fitted.samples())
+        self.context = replace(self.context, calibration=fitted.samples(), measured={})
         with Reference(Session(self.content), held_out) as reference:
             if reference.output is None:
                 raise DataError("a search needs a model that classifies: no output of shape [N, C] to tell a drop from")
@@ -120,6 +120,8 @@ class Search:
                 chosen = self._by_share(reference)
             else:
                 chosen = self._by_rate(reference)
+            self.context = replace(self.context, measured=None)
+            self.prefixes.clear()
             measure = "expected_top1" if self.labels else "disagreement"
             return Found(measure, recipe.max_drop, reference.samples, chosen, self._trials())
 

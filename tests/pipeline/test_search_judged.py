@@ -14,6 +14,7 @@ import pytest
 
 import onnxcompress
 from onnxcompress.cli import main
+from onnxcompress.passes.recovery import error_metric, refit
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.search_line import milder_position
 from onnxcompress.report.figures import GateResult
@@ -46,6 +47,16 @@ def always(monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], milder: Call
     monkeypatch.setattr(Search, "milder", milder)
 
 
+def counted(measure: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
+    """Return a function that notes each of its calls."""
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(name)
+        return measure(*arguments)
+
+    return noted
+
+
 def test_a_result_that_loses_too_much_is_made_again_milder(folder: Path) -> None:
     options = {"data": "hard.npz", "calib": "calib.npz", "max_drop": 8.0, **QUICK}
     result = onnxcompress.compress("in.onnx", **options)
@@ -75,6 +86,9 @@ def test_nothing_is_made_again_where_the_first_keeps_the_limit(folder: Path) -> 
 
 
 def test_a_limit_that_cannot_be_kept_ends_after_four(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    for module, name in ((refit, "Targets"), (error_metric, "gradient_moments")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name), name, measured))
     chosen = {"prune": 0.0, "target": {"macs": 0.3}}
     always(
         monkeypatch, chosen, lambda self, chosen, gate: {**chosen, "target": {"macs": chosen["target"]["macs"] + 0.01}}
@@ -87,6 +101,8 @@ def test_a_limit_that_cannot_be_kept_ends_after_four(folder: Path, monkeypatch: 
     assert not any(each["passed"] for each in judged)
     (line,) = [line for line in report["warnings"] if "evaluation data" in line]
     assert "none of 4" in line
+    # What the original answers is measured once for all four.
+    assert sorted(measured) == ["Targets", "gradient_moments"]
 
 
 WORDS = ["in.onnx", "out.onnx", "--tucker", "auto", "--svd", "auto", "--round-to", "1", "--data", "hard.npz"]

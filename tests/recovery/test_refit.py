@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -46,14 +47,19 @@ def _refitted(original: Model, compressed: Model, context: PassContext, **config
     return refit.apply(compressed, refit.plan(compressed, context), context).model
 
 
-def test_planted_weights_come_back() -> None:
-    original = Model.from_proto(conv_net())
-    damaged = original.copy()
+def _damaged(model: Model, seed: int) -> Model:
+    """Return a model with noise in the weights of its convolutions."""
+    damaged, generator = model.copy(), np.random.default_rng(seed)
     for layer in damaged.nodes:
         if layer.op == "Conv":
             weight = damaged.values(layer.inputs[1])
-            noise = np.random.default_rng(3).standard_normal(weight.shape).astype(np.float32)
-            damaged.set_input(layer, 1, weight + 0.2 * noise)
+            damaged.set_input(layer, 1, weight + 0.2 * generator.standard_normal(weight.shape).astype(np.float32))
+    return damaged
+
+
+def test_planted_weights_come_back() -> None:
+    original = Model.from_proto(conv_net())
+    damaged = _damaged(original, 3)
     batches = _batches(96)
     context = PassContext(calibration=batches, original=original)
     # The prior is the original's own weights: both fit and prior lead there.
@@ -229,3 +235,25 @@ def test_layers_of_one_depth_are_fitted_in_portions_to_the_same_weights(monkeypa
     monkeypatch.setattr(refit_module, "_SAMPLE_BYTES", 1)
     assert _refitted(original, damaged, context).to_bytes() == together
     assert together != damaged.to_bytes()
+
+
+def test_what_the_original_answers_is_measured_once_for_several_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Model.from_proto(conv_net())
+    runs: list[dict[str, int]] = []
+
+    class Counted(refit_module.Targets):
+        def __init__(self, original, layers, batches, positions, seed) -> None:
+            runs.append(dict(positions))
+            super().__init__(original, layers, batches, positions, seed)
+
+    monkeypatch.setattr(refit_module, "Targets", Counted)
+    context = PassContext(calibration=_batches(64))
+    together = context.with_original(original)
+    for damaged in (_damaged(original, seed) for seed in range(3)):
+        alone = _refitted(original, damaged, replace(context, original=original)).to_bytes()
+        assert _refitted(original, damaged, together).to_bytes() == alone != damaged.to_bytes()
+    assert len(runs) == 3 + 1
+    fewer = Refit(RefitConfig(positions=5))
+    fewer.apply(original, fewer.plan(original, together), together)
+    assert len(runs) == 3 + 2
+    assert set(runs[-1].values()) <= set(range(1, 6))

@@ -135,15 +135,34 @@ class Refit(Pass):
         layers = [known[str(decision["node"])] for decision in plan.decisions]
         images = max(1, int(plan.decisions[0].get("images", 1)))
         per_image = {layer.node: self.config.per_image(layer, images) for layer in layers}
-        reference = with_banded_lrn(context.original or model)
         weighed = [known[str(decision["node"])] for decision in plan.decisions if decision.get("weighed")]
         metrics = output_metrics(model, weighed, context)
-        targets = Targets(reference, layers, context.calibration(), per_image, context.seed)
+        targets = _targets(model, layers, context, context.calibration, per_image)
         try:
             _Refitting(self.config, model, layers, targets, metrics, per_image, context).run(context.calibration)
         finally:
-            targets.close()
+            if context.measured is None:
+                targets.close()
         return {}
+
+
+def _targets(
+    model: Model,
+    layers: Sequence[RefitLayer],
+    context: PassContext,
+    calibration: Samples,
+    per_image: Mapping[str, int],
+) -> Targets:
+    """Return what the original answers: measured once for all refits to it and these data."""
+    measured = {} if context.measured is None else context.measured
+    known: Targets | None = measured.get(__name__)
+    if known is not None and known.serve(layers, per_image):
+        return known
+    if known is not None:
+        known.close()
+    reference = with_banded_lrn(context.original or model)
+    measured[__name__] = targets = Targets(reference, layers, calibration(), per_image, context.seed)
+    return targets
 
 
 @dataclass(frozen=True)

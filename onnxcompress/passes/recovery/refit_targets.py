@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,9 @@ class Targets:
         Raises:
             DataError: there are no samples, or a layer's output holds NaN or infinity; it is named.
         """
-        self._files = {layer.node: tempfile.TemporaryFile() for layer in layers}  # noqa: SIM115 - closed by `close`
+        self._files = {layer.node: tempfile.TemporaryFile() for layer in layers}  # noqa: SIM115 - see `_close`
+        self._close = weakref.finalize(self, _close, list(self._files.values()))
+        self._positions = dict(positions)
         self._outputs = {layer.node: 0 for layer in layers}
         self.sizes: list[int] = []
         """Images of each batch."""
@@ -74,7 +77,16 @@ class Targets:
             self.sizes.append(len(next(iter(batch.values()))))
             yield batch
 
+    def serve(self, layers: Sequence[RefitLayer], positions: Mapping[str, int]) -> bool:
+        """Whether so many `positions` of each layer (by name) were sampled."""
+        names = [layer.node for layer in layers]
+        return all(name in self._files and self._positions[name] == positions[name] for name in names)
+
     def close(self) -> None:
-        """Delete the files."""
-        for file in self._files.values():
-            file.close()
+        """Delete the files, as also happens once nobody holds this."""
+        self._close()
+
+
+def _close(files: Sequence[IO[bytes]]) -> None:
+    for file in files:
+        file.close()
