@@ -155,14 +155,15 @@ def _targets(
 ) -> Targets:
     """Return what the original answers: measured once for all refits to it and these data."""
     measured = {} if context.measured is None else context.measured
-    known: Targets | None = measured.get(__name__)
-    if known is not None and known.serve(layers, per_image):
-        return known
-    if known is not None:
+    known: Targets | None = measured.pop(__name__, None)
+    if known is not None and not known.serve(layers, per_image):
         known.close()
-    reference = with_banded_lrn(context.original or model)
-    measured[__name__] = targets = Targets(reference, layers, calibration(), per_image, context.seed)
-    return targets
+        known = None
+    if known is None:
+        reference = with_banded_lrn(context.original or model)
+        known = Targets(reference, layers, calibration(), per_image, context.seed)
+    measured[__name__] = known
+    return known
 
 
 @dataclass(frozen=True)
