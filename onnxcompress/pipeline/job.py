@@ -141,7 +141,9 @@ def finish_search(job: Job, request: Request, search: Search) -> Finished:
     judged: list[Judged] = []
     checkpoints: list[Path | None] = []
     while True:
-        settled = replace(request, settled=request.recipe.updated({**found.chosen, **recover}))
+        # Where no filters are to leave, there is nothing to do in steps.
+        steps = {"steps": 1} if found.chosen.get("prune") == 0.0 else {}
+        settled = replace(request, settled=request.recipe.updated({**found.chosen, **recover, **steps}))
         done = finish(replace(job, context=context), settled, len(judged))
         checkpoints += done.checkpoints
         failed = [gate for gate in done.report.gates if not gate.passed]

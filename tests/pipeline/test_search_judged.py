@@ -109,6 +109,17 @@ WORDS = ["in.onnx", "out.onnx", "--tucker", "auto", "--svd", "auto", "--round-to
 WORDS += ["--calib", "calib.npz", "--no-latency", "--report", "r.json", "--html", "r.html"]
 
 
+def test_the_plan_replays_where_filters_were_to_leave_in_steps_and_none_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always(monkeypatch, {"prune": 0.0, "target": {"macs": 0.8}}, lambda self, chosen, gate: None)
+    words = [*WORDS, "--prune", "auto", "--steps", "2", "--max-drop", "50", "--save-plan", "p.json"]
+    assert main(words) == 0
+    again = ["--calib", "calib.npz", "--data", "hard.npz", "--no-latency", "--plan", "p.json"]
+    assert main(["in.onnx", "again.onnx", *again]) == 0
+    assert Path("again.onnx").read_bytes() == Path("out.onnx").read_bytes()
+
+
 def test_reports_tell_every_judgement(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS, "--max-drop", "8"]) == 0
     judged = json.loads(Path("r.json").read_text())["search"]["judged"]
