@@ -61,19 +61,21 @@ def meet_latency(
     Returns:
         The run that keeps the target and lies nearest to it; the nearest where none keeps it.
     """
-    context = replace(context, measured={} if context.measured is None else context.measured)
+    context = replace(
+        context,
+        memory={} if context.memory is None else context.memory,
+        measured={} if context.measured is None else context.measured,
+    )
     factor = 1.0
     rounds: list[_Round] = []
     while True:
         noted: list[float] = []
-        given = replace(context, memory=context.memory if context.memory is not None else {}, aimed=noted.append)
         try:
-            ran = run(work, replace(given, latency_factor=factor))
+            ran = run(work, replace(context, aimed=noted.append, latency_factor=factor))
         except BudgetInfeasibleError:
             if not rounds:
                 raise
             break  # of a target that was moved
-        context = replace(context, memory=given.memory)
         share = measure(ran.model).share
         rounds.append(_Round(ran, share, math.log(share / noted[-1]) if noted else 0.0))
         if len(rounds) == _MOST_ROUNDS or _is_good(share / target, ran.stages):

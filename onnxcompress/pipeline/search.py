@@ -120,6 +120,7 @@ class Search:
                 chosen = self._by_share(reference)
             else:
                 chosen = self._by_rate(reference)
+            # What the trials shared takes memory and disk, which the run with what was found needs.
             self.context = replace(self.context, measured=None)
             self.prefixes.clear()
             measure = "expected_top1" if self.labels else "disagreement"
@@ -290,8 +291,7 @@ class Search:
 
     def _passes(self, rate: float, target: Mapping[str, float]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
         """Return the passes up to the last that removes filters, and those behind it."""
-        steps = self.recipe.steps if rate > 0.0 else 1
-        passes = passes_of(replace(self.recipe, prune=rate, target=target, steps=steps), recovery=self.recovery)
+        passes = passes_of(replace(self.recipe, prune=rate, target=target), recovery=self.recovery)
         ends = [at for at, each in enumerate(passes, 1) if each.name in (Cleanup.name, FilterPruning.name)]
         end = max(ends, default=0)
         return passes[:end], passes[end:]

@@ -15,6 +15,7 @@ Places = npt.NDArray[np.int64]
 """Output positions, (B, P, spatial dimensions)."""
 
 _KEPT_DRAWS = 8192
+"""Draws that are kept, 1 kB each at 128 positions: of 500 images at sixteen output sizes all."""
 
 
 @dataclass(frozen=True)

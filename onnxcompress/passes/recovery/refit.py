@@ -138,11 +138,7 @@ class Refit(Pass):
         weighed = [known[str(decision["node"])] for decision in plan.decisions if decision.get("weighed")]
         metrics = output_metrics(model, weighed, context)
         targets = _targets(model, layers, context, context.calibration, per_image)
-        try:
-            _Refitting(self.config, model, layers, targets, metrics, per_image, context).run(context.calibration)
-        finally:
-            if context.measured is None:
-                targets.close()
+        _Refitting(self.config, model, layers, targets, metrics, per_image, context).run(context.calibration)
         return {}
 
 
@@ -156,10 +152,8 @@ def _targets(
     """Return what the original answers: measured once for all refits to it and these data."""
     measured = {} if context.measured is None else context.measured
     known: Targets | None = measured.pop(__name__, None)
-    if known is not None and not known.serve(layers, per_image):
-        known.close()
-        known = None
-    if known is None:
+    if known is None or not known.serve(layers, per_image):
+        known = None  # its files go before others are written
         reference = with_banded_lrn(context.original or model)
         known = Targets(reference, layers, calibration(), per_image, context.seed)
     measured[__name__] = known

@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 class Targets:
-    """Sampled outputs of the original's layers, in temporary files."""
+    """Sampled outputs of the original's layers, in temporary files that are deleted once nobody holds this."""
 
     def __init__(
         self,
@@ -38,22 +38,18 @@ class Targets:
             DataError: there are no samples, or a layer's output holds NaN or infinity; it is named.
         """
         self._files = {layer.node: tempfile.TemporaryFile() for layer in layers}  # noqa: SIM115 - see `_close`
-        self._close = weakref.finalize(self, _close, list(self._files.values()))
+        weakref.finalize(self, _close, list(self._files.values()))
         self._positions = dict(positions)
         self._outputs = {layer.node: 0 for layer in layers}
         self.sizes: list[int] = []
         """Images of each batch."""
         samplers = {layer.node: LayerSampler(layer, positions[layer.node], seed) for layer in layers}
         names = [layer.output for layer in layers]
-        try:
-            for number, captured in enumerate(one_ahead(capture_activations(original, names, self._sized(batches)))):
-                for layer in layers:
-                    rows = samplers[layer.node].outputs(captured[layer.output], self.sizes[number])
-                    self._outputs[layer.node] = rows.shape[1]
-                    rows.tofile(self._files[layer.node])
-        except BaseException:
-            self.close()
-            raise
+        for number, captured in enumerate(one_ahead(capture_activations(original, names, self._sized(batches)))):
+            for layer in layers:
+                rows = samplers[layer.node].outputs(captured[layer.output], self.sizes[number])
+                self._outputs[layer.node] = rows.shape[1]
+                rows.tofile(self._files[layer.node])
 
     @property
     def images(self) -> int:
@@ -81,10 +77,6 @@ class Targets:
         """Whether so many `positions` of each layer (by name) were sampled."""
         names = [layer.node for layer in layers]
         return all(name in self._files and self._positions[name] == positions[name] for name in names)
-
-    def close(self) -> None:
-        """Delete the files, as also happens once nobody holds this."""
-        self._close()
 
 
 def _close(files: Sequence[IO[bytes]]) -> None:
