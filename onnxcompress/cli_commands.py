@@ -93,12 +93,12 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     check_outputs(None, overwrite=False, reports=reports, inputs=[arguments.input])
     inspection = inspect(arguments.input, input_shapes=recipe.input_shape)
     if recipe.profile:
-        source = read_source(arguments.input)
+        source = read_source(arguments.input, recipe.input_shape)
         nodes = profile(Profiled(source.model, source.content), resolve_providers(recipe)[0], recipe)
         inspection = replace(inspection, profile=compare_profiles(nodes, ()))
     if arguments.time_table is not None:
         with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
-            table = make_time_table(read_source(arguments.input), recipe, progress)
+            table = make_time_table(read_source(arguments.input, recipe.input_shape), recipe, progress)
         write_together({arguments.time_table: json_text(table.to_json()).encode()})
     if arguments.json is not None:
         write_together({arguments.json: json_text(inspection.to_json()).encode()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy as copying
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.inference import Dim as Dim
 from onnxcompress.inference import Shape as Shape
-from onnxcompress.inference import infer
+from onnxcompress.inference import declared_shape, infer
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
@@ -53,12 +54,14 @@ class Model:
             Identity nodes of constants have become `gs.Constant` tensors of the same name.
         shapes: {tensor name: shape} of every tensor shape inference knows; symbolic dimensions are str or None.
         dtypes: {tensor name: onnx element type}.
+        input_shapes: {graph input: full shape} at which sizes that the file leaves open are counted; not in the file.
     """
 
     def __init__(self, graph: gs.Graph, envelope: Envelope, captured: dict[str, gs.Constant]) -> None:
         self.graph = graph
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, int] = {}
+        self.input_shapes: Mapping[str, Sequence[int]] = {}
         self._envelope = envelope
         self._captured = captured
         self._names: set[str] | None = None
@@ -241,6 +244,25 @@ class Model:
         graph = gs.Graph(nodes, inputs, outputs, opset=self.opset)
         model = Model(graph, self._envelope, {name: clone(t) for name, t in self._captured.items()})
         model.shapes, model.dtypes = dict(self.shapes), dict(self.dtypes)
+        model.input_shapes = self.input_shapes
+        return model
+
+    def at(self, input_shapes: Mapping[str, Sequence[int]]) -> Model:
+        """Return this model with the sizes that it leaves open counted at these full shapes of its inputs."""
+        model = self.copy()
+        model.input_shapes = input_shapes
+        return model
+
+    def declared(self, input_shapes: Mapping[str, Sequence[int | None]]) -> Model:
+        """Return this model with other shapes declared of its inputs; None leaves a length as it is.
+
+        Raises:
+            ModelError: it does not fit such inputs.
+        """
+        model = self.copy()
+        inputs = tuple(_with_lengths(info, input_shapes.get(info.name, ())) for info in self._envelope.inputs)
+        model._envelope = replace(self._envelope, inputs=inputs)
+        model.refresh_shapes()
         return model
 
     def become(self, proto: onnx.ModelProto) -> None:
@@ -249,7 +271,7 @@ class Model:
         Raises:
             ModelError: it is invalid.
         """
-        self.__dict__.update(Model.from_proto(proto).__dict__)
+        self.__dict__.update({**Model.from_proto(proto).__dict__, "input_shapes": self.input_shapes})
 
     def remove_unused(self) -> None:
         """Remove nodes none of whose outputs is read."""
@@ -279,10 +301,7 @@ class Model:
         """Return {tensor name: shape} for inputs of the given full shapes."""
         proto = self.skeleton()
         for info in proto.graph.input:
-            if info.name in input_shapes:
-                dims = info.type.tensor_type.shape.dim
-                for dim, length in zip(dims, input_shapes[info.name], strict=False):
-                    dim.dim_value = int(length)
+            info.CopyFrom(_with_lengths(info, input_shapes.get(info.name, ())))
         return infer(proto)[0]
 
     def check(self) -> None:
@@ -369,7 +388,7 @@ class Model:
                 restore_extras(exported, extras)
             graph.node.append(exported)
         graph.input.extend(envelope.inputs)
-        graph.output.extend(envelope.outputs)
+        graph.output.extend(_corrected(info, self.shapes.get(info.name)) for info in envelope.outputs)
         listed = {info.name for info in envelope.defaults}
         if envelope.model.ir_version < _FIRST_IR_WITH_FREE_INITIALIZERS:
             listed |= set(weights)
@@ -402,6 +421,33 @@ def array_info(name: str, array: Array) -> onnx.ValueInfoProto:
     """Return the declaration of a tensor of an array's type and shape."""
     dtype = onnx.TensorProto.STRING if array.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     return onnx.helper.make_tensor_value_info(name, dtype, array.shape)
+
+
+def _with_lengths(info: onnx.ValueInfoProto, lengths: Sequence[int | None]) -> onnx.ValueInfoProto:
+    """Return a declaration with the lengths that are given: the leading ones, less those that are None."""
+    declared = onnx.ValueInfoProto()
+    declared.CopyFrom(info)
+    for dim, length in zip(declared.type.tensor_type.shape.dim, lengths, strict=False):
+        if length is not None:
+            dim.dim_value = int(length)
+    return declared
+
+
+def _corrected(info: onnx.ValueInfoProto, shape: Shape | None) -> onnx.ValueInfoProto:
+    """Return a graph output's declaration, of the inferred shape where what was declared contradicts it."""
+    declared = declared_shape(info)
+    if shape is None or declared is None or _may_agree(declared, shape):
+        return info
+    corrected = onnx.ValueInfoProto()
+    corrected.CopyFrom(info)
+    corrected.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
+    return corrected
+
+
+def _may_agree(declared: Shape, shape: Shape) -> bool:
+    return len(declared) == len(shape) and all(
+        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(declared, shape, strict=True)
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -66,7 +66,6 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     nodes: list[gs.Node] = []
     free_inputs = [info for info in graph.input if info.name not in arrays]
     for info in free_inputs:
-        _check_lengths(info)
         tensors[info.name] = gs.Variable(info.name)
     outputs = {info.name for info in graph.output}
     _check_order(graph, set(tensors))
@@ -89,10 +88,10 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     inputs, results = [tensors[i.name] for i in free_inputs], [tensors[o.name] for o in graph.output]
     surroundings = Envelope(
         model=_envelope(proto),
-        inputs=tuple(_copied(info) for info in free_inputs),
-        outputs=tuple(_copied(info) for info in graph.output),
+        inputs=tuple(_declaration(info, "graph input") for info in free_inputs),
+        outputs=tuple(_declaration(info, "graph output") for info in graph.output),
         defaults=tuple(_copied(info) for info in graph.input if info.name in arrays),
-        value_info={info.name: _copied(info) for info in graph.value_info},
+        value_info={info.name: _declaration(info, "tensor") for info in graph.value_info},
         extras=extras,
     )
     return gs.Graph(nodes, inputs, results, opset=opset), surroundings, captured
@@ -134,13 +133,20 @@ def _check_names(graph: onnx.GraphProto) -> None:
         weights.add(tensor.name)
 
 
-def _check_lengths(info: onnx.ValueInfoProto) -> None:
-    lengths = [dim.dim_value for dim in info.type.tensor_type.shape.dim if dim.HasField("dim_value")]
-    if any(length < 0 for length in lengths):
-        raise ModelError(
-            f"graph input '{info.name}' declares a negative length ({min(lengths)}); a length that is open has a name, "
-            f"or nothing, in its place: export it again"
-        )
+def _declaration(info: onnx.ValueInfoProto, what: str) -> onnx.ValueInfoProto:
+    """Return a copy of a declaration, in which a length of -1 (PaddlePaddle's way to say so) is an open one."""
+    copy: onnx.ValueInfoProto = _copied(info)
+    if not copy.type.HasField("tensor_type"):
+        return copy
+    for dim in copy.type.tensor_type.shape.dim:
+        if dim.dim_value == -1:
+            dim.ClearField("dim_value")
+        elif dim.dim_value < 0:
+            raise ModelError(
+                f"{what} '{info.name}' declares a negative length ({dim.dim_value}); a length that is open has a name, "
+                f"or nothing, in its place: export it again"
+            )
+    return copy
 
 
 def _check_order(graph: onnx.GraphProto, known: set[str]) -> None:

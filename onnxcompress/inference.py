@@ -9,7 +9,8 @@ onnx's inference is helped where it is known to fall short, on a private copy th
 - propagation has bugs of its own (onnx 1.23 makes an empty vector of a Slice by a computed start): where only it
   finds a contradiction, there is none;
 - a length that a Reshape leaves open is often given by the number of its elements (`lengths`): what is found to be a
-  number is told to a further inference, which goes on behind it.
+  number is told to a further inference, which goes on behind it;
+- what a file declares of its graph outputs may be wrong, which no runtime minds: what is inferred counts.
 """
 
 from __future__ import annotations
@@ -64,9 +65,17 @@ def _tables(inferred: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]
     for info in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         if info.type.HasField("tensor_type"):
             dtypes[info.name] = info.type.tensor_type.elem_type
-            if info.type.tensor_type.HasField("shape"):
-                shapes[info.name] = tuple(_dim(d) for d in info.type.tensor_type.shape.dim)
+        shape = declared_shape(info)
+        if shape is not None:
+            shapes[info.name] = shape
     return shapes, dtypes
+
+
+def declared_shape(info: onnx.ValueInfoProto) -> Shape | None:
+    """Return the shape that a declaration gives a tensor, None if it gives none."""
+    if not (info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape")):
+        return None
+    return tuple(_dim(dim) for dim in info.type.tensor_type.shape.dim)
 
 
 def _meant(dim: Dim, found: Mapping[str, Dim]) -> Dim:
@@ -87,6 +96,20 @@ def _tell(
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer strictly; shapes that are declared of graph outputs give way where they contradict the rest."""
+    try:
+        return _strictly_inferred(proto)
+    except ModelError as contradiction:
+        for info in proto.graph.output:
+            if info.type.HasField("tensor_type"):
+                info.type.tensor_type.ClearField("shape")
+        try:
+            return _strictly_inferred(proto)
+        except ModelError:
+            raise contradiction from None
+
+
+def _strictly_inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Infer by the first of three ways that finds no contradiction: modern spelling, as it is, without propagation."""
     infer_shapes, failure = onnx.shape_inference.infer_shapes, onnx.shape_inference.InferenceError
     opset = next((o for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)

@@ -140,7 +140,7 @@ def _absurd_input(model: onnx.ModelProto) -> None:
 
 
 def _negative_input(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -1
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -2
 
 
 def _absurd_map(model: onnx.ModelProto) -> None:
@@ -161,7 +161,7 @@ def _absurd_map(model: onnx.ModelProto) -> None:
         (_absurd_weight, MODEL, "but holds"),
         (_absurd_empty_weight, MODEL, ""),
         (_absurd_input, DATA, "too many to verify with"),
-        (_negative_input, MODEL, "declares a negative length (-1)"),
+        (_negative_input, MODEL, "declares a negative length (-2)"),
         (_absurd_map, DATA, "too many to verify with"),
     ],
 )

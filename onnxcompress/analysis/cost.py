@@ -78,17 +78,16 @@ class ModelCost:
         return next((layer for layer in self.layers if layer.node == node), None)
 
 
-def model_cost(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> ModelCost:
+def model_cost(model: Model) -> ModelCost:
     """Count parameters and MACs, layer by layer.
 
     Args:
-        model: is only read.
-        input_shapes: full shapes of graph inputs whose sizes the model leaves open; their batch is divided out.
+        model: is only read. Sizes that it leaves open are those of its `input_shapes`, whose batch is divided out.
 
     Raises:
         RecipeError: `input_shapes` names no input, or a shape does not fit it.
     """
-    shapes, batch = sample_shapes(model, input_shapes)
+    shapes, batch = sample_shapes(model)
     layers = []
     for node, params in _params_of_nodes(model):
         counts_macs = node.op in _MACS and node.domain in _DEFAULT_DOMAIN
@@ -142,15 +141,13 @@ def _quantised_constant(node: gs.Node) -> gs.Constant | None:
     return node.inputs[0]
 
 
-def sample_shapes(
-    model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None
-) -> tuple[dict[str, Shape], int]:
+def sample_shapes(model: Model) -> tuple[dict[str, Shape], int]:
     """Return all shapes with every open batch set to 1 and `input_shapes` applied, and the batch that is left in them.
 
     Raises:
         RecipeError: `input_shapes` names no input, or a shape does not fit it.
     """
-    given = dict(input_shapes or {})
+    given = model.input_shapes
     inputs = {tensor.name: model.shape_of(tensor) for tensor in model.graph.inputs}
     for name, asked in given.items():
         _check_fits(name, asked, inputs)

@@ -101,7 +101,7 @@ class ResponseSpectrum:
 
     Attributes:
         energies: descending, (O,); what a rank keeps is the sum of the first ones.
-        vectors: (O, O), in columns.
+        vectors: in columns, (O, min(D, O)); what lies beyond them has no energy.
         metric: of the targets; None is the identity.
     """
 
@@ -112,15 +112,26 @@ class ResponseSpectrum:
     def factors(self, slope: Matrix, rank: int) -> tuple[Matrix, Matrix]:
         """Return (D, R) and (O, R): the best approximation of `slope` (D, O) of that rank is `first @ second.T`."""
         basis = self.vectors[:, :rank]
+        basis = np.pad(basis, ((0, 0), (0, rank - basis.shape[1])))
         if self.metric is None:
             return slope @ basis, basis
         return slope @ (self.metric.root @ basis), self.metric.inverse @ basis
 
 
 def response_spectrum(xx: Matrix, slope: Matrix, metric: Metric | None = None) -> ResponseSpectrum:
-    """Return the spectrum of the response `slope.T @ x` (O,) for inputs of covariance `xx` (D, D)."""
+    """Return the spectrum of the response `slope.T @ x` (O,) for inputs of covariance `xx` (D, D).
+
+    More outputs than inputs, the classes of a text recogniser for one, lie in a space of D dimensions, and it is there
+    that the eigenvectors are looked for.
+    """
     measured = slope if metric is None else slope @ metric.root
-    values, vectors = descending_eigenpairs(measured.T @ (xx @ measured))
+    inputs, outputs = measured.shape
+    if outputs <= inputs:
+        values, vectors = descending_eigenpairs(measured.T @ (xx @ measured))
+    else:
+        space, within = np.linalg.qr(measured.T)
+        values, turned = descending_eigenpairs(within @ xx @ within.T)
+        values, vectors = np.pad(values, (0, outputs - inputs)), space @ turned
     return ResponseSpectrum(np.maximum(values, 0.0), vectors, metric)
 
 

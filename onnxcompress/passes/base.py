@@ -18,7 +18,7 @@ from onnxcompress.analysis.split import Split
 from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph import Model, Signature
 from onnxcompress.passes.race import Race
-from onnxcompress.passes.verification import refusal
+from onnxcompress.passes.verification import output_shapes, refusal
 
 Decision = Mapping[str, Any]
 """One decision of a plan: JSON values only, keyed by node and tensor names."""
@@ -212,7 +212,7 @@ class Pass(ABC):
             rewritten.refresh_shapes()
             rewritten.check()
         before, after = model.signature(), rewritten.signature()
-        if not _same_signature(before, after):
+        if not (_same_signature(before, after) or _same_signature(_seen_signature(model), after)):
             raise PassError(f"pass '{self.name}' changed the graph's inputs or outputs: {before} became {after}")
         return PassResult(rewritten, True, plan, {**context.provenance, **added})
 
@@ -232,6 +232,12 @@ def judged(name: str, model: Model) -> Iterator[None]:
         if fault is not None:
             raise ModelError(f"the model contradicts itself, and onnxruntime does not run it: {fault}") from error
         raise PassError(f"pass '{name}' produced an invalid model: {error}") from error
+
+
+def _seen_signature(model: Model) -> Signature:
+    """Return the signature with the outputs' shapes as onnxruntime makes them: what a file declares may be wrong."""
+    seen = output_shapes(model)
+    return tuple((name, dtype, seen.get(name, shape)) for name, dtype, shape in model.signature())
 
 
 def _same_signature(before: Signature, after: Signature) -> bool:

@@ -54,8 +54,8 @@ def compare(
     check_gates_can_be_measured(asked, has_data=data is not None)
     check_outputs(None, overwrite=False, reports=report_paths(asked), inputs=[original, compressed])
     providers = resolve_providers(asked)
-    first, second = read_source(original), read_source(compressed)
-    costs = [model_cost(each.model, asked.input_shape) for each in (first, second)]
+    first, second = (read_source(each, asked.input_shape) for each in (original, compressed))
+    costs = [model_cost(each.model) for each in (first, second)]
     figures = [each.figures(cost) for each, cost in zip((first, second), costs, strict=True)]
     data_sets = open_data(first.content, asked, data)
     measured = measure(first.content, second.content, data_sets.evaluation, providers, asked, progress or no_progress)

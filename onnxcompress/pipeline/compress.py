@@ -24,7 +24,12 @@ from onnxcompress.pipeline.report_files import report_files
 from onnxcompress.pipeline.request import RecipeLike, Request, make_request
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.source import ModelLike, Source, read_source
-from onnxcompress.pipeline.stages import Stage, check_something_can_be_compressed, passes_of
+from onnxcompress.pipeline.stages import (
+    Stage,
+    check_something_can_be_compressed,
+    check_target_can_be_counted,
+    passes_of,
+)
 from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.remote import Location
 from onnxcompress.report import environment
@@ -89,10 +94,11 @@ def compress(
     providers = resolve_providers(asked)
     passes_of(asked, recovery=request.recovery)  # what is not installed shows here
     tell("loading the model", 0, None)
-    source = read_source(model)
+    source = read_source(model, asked.input_shape)
     name = str(source.path or "model")
     check_something_can_be_compressed(source.model, asked, name)
-    original_cost = model_cost(source.model, asked.input_shape)
+    original_cost = model_cost(source.model)
+    check_target_can_be_counted(source.model, original_cost, asked)
     saved = request.saved_plan
     if saved is not None:
         saved.check_is_for(source, asked)

@@ -32,8 +32,8 @@ def inspect(model: ModelLike, *, input_shapes: InputShapes | None = None) -> Ins
         ModelError: the model cannot be read or is invalid.
         RecipeError: `input_shapes` does not fit the model.
     """
-    source = read_source(model)
-    cost = model_cost(source.model, input_shapes)
+    source = read_source(model, input_shapes)
+    cost = model_cost(source.model)
     groups = channel_groups(source.model)
     group_of = {node: group.name for group in groups.groups for node in group.producers}
     split, not_split = _splits(source.model)

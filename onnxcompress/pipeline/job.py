@@ -212,9 +212,7 @@ def _run_passes(
         # What a pass remembers is of the model that stands before it, another one for each pass of the same name.
         own = None if memory is None else memory.setdefault(f"{number} {each.name}", {})
         context = replace(context, checkpoint=checkpoints[number], memory=own)
-        result, stage, context = run_pass(
-            each, model, context, plan, asked.input_shape, planned_only=asked.dry_run and each.trains
-        )
+        result, stage, context = run_pass(each, model, context, plan, planned_only=asked.dry_run and each.trains)
         if each.tidies and not result.modified:
             continue
         if asked.verify and result.modified:

@@ -249,7 +249,7 @@ class Search:
         cost, losses = None, None
         with contextlib.suppress(BudgetInfeasibleError):
             model = self._compressed(rate, target)
-            cost = model_cost(model, self.recipe.input_shape)
+            cost = model_cost(model)
             with CompressedModel(model, external=False).loadable() as content:
                 losses = sample_losses(Session(content), reference)
         seconds = time.perf_counter() - started
@@ -271,7 +271,7 @@ class Search:
     def _compressed(self, rate: float, target: Mapping[str, float]) -> Model:
         model, context = self._before_ranks(rate)
         for each in self._passes(rate, target)[1]:
-            result, _, context = run_pass(each, model, context, None, self.recipe.input_shape)
+            result, _, context = run_pass(each, model, context, None)
             model = result.model
         return model
 
@@ -283,7 +283,7 @@ class Search:
                     context = context.with_original(model)
                 is_first = each.name == FilterPruning.name and self.recipe.steps == 1
                 own = replace(context, memory=self.ranked if is_first else None)
-                result, _, context = run_pass(each, model, own, None, self.recipe.input_shape)
+                result, _, context = run_pass(each, model, own, None)
                 model = result.model
             context = context if context.original is not None else context.with_original(model)
             self.prefixes[rate] = model, replace(context, memory={})

@@ -56,12 +56,21 @@ class Source:
         )
 
 
-def read_source(given: ModelLike) -> Source:
+def read_source(given: ModelLike, input_shapes: InputShapes | None = None) -> Source:
     """Load a model from whatever it was given as.
+
+    Args:
+        given: what it was given as; it is not changed.
+        input_shapes: full shapes of inputs whose sizes the model leaves open.
 
     Raises:
         ModelError: the model cannot be read or is invalid.
     """
+    source = _read(given)
+    return replace(source, model=source.model.at(input_shapes)) if input_shapes else source
+
+
+def _read(given: ModelLike) -> Source:
     if isinstance(given, (str, Path, RemoteFile)):
         file = location(given)
         return _read_remote(file) if isinstance(file, RemoteFile) else _read_file(file)

@@ -26,7 +26,6 @@ from onnxcompress.passes.tucker import (
 )
 from onnxcompress.passes.verification import Verification
 from onnxcompress.pipeline.recovery import STEP_SHARE, recovery_passes, require_torch
-from onnxcompress.pipeline.source import InputShapes
 from onnxcompress.recipe import CLEANUP, Recipe
 from onnxcompress.report.figures import SkippedNode, StageFigures, StepFigures
 from onnxcompress.report.json_file import plain_json
@@ -125,7 +124,6 @@ def run_pass(
     model: Model,
     context: PassContext,
     plan: Plan | None,
-    input_shapes: InputShapes,
     *,
     planned_only: bool = False,
 ) -> tuple[PassResult, Stage, PassContext]:
@@ -142,7 +140,7 @@ def run_pass(
     else:
         result = each.apply(model, settled, noting)
     seconds = time.perf_counter() - started
-    cost = model_cost(result.model, input_shapes)
+    cost = model_cost(result.model)
     decisions: list[dict[str, Any]] = plain_json([dict(d) for d in result.plan.decisions])
     skipped = tuple(SkippedNode(s.node, s.reason) for s in result.plan.skipped)
     steps = _steps(each, result.plan, [outcome["step_seconds"] for outcome in outcomes if "step_seconds" in outcome])
@@ -180,12 +178,33 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
     """Refuse a model that has nothing of what is compressed.
 
     Raises:
-        ModelError: there is no convolution (and, where `svd` or `quantize` is asked for, no Gemm or MatMul either).
+        ModelError: there is no convolution (and, where matrices are split or quantised, no Gemm or MatMul either).
     """
     ops = {node.op for node in model.nodes}
-    matrices = recipe.svd != "off" or recipe.quantize != "off"
+    matrices = recipe.svd != "off" or recipe.quantize != "off" or bool(recipe.target)
     wanted = _CONVOLUTIONS | (_SPLIT_BY_SVD if matrices else frozenset())
     if not ops & wanted:
         names = ", ".join(sorted(wanted))
         seen = ", ".join(sorted(ops)[:8]) or "nothing"
         raise ModelError(f"{where}: holds nothing that can be compressed: no {names} (it has {seen})")
+
+
+def check_target_can_be_counted(model: Model, cost: ModelCost, recipe: Recipe) -> None:
+    """Refuse a target of a model whose layers' sizes are not known, before anything is measured.
+
+    Raises:
+        RecipeError: they are not known.
+    """
+    searched = bool(recipe.target) or recipe.is_searched
+    if cost.macs is not None or not searched or recipe.plan is not None:
+        return
+    for tensor in model.graph.inputs:
+        shape = model.shape_of(tensor) or ()
+        if tensor.name not in recipe.input_shape and not all(isinstance(length, int) for length in shape[1:]):
+            lengths = [1, *(length if isinstance(length, int) else "N" for length in shape[1:])]
+            example = f"{tensor.name}:{'x'.join(map(str, lengths))}"
+            raise RecipeError(
+                f"target: input '{tensor.name}' leaves sizes open: give --input-shape {example}, a number for each N"
+            )
+    if "macs" in recipe.target or not recipe.target:
+        raise RecipeError("target: the model's MACs are not known; a target of params needs none")

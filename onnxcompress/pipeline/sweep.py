@@ -138,7 +138,7 @@ def _prepare(
         passes_of(request.recipe, recovery=request.recovery)
     providers = resolve_providers(asked)
     tell("loading the model", 0, None)
-    source = read_source(model)
+    source = read_source(model, asked.input_shape)
     check_something_can_be_compressed(source.model, asked, str(source.path or "model"))
     store = Store(out)
     store.prepare()
@@ -237,7 +237,7 @@ def _latency_key(asked: _Sweep) -> str:
 def _report(
     asked: _Sweep, points: Sequence[SweepPoint], kept: Mapping[str, Mapping[str, Any] | None], seconds: float
 ) -> SweepReport:
-    cost = model_cost(asked.source.model, asked.recipe.input_shape)
+    cost = model_cost(asked.source.model)
     done: list[Mapping[str, Any]] = [
         value["report"]["accuracy"] for value in kept.values() if value and "report" in value
     ]

@@ -116,8 +116,8 @@ def test_what_is_not_known_is_none_and_can_be_given():
     assert cost.macs is None
     assert cost.layers[0].macs is None
     assert cost.params == 8 * 6 * 9 + 8
-    assert model_cost(model, {"x": (1, 6, 9, 10)}).macs == 432 * 56
-    assert model_cost(model, {"x": (4, 6, 9, 10)}).macs == 432 * 56
+    assert model_cost(model.at({"x": (1, 6, 9, 10)})).macs == 432 * 56
+    assert model_cost(model.at({"x": (4, 6, 9, 10)})).macs == 432 * 56
 
 
 def test_an_unknown_layer_leaves_the_known_ones():
@@ -161,7 +161,7 @@ def test_sizes_behind_shape_arithmetic_are_known():
 )
 def test_shapes_that_do_not_fit_are_refused(shapes, message):
     with pytest.raises(RecipeError, match=message):
-        model_cost(conv_model(weight_of(8, 6, 3, 3), ("n", 6, "h", "w")), shapes)
+        model_cost(conv_model(weight_of(8, 6, 3, 3), ("n", 6, "h", "w")).at(shapes))
 
 
 def test_shapes_that_contradict_the_model_are_refused():
@@ -171,9 +171,9 @@ def test_shapes_that_contradict_the_model_are_refused():
     ]
     constants = {"flat": np.array([1, -1]), "w": weight_of(6 * 4, 5)}
     model = model_of(nodes, constants, (1, 6, "h", "w"))
-    assert model_cost(model, {"x": (1, 6, 2, 2)}).macs == 120
+    assert model_cost(model.at({"x": (1, 6, 2, 2)})).macs == 120
     with pytest.raises(RecipeError, match="cannot run at these shapes"):
-        model_cost(model, {"x": (1, 6, 3, 3)})
+        model_cost(model.at({"x": (1, 6, 3, 3)}))
 
 
 def test_sample_shapes_leave_the_model_alone():

@@ -84,6 +84,24 @@ def test_reduced_rank_error_is_the_discarded_energy(rank: int) -> None:
     np.testing.assert_allclose(error, spectrum.energies[rank:].sum(), atol=1e-8 * spectrum.energies.sum())
 
 
+@pytest.mark.parametrize("metric", [None, Metric.of(np.diag(np.arange(1.0, 31.0)), 0.1)])
+def test_more_outputs_than_inputs_are_told_apart_by_the_inputs(metric: Metric | None) -> None:
+    generator = np.random.default_rng(8)
+    half, slope = generator.standard_normal((5, 5)), generator.standard_normal((5, 30))
+    xx = half @ half.T
+    spectrum = response_spectrum(xx, slope, metric)
+    root = np.eye(30) if metric is None else metric.root
+    whole = np.linalg.eigvalsh(root @ slope.T @ xx @ slope @ root)[::-1]
+    np.testing.assert_allclose(spectrum.energies, whole, atol=1e-9 * whole[0])
+    assert spectrum.energies[5:].max() == 0.0
+    for rank in (1, 3, 5, 12):
+        first, last = spectrum.factors(slope, rank)
+        assert (first.shape, last.shape) == ((5, rank), (30, rank))
+        missed = (slope - first @ last.T) @ root
+        error = np.einsum("do,do->", missed, xx @ missed)
+        np.testing.assert_allclose(error, whole[rank:].sum(), atol=1e-9 * whole[0])
+
+
 def test_reduced_rank_regression_beats_any_other_factorisation() -> None:
     x, slope = _samples(5)
     own = accumulate(x, (x @ slope).astype(np.float32)).centred()

@@ -149,8 +149,8 @@ def banded(model: Model) -> Model:
 
 
 def test_the_window_costs_no_macs_and_says_what_it_costs() -> None:
-    model = network()
-    before, after = model_cost(model, {"x": (1, 6, 6, 5)}), model_cost(banded(model), {"x": (1, 6, 6, 5)})
+    model = network().at({"x": (1, 6, 6, 5)})
+    before, after = model_cost(model), model_cost(banded(model))
     assert (before.macs, before.lrn_macs) == (after.macs, 0)
     assert after.lrn_macs == 12 * 12 * 4 * 3
     assert after.params == before.params + 12 * 12 + 12

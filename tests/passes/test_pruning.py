@@ -259,6 +259,20 @@ def test_the_proof_fails_on_another_filter_than_the_plan_says() -> None:
     assert difference(model, lying) > 1e-3
 
 
+def test_rounding_of_what_ends_at_one_is_no_difference() -> None:
+    """Far below 0 hardly anything but rounding is left of a Sigmoid: what stands before it tells the models apart."""
+
+    def network(factor: float) -> Model:
+        constants = {"b": np.full(4, -15.0, np.float32), "f": np.full(4, factor, np.float32)}
+        nodes = [node("Add", ["x", "b"], "h"), node("Mul", ["h", "f"], "z"), node("Sigmoid", ["z"], "s")]
+        return build([*nodes, node("Unsqueeze", ["s", "one"], "y")], {**constants, "one": [1]}, shape=("n", 4))
+
+    feeds = {"x": np.random.default_rng(0).uniform(0.5, 1.0, (3, 4)).astype(np.float32)}
+    verify("cleanup", network(1.0), network(1.0005), feeds).require()
+    with pytest.raises(PassError, match="self-check of pass 'cleanup'"):
+        verify("cleanup", network(1.0), network(1.01), feeds).require()
+
+
 def test_relative_difference() -> None:
     one = np.array([1.0, -4.0], np.float32)
     assert relative_difference(one, one) == 0.0
@@ -269,6 +283,8 @@ def test_relative_difference() -> None:
     assert relative_difference(np.array([np.inf, 2.0]), np.array([np.inf, 2.0])) == 0.0
     assert relative_difference(np.array([np.inf, 2.0]), np.array([-np.inf, 2.0])) == float("inf")
     assert relative_difference(np.array([1, 2]), np.array([1, 3])) == float("inf")
+    assert relative_difference(np.array([1e-6, 0.0]), np.array([1e-6, 1e-7]), 2e-7) == 0.0
+    assert relative_difference(np.array([1e-6, 0.0]), np.array([1e-6, 1e-7]), 5e-8) == 0.1
 
 
 def test_values_that_overflow_prove_nothing() -> None:

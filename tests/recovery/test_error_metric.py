@@ -96,8 +96,8 @@ def test_moments_are_shrunk_as_far_as_images_disagree() -> None:
 def test_behind_an_unknown_operator_nothing_is_weighed() -> None:
     model = network(resized=True)
     layers = find_refit_layers(model, model, PassContext())[0]
-    assert {layer.output for layer in layers if layer.node in weighable(model, layers)} == {"s"}
-    assert weighable(model, []) == frozenset()
+    assert {layer.output for layer in layers if layer.node in weighable(model, layers, calibration(8, 1))} == {"s"}
+    assert weighable(model, [], calibration(8, 1)) == frozenset()
 
 
 def test_gradients_that_are_not_finite_weigh_nothing() -> None:
@@ -140,7 +140,7 @@ def test_layers_of_too_many_outputs_are_not_weighed(monkeypatch: pytest.MonkeyPa
     model = network()
     layers = find_refit_layers(model, model, PassContext())[0]
     monkeypatch.setattr(error_metric, "_MOST_OUTPUTS", 10)
-    assert {layer.output for layer in layers if layer.node in weighable(model, layers)} == {"s"}
+    assert {layer.output for layer in layers if layer.node in weighable(model, layers, calibration(8, 1))} == {"s"}
     assert set(gradient_moments(model, layers, calibration(8, 1), 0)) == {layers[1].node}
 
 

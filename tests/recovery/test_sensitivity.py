@@ -69,6 +69,22 @@ def test_a_damage_is_the_mean_root_of_what_the_disturbed_network_loses() -> None
     assert damage == pytest.approx(_damage(proto, changed, images), rel=1e-3)
 
 
+def test_an_output_before_the_layer_is_there_and_loses_nothing() -> None:
+    proto, images = conv_net(), samples(12)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("r1", onnx.TensorProto.FLOAT, ["batch", 16, 8, 8]))
+    model = Model.from_proto(proto)
+    layers = find_refit_layers(model, model, PassContext())[0]
+    by_name = {layer.node: layer for layer in layers}
+    zero = {}
+    for name in ("first", "second"):
+        slope = np.zeros((by_name[name].original[0].shape[0] * by_name[name].original.shape[2], 16))
+        zero[name] = {name: Disturbance(slope, np.zeros(16), 1.0)}
+    found = measure_damages(model, layers, zero, [{"x": images}])
+    only_last = measure_damages(Model.from_proto(conv_net()), layers, zero, [{"x": images}])
+    assert found == pytest.approx(only_last)
+    assert min(found.values()) > 0.0
+
+
 def test_batches_are_written_once_and_read_by_name() -> None:
     files = BatchFiles()
     batches = [{"a": np.full(2, at), "b": np.full((1, 3), -at)} for at in range(4)]

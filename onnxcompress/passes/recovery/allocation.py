@@ -295,6 +295,6 @@ def _size(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
 def _total(kind: str, cost: ModelCost) -> float:
     if kind == "macs":
         if cost.macs is None:
-            raise RecipeError("target: the model's MACs are not known; give --input-shape, or a target of params")
+            raise RecipeError("target: the model's MACs are not known; a target of params needs none")
         return float(cost.macs)
     return float(cost.params) if kind == "params" else float(cost.weight_bytes)

@@ -34,6 +34,19 @@ def sample_batch(model: Model) -> tuple[int, bool]:
     return (first, True) if isinstance(first, int) else (_BATCH, False)
 
 
+def as_sampled(model: Model, calibration: Samples) -> Model:
+    """Return a model with the lengths that it leaves open, but for the batch, as the samples have them.
+
+    Raises:
+        ModelError: it does not fit them.
+    """
+    shapes = {tensor.name: model.shape_of(tensor) for tensor in model.graph.inputs}
+    if all(isinstance(length, int) for shape in shapes.values() for length in (shape or ())[1:]):
+        return model
+    first = next(iter(calibration()), {})
+    return model.declared({name: [None, *array.shape[1:]] for name, array in first.items() if shapes.get(name)})
+
+
 def layer_covariances(
     model: Model, layers: Sequence[RefitLayer], batches: Sequence[Mapping[str, Array]], positions: int, seed: int
 ) -> dict[str, Covariances]:

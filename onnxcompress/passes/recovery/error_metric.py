@@ -18,7 +18,7 @@ from onnxcompress.graph import Model
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Samples
-from onnxcompress.passes.recovery.allocation_samples import batched, sample_batch, spread
+from onnxcompress.passes.recovery.allocation_samples import as_sampled, batched, sample_batch, spread
 from onnxcompress.passes.recovery.backward import Backward
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.runtime.ahead import one_ahead
@@ -28,7 +28,7 @@ _IMAGES, _BATCH = 192, 8
 _DAMPING = 0.02
 """Share of equal weights that is mixed into the outputs' weights, so that none is zero."""
 
-_MOST_OUTPUTS = 8192
+_MOST_OUTPUTS = 4096
 """Of a layer that is weighed: its moment has the square of it."""
 
 
@@ -57,10 +57,10 @@ def output_metrics(model: Model, layers: Collection[RefitLayer], context: PassCo
     return {name: metric for name, metric in metrics.items() if metric is not None}
 
 
-def weighable(model: Model, layers: Collection[RefitLayer]) -> frozenset[str]:
+def weighable(model: Model, layers: Collection[RefitLayer], calibration: Samples) -> frozenset[str]:
     """Return the layers, by name, whose outputs have a gradient that can be computed."""
     outputs = {layer.output: layer.node for layer in _weighable(layers)}
-    backward = _backward(model, list(outputs))
+    backward = _backward(model, list(outputs), calibration)
     return frozenset(outputs[tensor] for tensor in backward.tensors) if backward else frozenset()
 
 
@@ -78,7 +78,7 @@ def gradient_moments(
         layers: as in `weighable`.
     """
     layers = _weighable(layers)
-    backward = _backward(model, [layer.output for layer in layers])
+    backward = _backward(model, [layer.output for layer in layers], calibration)
     if backward is None:
         return {}
     channels = {layer.output: 1 if layer.op == "Conv" else -1 for layer in layers}
@@ -125,9 +125,9 @@ def _shrunk(mean: Matrix, square: float, count: int) -> Matrix:
     return (1.0 - intensity) * mean + intensity * level
 
 
-def _backward(model: Model, tensors: list[str]) -> Backward | None:
+def _backward(model: Model, tensors: list[str], calibration: Samples) -> Backward | None:
     """Return the way back to tensors; None where there are none, or onnxruntime does not take it."""
     try:
-        return Backward(model, tensors) if tensors else None
+        return Backward(as_sampled(model, calibration), tensors) if tensors else None
     except ModelError:
         return None

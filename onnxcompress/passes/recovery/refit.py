@@ -108,7 +108,7 @@ class Refit(Pass):
         images = _count(context.calibration)
         original = context.original or model
         layers, skipped = find_refit_layers(original, model, context)
-        weighed = weighable(original, [layer for layer in layers if len(layer.chain) > 1])
+        weighed = weighable(original, [layer for layer in layers if len(layer.chain) > 1], context.calibration)
         decisions: list[Decision] = []
         for layer in layers:
             reason = _why_too_wide(layer) or _why_not_aligned(model, layer, context.provenance)

@@ -74,8 +74,8 @@ class Waves:
         glue = {n for n, own in self._nodes.items() if own == depth and n not in self._in_layer}
         return glue | {n for n, own in self._nodes.items() if own == depth - 1 and n in self._in_layer}
 
-    def live(self, depth: int) -> list[str]:
-        """Return the tensors that exist before the layers of `depth` run and are read from then on."""
+    def live(self, depth: int, wanted: Collection[str] = ()) -> list[str]:
+        """Return the tensors that exist before the layers of `depth` run and are `wanted`, or read from then on."""
 
         def runs_later(node: str) -> bool:
             own = self._nodes[node]
@@ -86,7 +86,7 @@ class Waves:
             for name, own in self._produced.items()
             if own <= depth
             and name not in self._inner
-            and any(runs_later(node) for node in self._readers.get(name, ()))
+            and (name in wanted or any(runs_later(node) for node in self._readers.get(name, ())))
         ]
 
 

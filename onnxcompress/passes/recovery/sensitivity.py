@@ -76,7 +76,7 @@ def measure_damages(
     reference: list[dict[str, Array]] = []
     found: dict[str, float] = {}
     for depth in range(max(first.values(), default=-1) + 1):
-        live = waves.live(depth)
+        live = waves.live(depth, outputs)
         part = Part(model, waves.nodes_before(depth), given, live)
         current, given = [part.run(batch) for batch in current], live
         own = [name for name, start in first.items() if start == depth]
