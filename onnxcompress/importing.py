@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,9 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     for info in free_inputs:
         tensors[info.name] = gs.Variable(info.name)
     outputs = {info.name for info in graph.output}
-    _check_order(graph, set(tensors))
-    for node_proto, name in zip(graph.node, _unique_node_names(graph.node), strict=True):
+    ordered = _in_order(graph.node)
+    _check_reads(graph, ordered, set(tensors))
+    for node_proto, name in zip(ordered, _unique_node_names(ordered), strict=True):
         constant = _as_constant(node_proto, tensors, base_dir, outputs)
         if constant is not None:
             tensors[constant.name] = constant
@@ -149,16 +152,48 @@ def _declaration(info: onnx.ValueInfoProto, what: str) -> onnx.ValueInfoProto:
     return copy
 
 
-def _check_order(graph: onnx.GraphProto, known: set[str]) -> None:
-    """Refuse a node that reads what nothing has produced before it."""
+def _in_order(nodes: Sequence[onnx.NodeProto]) -> Sequence[onnx.NodeProto]:
+    """Return nodes so that each stands behind what it reads, which some converters leave to the runtime.
+
+    Where there is a choice, the one that stands first in the file is first.
+
+    Raises:
+        ModelError: they form a cycle.
+    """
+    producers = {name: position for position, node in enumerate(nodes) for name in node.output if name}
+    before = {
+        position: [producers[name] for name in names_read(node) if name in producers]
+        for position, node in enumerate(nodes)
+    }
+    if all(own < position for position, read in before.items() for own in read):
+        return nodes
+    sorter = TopologicalSorter(before)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        node = nodes[error.args[1][0]]
+        raise ModelError(
+            f"node '{node.name or error.args[1][0]}' ({node.op_type}) reads what is computed from its own output: "
+            f"the nodes form a cycle"
+        ) from error
+    ready: list[int] = []
+    order: list[onnx.NodeProto] = []
+    while sorter.is_active():
+        for position in sorter.get_ready():
+            heappush(ready, position)
+        first = heappop(ready)
+        order.append(nodes[first])
+        sorter.done(first)
+    return order
+
+
+def _check_reads(graph: onnx.GraphProto, ordered: Sequence[onnx.NodeProto], known: set[str]) -> None:
+    """Refuse a node that reads what nothing produces."""
     known |= {tensor.values.name for tensor in graph.sparse_initializer}
-    produced = {name for node in graph.node for name in node.output}
-    for position, node in enumerate(graph.node):
+    for position, node in enumerate(ordered):
         for name in node.input:
             if name and name not in known:
                 which = f"node '{node.name or position}' ({node.op_type}) reads '{name}'"
-                if name in produced:
-                    raise ModelError(f"{which} before it is produced: the nodes are not in order, or form a cycle")
                 raise ModelError(f"{which}, which no node produces and which is no input or initializer")
         if any(not name and _is_list(node, at) for at, name in enumerate(node.input)):
             raise ModelError(f"node '{node.name or position}' ({node.op_type}) leaves out one of a list of inputs")

@@ -377,7 +377,7 @@ def test_what_is_no_sound_graph_is_refused() -> None:
         (stray, "attribute 'alpha' of node '' .Relu. takes the value of a function's attribute 'slope'"),
         (two_outputs, "two graph outputs are named 'y'"),
         (two_weights, "two initializers are named 'c'"),
-        (cycle, "before it is produced: the nodes are not in order, or form a cycle"),
+        (cycle, "reads what is computed from its own output: the nodes form a cycle"),
         (negative, r"graph input 'x' declares a negative length \(-2\)"),
         (gap, "leaves out one of a list of inputs"),
         (proto_of([helper.make_node("Relu", ["z"], ["y"])], {}), "reads 'z', which no node produces"),
@@ -387,6 +387,21 @@ def test_what_is_no_sound_graph_is_refused() -> None:
     ]:
         with pytest.raises(ModelError, match=expected):
             Model.from_proto(proto)
+
+
+def test_nodes_in_any_order_are_sorted_and_otherwise_stay() -> None:
+    proto = conv_net()
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([nodes[3], nodes[1], nodes[0], nodes[5], nodes[4], nodes[2]])
+    model = Model.from_proto(proto)
+    assert [n.name for n in model.nodes] == [n.name for n in nodes]
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    # Two branches keep the order that they have in the file.
+    branches = [helper.make_node(op, ["x"], [op], op) for op in ("Relu", "Abs", "Neg")]
+    last = helper.make_node("Sum", ["Abs", "Relu", "Neg"], ["y"], "last")
+    for given, expected in (([*branches, last], "Relu Abs Neg last"), ([last, *branches[::-1]], "Neg Abs Relu last")):
+        assert " ".join(n.name for n in Model.from_proto(proto_of(given, {})).nodes) == expected
 
 
 def test_a_length_of_minus_one_is_an_open_one() -> None:
