@@ -25,6 +25,7 @@ from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.inference import Dim as Dim
 from onnxcompress.inference import Shape as Shape
 from onnxcompress.inference import declared_shape, infer
+from onnxcompress.lengths import may_agree
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
@@ -436,18 +437,12 @@ def _with_lengths(info: onnx.ValueInfoProto, lengths: Sequence[int | None]) -> o
 def _corrected(info: onnx.ValueInfoProto, shape: Shape | None) -> onnx.ValueInfoProto:
     """Return a graph output's declaration, of the inferred shape where what was declared contradicts it."""
     declared = declared_shape(info)
-    if shape is None or declared is None or _may_agree(declared, shape):
+    if shape is None or may_agree(declared, shape):
         return info
     corrected = onnx.ValueInfoProto()
     corrected.CopyFrom(info)
     corrected.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
     return corrected
-
-
-def _may_agree(declared: Shape, shape: Shape) -> bool:
-    return len(declared) == len(shape) and all(
-        a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(declared, shape, strict=True)
-    )
 
 
 def _one_line(error: Exception) -> str:

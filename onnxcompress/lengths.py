@@ -36,6 +36,16 @@ class Product:
         return self.powers[0][0] if self.number == 1 and [power for _, power in self.powers] == [1] else None
 
 
+def may_agree(first: Shape | None, second: Shape | None) -> bool:
+    """Whether two shapes may be of one tensor: of one rank, and with equal numbers where both know one."""
+    if first is None or second is None:
+        return True
+    return len(first) == len(second) and all(
+        one == other or not (isinstance(one, int) and isinstance(other, int))
+        for one, other in zip(first, second, strict=True)
+    )
+
+
 def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, Dim]:
     """Return {symbol: what it stands for} of the symbols that inference made for lengths of Reshapes and Flattens.
 

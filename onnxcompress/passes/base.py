@@ -17,6 +17,7 @@ from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.analysis.split import Split
 from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph import Model, Signature
+from onnxcompress.lengths import may_agree
 from onnxcompress.passes.race import Race
 from onnxcompress.passes.verification import output_shapes, refusal
 
@@ -244,10 +245,4 @@ def _same_signature(before: Signature, after: Signature) -> bool:
     """Whether names, types, ranks and known lengths agree (a rewrite may make shape inference know more)."""
     if [entry[:2] for entry in before] != [entry[:2] for entry in after]:
         return False
-    for (_, _, first), (_, _, second) in zip(before, after, strict=True):
-        if first is None or second is None:
-            continue
-        known = [(a, b) for a, b in zip(first, second, strict=False) if isinstance(a, int) and isinstance(b, int)]
-        if len(first) != len(second) or any(a != b for a, b in known):
-            return False
-    return True
+    return all(may_agree(first, second) for (_, _, first), (_, _, second) in zip(before, after, strict=True))

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import DataError, ModelError, PassError
 from onnxcompress.graph import Model
+from onnxcompress.lengths import may_agree
 from onnxcompress.passes.execution import NONE_MADE, WIDENED, WeightMakers, run_model
 from onnxcompress.runtime.providers import one_line
 from onnxcompress.runtime.tensors import TensorInfo, concrete_shapes, random_inputs
@@ -86,9 +87,11 @@ def verify(
     Raises:
         ModelError: they differ where the values overflow or come near it, which proves nothing.
     """
-    tensors = compared_tensors(reference, candidate)
+    pairs = compared_tensors(reference, candidate)
+    tensors = tuple(pairs)
     expected = run_model(reference, feeds, tensors, made)
-    seen = run_model(candidate, feeds, tensors)
+    found = run_model(candidate, feeds, tuple(dict.fromkeys(pairs.values())))
+    seen = {name: found[own] for name, own in pairs.items()}
     outputs = {tensor.name: tensor for tensor in reference.graph.outputs}
     worst = 0.0
     for name in tensors:
@@ -127,16 +130,32 @@ def _is_finite(values: Array) -> bool:
     return values.dtype.kind not in "fV" or bool(np.isfinite(values.astype(np.float64)).all())
 
 
-def _before_saturation(output: gs.Tensor) -> tuple[gs.Tensor | None, bool]:
-    """Return the tensor before the last saturating operator, None where there is none, and whether that ends at 1."""
-    tensor, before, is_bounded = output, None, False
+@dataclass(frozen=True)
+class _Saturation:
+    """What stands between an output and the tensor before its last saturating operators.
+
+    Attributes:
+        tensor: that tensor, None where there is no such operator.
+        operators: from the output back.
+    """
+
+    tensor: gs.Tensor | None
+    operators: tuple[str, ...]
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the output's values lie in -1..1 because an operator ends there."""
+        return next((op in _BOUNDED for op in self.operators if op in _SATURATING), False)
+
+
+def _before_saturation(output: gs.Tensor) -> _Saturation:
+    tensor, found, operators = output, _Saturation(None, ()), []
     while not isinstance(tensor, gs.Constant) and tensor.inputs and tensor.inputs[0].op in _SATURATING | _REARRANGING:
-        node = tensor.inputs[0]
-        tensor = node.inputs[0]
-        if node.op in _SATURATING:
-            is_bounded = node.op in _BOUNDED if before is None else is_bounded
-            before = tensor
-    return before, is_bounded
+        operators.append(tensor.inputs[0].op)
+        tensor = tensor.inputs[0].inputs[0]
+        if operators[-1] in _SATURATING:
+            found = _Saturation(tensor, tuple(operators))
+    return found
 
 
 def _resolution(output: gs.Tensor, dtype: np.dtype[Any], tensors: Collection[str]) -> float:
@@ -145,8 +164,8 @@ def _resolution(output: gs.Tensor, dtype: np.dtype[Any], tensors: Collection[str
     Runtimes approximate such functions to a few roundings of 1, which is all there is of a Sigmoid far below 0. What
     stands before it, if it is compared, tells models apart all the same.
     """
-    before, is_bounded = _before_saturation(output)
-    if before is None or before.name not in tensors or not is_bounded or dtype.kind != "f":
+    before = _before_saturation(output)
+    if before.tensor is None or before.tensor.name not in tensors or not before.is_bounded or dtype.kind != "f":
         return 0.0
     return _ROUNDINGS_OF_ONE * float(np.finfo(dtype).eps)
 
@@ -178,18 +197,23 @@ def relative_difference(expected: Array, seen: Array, resolution: float = 0.0) -
     return distance / size if size > 0 else float("inf")
 
 
-def compared_tensors(reference: Model, candidate: Model) -> tuple[str, ...]:
-    """Return the graph outputs, and for those behind a saturating operator the float tensor before it."""
-    names: dict[str, None] = {}
-    shared = {t.name for node in candidate.nodes for t in node.outputs}
-    for output in reference.graph.outputs:
-        before, _ = _before_saturation(output)
-        same = before is not None and reference.shape_of(before) == candidate.shape_of(before.name)
-        if before is not None and before.name in shared and same:
-            names[before.name] = None
+def compared_tensors(reference: Model, candidate: Model) -> dict[str, str]:
+    """Return {tensor: the candidate's name for it} of the graph outputs, and of the float tensors before saturation."""
+    pairs: dict[str, str] = {}
+    computed = {t.name for node in candidate.nodes for t in node.outputs}
+    for output, own in zip(reference.graph.outputs, candidate.graph.outputs, strict=True):
+        before, its_own = _before_saturation(output), _before_saturation(own)
+        if before.tensor is not None:
+            name = before.tensor.name
+            if name not in computed and its_own.tensor is not None and its_own.operators == before.operators:
+                same = its_own.tensor.name
+            else:
+                same = name
+            if same in computed and may_agree(reference.shape_of(before.tensor), candidate.shape_of(same)):
+                pairs[name] = same
         if reference.dtype_of(output).kind in "fV":
-            names[output.name] = None
-    return tuple(names) or tuple(t.name for t in reference.graph.outputs)
+            pairs[output.name] = output.name
+    return pairs or {t.name: t.name for t in reference.graph.outputs}
 
 
 def sample_feeds(

@@ -262,15 +262,16 @@ def test_the_proof_fails_on_another_filter_than_the_plan_says() -> None:
 def test_rounding_of_what_ends_at_one_is_no_difference() -> None:
     """Far below 0 hardly anything but rounding is left of a Sigmoid: what stands before it tells the models apart."""
 
-    def network(factor: float) -> Model:
+    def network(factor: float, name: str = "z") -> Model:
         constants = {"b": np.full(4, -15.0, np.float32), "f": np.full(4, factor, np.float32)}
-        nodes = [node("Add", ["x", "b"], "h"), node("Mul", ["h", "f"], "z"), node("Sigmoid", ["z"], "s")]
+        nodes = [node("Add", ["x", "b"], "h"), node("Mul", ["h", "f"], name), node("Sigmoid", [name], "s")]
         return build([*nodes, node("Unsqueeze", ["s", "one"], "y")], {**constants, "one": [1]}, shape=("n", 4))
 
     feeds = {"x": np.random.default_rng(0).uniform(0.5, 1.0, (3, 4)).astype(np.float32)}
-    verify("cleanup", network(1.0), network(1.0005), feeds).require()
-    with pytest.raises(PassError, match="self-check of pass 'cleanup'"):
-        verify("cleanup", network(1.0), network(1.01), feeds).require()
+    for name in ("z", "renamed"):
+        verify("cleanup", network(1.0), network(1.0005, name), feeds).require()
+        with pytest.raises(PassError, match="self-check of pass 'cleanup'"):
+            verify("cleanup", network(1.0), network(1.01, name), feeds).require()
 
 
 def test_relative_difference() -> None:

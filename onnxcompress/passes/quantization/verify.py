@@ -39,10 +39,11 @@ def verify_quantization(before: Model, result: PassResult, feeds: Mapping[str, A
     Raises:
         ModelError: hardly anything of the answer is left: the model does not stand so few bits.
     """
-    tensors = compared_tensors(before, result.model)
-    expected, seen = run_model(before, feeds, tensors), run_model(result.model, feeds, tensors)
-    worst = max(_spread_difference(expected[name], seen[name]) for name in tensors)
-    verification = Verification(result.plan.pass_name, worst, TOLERANCE, tensors)
+    pairs = compared_tensors(before, result.model)
+    expected = run_model(before, feeds, tuple(pairs))
+    seen = run_model(result.model, feeds, tuple(dict.fromkeys(pairs.values())))
+    worst = max(_spread_difference(expected[name], seen[own]) for name, own in pairs.items())
+    verification = Verification(result.plan.pass_name, worst, TOLERANCE, tuple(pairs))
     if not verification.passed:
         name = result.plan.pass_name
         raise ModelError(
