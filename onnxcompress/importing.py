@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
@@ -70,7 +70,7 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     for info in free_inputs:
         tensors[info.name] = gs.Variable(info.name)
     outputs = {info.name for info in graph.output}
-    ordered = _in_order(graph.node)
+    ordered = _in_order(graph.node, set(tensors))
     _check_reads(graph, ordered, set(tensors))
     for node_proto, name in zip(ordered, _unique_node_names(ordered), strict=True):
         constant = _as_constant(node_proto, tensors, base_dir, outputs)
@@ -152,15 +152,16 @@ def _declaration(info: onnx.ValueInfoProto, what: str) -> onnx.ValueInfoProto:
     return copy
 
 
-def _in_order(nodes: Sequence[onnx.NodeProto]) -> Sequence[onnx.NodeProto]:
+def _in_order(nodes: Sequence[onnx.NodeProto], known: Collection[str]) -> Sequence[onnx.NodeProto]:
     """Return nodes so that each stands behind what it reads, which some converters leave to the runtime.
 
-    Where there is a choice, the one that stands first in the file is first.
+    Where there is a choice, the one that stands first in the file is first. `known` is there before any node runs.
 
     Raises:
         ModelError: they form a cycle.
     """
-    producers = {name: position for position, node in enumerate(nodes) for name in node.output if name}
+    outputs = ((name, position) for position, node in enumerate(nodes) for name in node.output)
+    producers = {name: position for name, position in outputs if name and name not in known}
     before = {
         position: [producers[name] for name in names_read(node) if name in producers]
         for position, node in enumerate(nodes)

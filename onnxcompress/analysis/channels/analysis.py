@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, Labels
+from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, Labels, same_layout
 from onnxcompress.analysis.shapes import ShapeValues
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model, Shape
@@ -100,12 +100,38 @@ class ChannelAnalysis:
                 handler(self, node)
             else:
                 self.freeze_inputs(node, f"operator {node.domain + '.' if node.domain else ''}{node.op} is not known")
+        self._tie_shared_filters()
         for name in sorted(model.captured_names()):
             if (inside := self._labels.get(name)) is not None:
                 self.freeze(inside.ids, f"'{name}' is read inside a sub-graph")
         for tensor in model.graph.outputs:
             if (labels := self.of(tensor)) is not None:
                 self.freeze(labels.ids, f"is the graph output '{tensor.name}', whose shape never changes")
+
+    def _tie_shared_filters(self) -> None:
+        """Tie what nodes that share a weight make and read, channel by channel: it stays one, and none has a copy."""
+        filters = {(producer.node, producer.weight) for producer in self.findings.producers}
+        uses = {(use.node, use.position): use for use in self.findings.constants}
+        readers: dict[int, list[tuple[gs.Node, int]]] = {}
+        for node in self.model.nodes:
+            for position, tensor in enumerate(node.inputs):
+                if isinstance(tensor, gs.Constant):
+                    readers.setdefault(id(tensor), []).append((node, position))
+        for own in readers.values():
+            if len(own) == 1 or not any((node.name, position) in filters for node, position in own):
+                continue
+            first, position = own[0]
+            name = first.inputs[position].name
+            found = [uses.get((node.name, position)) for node, position in own]
+            labels = [{each.axes: each for each in use.labels} if use else {} for use in found]
+            for axes in dict.fromkeys(axes for each in labels for axes in each):
+                along = [each[axes] for each in labels if axes in each]
+                if len(along) < len(own) or not all(same_layout(along[0], each) for each in along):
+                    for each in along:
+                        self.freeze(each.ids, f"shares '{name}' with a node that reads it whole or otherwise")
+                    continue
+                for each in along[1:]:
+                    self.tie(along[0].ids, each.ids, f"shares '{name}' with channels that stay")
 
     # What operators ask.
 
