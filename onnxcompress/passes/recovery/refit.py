@@ -23,6 +23,7 @@ from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
 from onnxcompress.passes.recovery.error_metric import output_metrics, weighable
+from onnxcompress.passes.recovery.families import Family, find_families
 from onnxcompress.passes.recovery.refit_layers import (
     RefitLayer,
     bias_of,
@@ -32,7 +33,7 @@ from onnxcompress.passes.recovery.refit_layers import (
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_samples import LayerRows
-from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, spanned_last
+from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, joined, spanned_last
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
 from onnxcompress.passes.recovery.refit_waves import BatchFiles, Part, Waves
@@ -109,12 +110,20 @@ class Refit(Pass):
         original = context.original or model
         layers, skipped = find_refit_layers(original, model, context)
         weighed = weighable(original, [layer for layer in layers if len(layer.chain) > 1], context.calibration)
+        reasons = {
+            layer.node: reason
+            for layer in layers
+            if (reason := _why_too_wide(layer) or _why_not_aligned(model, layer, context.provenance))
+        }
+        skipped += [Skipped(name, reason) for name, reason in reasons.items()]
+        families, others = find_families(
+            model, [layer for layer in layers if layer.node not in reasons], with_bias=True
+        )
+        skipped += others
+        fitted = {layer.node for family in families for layer in family}
         decisions: list[Decision] = []
         for layer in layers:
-            reason = _why_too_wide(layer) or _why_not_aligned(model, layer, context.provenance)
-            if reason:
-                skipped.append(Skipped(layer.node, reason))
-            else:
+            if layer.node in fitted:
                 decision: Decision = {"node": layer.node, "kind": "refit", "chain": list(layer.chain), "images": images}
                 decisions.append({**decision, **({"weighed": True} if layer.node in weighed else {})})
         return Plan(self.name, tuple(decisions), tuple(skipped))
@@ -138,7 +147,10 @@ class Refit(Pass):
         weighed = [known[str(decision["node"])] for decision in plan.decisions if decision.get("weighed")]
         metrics = output_metrics(model, weighed, context)
         targets = _targets(model, layers, context, context.calibration, per_image)
-        _Refitting(self.config, model, layers, targets, metrics, per_image, context).run(context.calibration)
+        families, strange = find_families(model, layers, with_bias=True)
+        if strange:
+            raise RecipeError(f"plan: node '{strange[0].node}' cannot be refitted alone: it {strange[0].reason}")
+        _Refitting(self.config, model, families, targets, metrics, per_image, context).run(context.calibration)
         return {}
 
 
@@ -175,7 +187,7 @@ class _Refitting:
         self,
         config: RefitConfig,
         model: Model,
-        layers: list[RefitLayer],
+        families: list[Family],
         targets: Targets,
         metrics: Mapping[str, Metric],
         per_image: Mapping[str, int],
@@ -184,7 +196,7 @@ class _Refitting:
         self._config = config
         self._model = model
         self._working = with_banded_lrn(model)
-        self._layers = {layer.node: layer for layer in layers}
+        self._families = families
         self._targets = targets
         self._metrics = metrics
         self._per_image = per_image
@@ -192,7 +204,9 @@ class _Refitting:
 
     def run(self, calibration: Samples) -> None:
         """Refit depth after depth."""
-        waves = Waves(self._working, {layer.node: layer.chain for layer in self._layers.values()})
+        layers = {layer.node: layer for family in self._families for layer in family}
+        together = [[layer.node for layer in family] for family in self._families]
+        waves = Waves(self._working, {name: layer.chain for name, layer in layers.items()}, together)
         files = BatchFiles()
         before: Iterable[Mapping[str, Array]] = calibration()
         given: list[str] = [t.name for t in self._working.graph.inputs]
@@ -201,34 +215,36 @@ class _Refitting:
                 live = waves.live(depth)
                 fresh = [name for name in live if name not in files.names]
                 part = Part(self._working, waves.nodes_before(depth), given, fresh)
-                inputs = {self._layers[name].input for name in waves.at(depth)}
+                inputs = {layers[name].input for name in waves.at(depth)}
                 if depth > 0:
                     before = files.read(files.names.intersection({*part.fed, *inputs}))
                 made = one_ahead({**batch, **part.run(batch)} for batch in before)
                 batches = files.passed_on(made, fresh)
-                for layers in self._portions(waves.at(depth)):
-                    self._refit(layers, batches)
+                for families in self._portions(waves.at(depth)):
+                    self._refit(families, batches)
                     batches = files.read(inputs)
                 files.keep(live)
                 given = live
         finally:
             files.keep(())
 
-    def _portions(self, names: Sequence[str]) -> Iterator[list[RefitLayer]]:
+    def _portions(self, names: Sequence[str]) -> Iterator[list[Family]]:
         """Divide layers into portions whose samples are in memory together."""
-        portion: list[RefitLayer] = []
+        portion: list[Family] = []
         taken = 0
-        for layer in map(self._layers.__getitem__, names):
-            size = 4 * layer.features * layer.groups * self._per_image[layer.node] * self._targets.images
+        for family in (family for family in self._families if family[0].node in names):
+            rows = sum(self._per_image[layer.node] for layer in family) * self._targets.images
+            size = 4 * family[0].features * family[0].groups * rows
             if portion and taken + size > _SAMPLE_BYTES:
                 yield portion
                 portion, taken = [], 0
-            portion.append(layer)
+            portion.append(family)
             taken += size
         yield portion
 
-    def _refit(self, layers: Sequence[RefitLayer], batches: Iterable[Mapping[str, Array]]) -> None:
+    def _refit(self, families: Sequence[Family], batches: Iterable[Mapping[str, Array]]) -> None:
         """Refit layers of one depth, none of which sees another."""
+        layers = [layer for family in families for layer in family]
         samplers = [LayerSampler(layer, self._per_image[layer.node], self._context.seed) for layer in layers]
         gathered = [LayerRows(layer, self._targets.images, self._targets.count(layer)) for layer in layers]
         places = range(len(layers))
@@ -239,25 +255,32 @@ class _Refitting:
 
             parallel_map(gather, places)
 
-        def fitted(at: int) -> _Fitted | None:
-            return self._fit(layers[at], gathered[at])
+        rows = {layer.node: own for layer, own in zip(layers, gathered, strict=True)}
 
-        # A fit takes no copy of the rows, and less than them beside.
-        found = parallel_map(fitted, places, lambda at: gathered[at].nbytes // 4)
-        for layer, weights in zip(layers, found, strict=True):
+        def size(family: Family) -> int:
+            """A fit takes no copy of the rows, and less than them beside; those of a family are put together."""
+            whole = sum(rows[layer.node].nbytes for layer in family)
+            return whole // 4 if len(family) == 1 else whole
+
+        found = parallel_map(lambda family: self._fit(family, rows), families, size)
+        for family, weights in zip(families, found, strict=True):
             if weights is not None:
-                self._assign(layer, weights)
+                self._assign(family, weights)
 
-    def _fit(self, layer: RefitLayer, gathered: LayerRows) -> _Fitted | None:
-        """Return better weights of a layer, if there are any."""
+    def _fit(self, family: Family, rows: Mapping[str, LayerRows]) -> _Fitted | None:
+        """Return better weights of the layers of a family, if there are any."""
+        first = family[0]
+        training, judging = joined([self._samples(layer, rows[layer.node]) for layer in family])
+        nodes = [_named(self._working, name) for name in first.chain]
+        fit = self._fit_group if first.groups == 1 else self._fit_groups
+        return fit(first, nodes, training, judging)
+
+    def _samples(self, layer: RefitLayer, rows: LayerRows) -> tuple[LayerSamples, LayerSamples | None]:
         targets = self._targets.rows(layer)
         provenance = self._context.provenance
         if layer.output in provenance:
             targets = np.ascontiguousarray(targets[:, provenance[layer.output]])
-        nodes = [_named(self._working, name) for name in layer.chain]
-        training, judging = gathered.samples(targets)
-        fit = self._fit_group if layer.groups == 1 else self._fit_groups
-        return fit(layer, nodes, training, judging)
+        return rows.samples(targets)
 
     def _fit_group(
         self, layer: RefitLayer, nodes: list[gs.Node], training: LayerSamples, judging: LayerSamples | None
@@ -311,26 +334,32 @@ class _Refitting:
         out = chain_slope(self._working, nodes[-1:], 0).shape[2] if layer.has_output_factor else None
         return ChainShape(layer.positions // layer.spanned, into, out, self._metrics.get(layer.node))
 
-    def _assign(self, layer: RefitLayer, weights: _Fitted) -> None:
+    def _assign(self, family: Family, weights: _Fitted) -> None:
         for model in (self._working, self._model):
-            nodes = [_named(model, name) for name in layer.chain]
+            nodes, *others = [[_named(model, name) for name in layer.chain] for layer in family]
             for at, slope in weights.slopes.items():
-                model.set_input(nodes[at], 1, weight_of(slope, nodes[at], model.values(nodes[at].inputs[1])))
-            write_bias(model, nodes[-1], weights.constant)
+                weight = model.set_input(nodes[at], 1, weight_of(slope, nodes[at], model.values(nodes[at].inputs[1])))
+                for chain in others:
+                    chain[at].inputs[1] = weight
+            write_bias(model, [nodes[-1], *(chain[-1] for chain in others)], weights.constant)
 
 
-def write_bias(model: Model, node: gs.Node, constant: Matrix) -> None:
-    """Give a linear node a bias, shape (O,)."""
-    dtype = model.values(node.inputs[1]).dtype
-    if has_input(node, 2):
-        scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-        model.set_input(node, 2, (constant / scale).astype(dtype))
-    elif node.op != "MatMul":
-        bias = model.new_constant(f"{node.name}_bias", constant.astype(dtype))
-        if len(node.inputs) > 2:  # an input that is not given has no name
-            node.inputs[2] = bias
-        else:
+def write_bias(model: Model, nodes: Sequence[gs.Node], constant: Matrix) -> None:
+    """Give linear nodes that are alike one bias, shape (O,)."""
+    first = nodes[0]
+    dtype = model.values(first.inputs[1]).dtype
+    if has_input(first, 2):
+        scale = float(first.attrs.get("beta", 1.0)) if first.op == "Gemm" else 1.0
+        bias = model.set_input(first, 2, (constant / scale).astype(dtype))
+    elif first.op == "MatMul":
+        return
+    else:
+        bias = model.new_constant(f"{first.name}_bias", constant.astype(dtype))
+    for node in nodes:
+        if len(node.inputs) == 2:
             node.inputs.append(bias)
+        elif node.inputs[2] is not bias:  # an input that is not given has no name
+            node.inputs[2] = bias
 
 
 def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> Matrix:

@@ -9,6 +9,7 @@ Accelerating Very Deep Convolutional Networks, TPAMI 2016), which minimises the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,6 +132,19 @@ class Samples:
         if size > 0.0:
             return missed / size
         return 0.0 if missed == 0.0 else float("inf")
+
+
+def joined(samples: Sequence[tuple[Samples, Samples | None]]) -> tuple[Samples, Samples | None]:
+    """Return what to fit to and what judges, each put together from several layers that share their weights."""
+    if len(samples) == 1:
+        return samples[0]
+    training, judging = ([own for own in each if own is not None] for each in zip(*samples, strict=True))
+    return _joined(training), _joined(judging) if judging else None
+
+
+def _joined(samples: Sequence[Samples]) -> Samples:
+    inputs, targets = (np.concatenate([getattr(each, name) for each in samples]) for name in ("inputs", "targets"))
+    return Samples(inputs, targets, all(each.relu for each in samples))
 
 
 def _energy(rows: Rows, metric: Metric | None) -> float:

@@ -32,25 +32,24 @@ class Waves:
     Args:
         model: its structure; weights may change later.
         layers: {layer: names of its nodes}; each layer's nodes form a chain.
+        together: layers that get one depth, none of which sees another: that of the deepest.
 
     Attributes:
         depth: {layer: its depth}.
     """
 
-    def __init__(self, model: Model, layers: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, model: Model, layers: Mapping[str, Sequence[str]], together: Sequence[Sequence[str]] = ()
+    ) -> None:
         layer_of = {node: layer for layer, nodes in layers.items() for node in nodes}
         last = {nodes[-1] for nodes in layers.values()}
-        self.depth: dict[str, int] = {}
-        self._produced = {t.name: 0 for t in model.graph.inputs}
-        self._nodes: dict[str, int] = {}
-        for node in model.nodes:
-            read = _reads(node)
-            depth = max((self._produced.get(name, 0) for name in read), default=0)
-            self._nodes[node.name] = depth
-            if node.name in layer_of:
-                self.depth[layer_of[node.name]] = depth
-            for tensor in node.outputs:
-                self._produced[tensor.name] = depth + (node.name in last)
+        least = dict.fromkeys(layers, 0)
+        while True:
+            self._number(model, layer_of, last, least)
+            deepest = [(each, max(self.depth[name] for name in each)) for each in together]
+            if all(self.depth[name] == depth for each, depth in deepest for name in each):
+                break
+            least |= {name: depth for each, depth in deepest for name in each}
         self._in_layer = frozenset(layer_of)
         # What lies between the nodes of a layer exists only while the layer runs.
         inner = (node for node in model.nodes if node.name in layer_of and node.name not in last)
@@ -59,6 +58,20 @@ class Waves:
         for node in model.nodes:
             for name in _reads(node):
                 self._readers.setdefault(name, []).append(node.name)
+
+    def _number(self, model: Model, layer_of: Mapping[str, str], last: set[str], least: Mapping[str, int]) -> None:
+        """Give nodes and tensors their depths, layers at `least` so much."""
+        self.depth: dict[str, int] = {}
+        self._produced = {t.name: 0 for t in model.graph.inputs}
+        self._nodes: dict[str, int] = {}
+        for node in model.nodes:
+            layer = layer_of.get(node.name)
+            depth = max((self._produced.get(name, 0) for name in _reads(node)), default=0)
+            if layer is not None:
+                depth = self.depth[layer] = max(depth, least[layer])
+            self._nodes[node.name] = depth
+            for tensor in node.outputs:
+                self._produced[tensor.name] = depth + (node.name in last)
 
     @property
     def count(self) -> int:
