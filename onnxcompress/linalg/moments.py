@@ -6,7 +6,7 @@ with the number of rows, and float32 products take half the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,6 +83,19 @@ class Covariances:
     xx: Matrix
     xy: Matrix
     yy: Matrix
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Covariances]) -> Covariances:
+        """Return means over the samples of all parts, and covariances within them."""
+        if len(parts) == 1:
+            return parts[0]
+        count = sum(part.count for part in parts)
+        weights = [part.count / count for part in parts]
+
+        def mean(name: str) -> Matrix:
+            return sum((weight * getattr(part, name) for weight, part in zip(weights, parts, strict=True)), np.zeros(1))
+
+        return cls(count, *(mean(name) for name in ("mean_x", "mean_y", "xx", "xy", "yy")))
 
     def errors(self, slope: Matrix) -> Matrix:
         """Return the mean squared error of `x @ slope + constant`, with the best constant, for each target, (O,).

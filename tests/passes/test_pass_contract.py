@@ -42,7 +42,7 @@ def test_a_rewrite_that_contradicts_itself_is_the_passs_fault() -> None:
 
 def test_outputs_keep_their_shape() -> None:
     one, model = Narrowing(), small(1)
-    with pytest.raises(PassError, match="changed the graph's inputs or outputs: .* became "):
+    with pytest.raises(PassError, match=r"changed the graph's inputs or outputs: .* became "):
         one.apply(model, one.plan(model, PassContext()), PassContext())
 
 

@@ -28,6 +28,7 @@ from onnxcompress.passes.recovery.allocation_latency import allocate_within_late
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.error_metric import output_metrics
+from onnxcompress.passes.recovery.families import Family, find_families
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
 from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
@@ -80,9 +81,13 @@ class AllocationConfig:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Layers that were considered, the choices of those that have any, their sensitivities, and what was left alone."""
+    """Layers that were considered, the choices of those that have any, their sensitivities, and what was left alone.
+
+    Of layers that share their weight the first stands for all `sharers`.
+    """
 
     considered: tuple[str, ...]
+    sharers: Mapping[str, tuple[str, ...]]
     worth: Mapping[str, Sequence[Choice]]
     sensitivity: Mapping[str, float]
     skipped: tuple[Skipped, ...]
@@ -112,15 +117,18 @@ class Allocation(Pass):
             memory[self.name] = self._measured(model, context, context.calibration)
         measured: _Measured = memory[self.name]
         skipped, worth, sensitivity = list(measured.skipped), measured.worth, measured.sensitivity
-        chosen, times = self._allocate(model, context, worth, sensitivity)
+        chosen, times = self._allocate(model, context, measured)
         decisions = [
-            {**each, **times.get(str(each["node"]), {})} for each in self._decisions(model, chosen, sensitivity)
+            {**each, **times.get(str(each["node"]), {})}
+            for each in self._decisions(model, chosen, sensitivity, measured.sharers)
         ]
         split = {str(decision["node"]) for decision in decisions}
         for name in measured.considered:
             if name not in split:
                 reason = (
-                    "whole it serves the budget best" if name in worth else "no split lowers both MACs and parameters"
+                    "whole it serves the budget best"
+                    if any(name in measured.sharers[each] for each in worth)
+                    else "no split lowers both MACs and parameters"
                 )
                 skipped.append(Skipped(name, reason))
         return Plan(self.name, tuple(decisions), tuple(skipped))
@@ -142,21 +150,30 @@ class Allocation(Pass):
             fast, layers, batched(seen, batch, filled=filled), self.config.positions, context.seed
         )
         metrics = output_metrics(model, [layer for layer in layers if layer.node in covariances], context)
+        families, others = find_families(model, layers, with_bias=False)
+        skipped += others
+        pooled = {
+            family[0].node: Covariances.pooled([covariances[layer.node] for layer in family])
+            for family in families
+            if all(layer.node in covariances for layer in family)
+        }
         choices: dict[str, list[Choice]] = {}
-        options = parallel_map(lambda layer: self._choices(layer, shapes, covariances, metrics, context), layers)
-        for layer, found in zip(layers, options, strict=True):
+        options = parallel_map(lambda family: self._choices(family, shapes, pooled, metrics, context), families)
+        for family, found in zip(families, options, strict=True):
             if isinstance(found, str):
-                skipped.append(Skipped(layer.node, found))
+                skipped += [Skipped(layer.node, found) for layer in family]
             else:
-                choices[layer.node] = found
+                choices[family[0].node] = found
         by_name = {layer.node: layer for layer in layers}
         worth = {name: own for name, own in choices.items() if len(own) > 1}
         disturbances = parallel_map(
-            lambda name: _disturb(by_name[name], covariances[name], worth[name], metrics.get(name)), worth
+            lambda name: _disturb(by_name[name], pooled[name], worth[name], metrics.get(name)), worth
         )
         disturbed = dict(zip(worth, disturbances, strict=True))
-        sensitivity = measure_sensitivities(fast, layers, disturbed, batched(judging, batch, filled=filled))
-        return _Measured(tuple(choices), worth, sensitivity, tuple(skipped))
+        sharers = {family[0].node: tuple(layer.node for layer in family) for family in families}
+        sensitivity = measure_sensitivities(fast, layers, disturbed, batched(judging, batch, filled=filled), sharers)
+        considered = tuple(name for first in choices for name in sharers[first])
+        return _Measured(considered, sharers, worth, sensitivity, tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Split the planned layers of `model`.
@@ -185,12 +202,13 @@ class Allocation(Pass):
 
     def _choices(
         self,
-        layer: RefitLayer,
+        family: Family,
         shapes: Mapping[str, Shape],
         covariances: Mapping[str, Covariances],
         metrics: Mapping[str, Metric],
         context: PassContext,
     ) -> list[Choice] | str:
+        layer = family[0]
         if layer.groups > 1:
             return "a grouped convolution is left whole"
         if not (self.config.split_kernels if layer.positions > 1 else self.config.split_matrices):
@@ -198,7 +216,7 @@ class Allocation(Pass):
         own = covariances.get(layer.node)
         if own is None:
             return f"each output has more than {MOST_INPUTS:,} inputs: their covariance would be too large"
-        size = _size(layer, shapes)
+        size = _size(family, shapes)
         if size is None:
             return "its sizes are not known"
         if not np.linalg.norm(layer.original[0]) <= LARGEST_FACTOR:
@@ -210,10 +228,10 @@ class Allocation(Pass):
         self,
         model: Model,
         context: PassContext,
-        choices: Mapping[str, Sequence[Choice]],
-        sensitivity: Mapping[str, float],
+        measured: _Measured,
     ) -> tuple[dict[str, Choice], dict[str, dict[str, list[float]]]]:
         """Return what every layer becomes, and how long it then takes where that counted."""
+        choices, sensitivity = measured.worth, measured.sensitivity
         cost, reference = model_cost(model), context.original_cost or model_cost(model)
         damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
         costs: dict[str, list[Array]] = {}
@@ -228,7 +246,9 @@ class Allocation(Pass):
             limits[kind] = share * _total(kind, reference) - (present - movable)
         if "latency" in self.config.targets:
             share = self.config.targets["latency"] * context.latency_factor
-            picked, times = allocate_within_latency(model, context, share, choices, damages, costs, limits)
+            picked, times = allocate_within_latency(
+                model, context, share, choices, damages, costs, limits, measured.sharers
+            )
         else:
             picked, times = allocate(damages, costs, limits), {}
         return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}, times
@@ -239,15 +259,19 @@ class Allocation(Pass):
         return float(choice.params) if kind == "params" else self.config.stored.of_choice(choice)
 
     def _decisions(
-        self, model: Model, chosen: Mapping[str, Choice], sensitivity: Mapping[str, float]
+        self,
+        model: Model,
+        chosen: Mapping[str, Choice],
+        sensitivity: Mapping[str, float],
+        sharers: Mapping[str, tuple[str, ...]],
     ) -> list[Decision]:
         convolutions = {site.node: site for site in find_conv_sites(model, PassContext())[0] if site.kernel_size > 1}
         matrices = {site.node: site for site in find_matrix_sites(model, PassContext())[0]}
         decisions: list[Decision] = []
-        for node, choice in chosen.items():
+        for node, choice, first in ((node, own, each) for each, own in chosen.items() for node in sharers[each]):
             if choice.rank_in is None and choice.rank_out is None:
                 continue
-            judged = {"response_error": choice.error, "sensitivity": sensitivity.get(node, 0.0)}
+            judged = {"response_error": choice.error, "sensitivity": sensitivity.get(first, 0.0)}
             if node in matrices and choice.rank_out is not None:
                 matrix = matrices[node]
                 error = matrix_factors(matrix, choice.rank_out).relative_error
@@ -280,7 +304,12 @@ def _disturb(
     return Disturbance(slope, covariances.mean_x @ (original - slope), max(choice.error, 1e-9))
 
 
-def _size(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
+def _size(family: Family, shapes: Mapping[str, Shape]) -> LayerSize | None:
+    sizes = [size for layer in family if (size := _size_of(layer, shapes))]
+    return replace(sizes[0], others=tuple(sizes[1:])) if len(sizes) == len(family) else None
+
+
+def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
     places = []
     for name in (layer.input, layer.output):
         shape = shapes.get(name)
@@ -289,7 +318,8 @@ def _size(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
             return None
         places.append(tuple(int(size) for size in sizes if isinstance(size, int)))
     inputs, outputs = layer.original.shape[2:]
-    return LayerSize(inputs, outputs, layer.kernel_shape, *places)
+    given, made = places
+    return LayerSize(inputs, outputs, layer.kernel_shape, given, made)
 
 
 def _total(kind: str, cost: ModelCost) -> float:

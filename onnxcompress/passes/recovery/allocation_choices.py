@@ -59,6 +59,7 @@ class LayerSize:
         inputs, outputs: channels.
         kernel: sizes of its axes.
         given, made: spatial sizes of input and output, one for each axis of the kernel, or one product for all.
+        others: the same of layers that share its weight.
     """
 
     inputs: int
@@ -66,6 +67,7 @@ class LayerSize:
     kernel: tuple[int, ...]
     given: tuple[int, ...]
     made: tuple[int, ...]
+    others: tuple[LayerSize, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -86,8 +88,10 @@ class LayerSize:
         first = spanned * self.inputs * into if rank_in else 0
         last = out * self.outputs if rank_out else 0
         core = self.positions // spanned * into * out
-        behind = math.prod(self.made[:spans]) * math.prod(self.given[spans:])
-        macs = first * behind + (core + last) * math.prod(self.made)
+        macs = 0
+        for each in (self, *self.others):
+            behind = math.prod(each.made[:spans]) * math.prod(each.given[spans:])
+            macs += first * behind + (core + last) * math.prod(each.made)
         return macs, first + core + last + self.outputs
 
 

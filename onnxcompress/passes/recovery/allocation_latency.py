@@ -7,7 +7,7 @@ against the model that was given, and the limit on the sum is moved until the me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,6 +65,7 @@ def allocate_within_latency(
     damages: Sequence[Matrix],
     costs: Mapping[str, Sequence[Matrix]],
     limits: Mapping[str, float],
+    sharers: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[int], dict[str, dict[str, list[float]]]]:
     """Return the number of the chosen alternative of every layer, and {layer: {"ms": [whole, then]}}.
 
@@ -72,6 +73,7 @@ def allocate_within_latency(
         share: of the given model's latency.
         choices: {layer: alternatives, the first leaves it alone}.
         damages, costs, limits: as `allocate` takes them; the time comes on top.
+        sharers: {layer: it and those that share its weight}, which become the same; None: every layer is alone.
 
     Raises:
         RecipeError: how long layers take is not known.
@@ -80,18 +82,20 @@ def allocate_within_latency(
     measure_model, known = context.measure_model, context.known_time
     if context.split_times is None or (measure_model is None and known is None):
         raise RecipeError("--target latency needs latency to be measured: leave --no-latency out")
-    splits = {layer: [choice.split for choice in own] for layer, own in choices.items()}
+    sharers = sharers or {layer: (layer,) for layer in choices}
+    splits = {layer: [choice.split for choice in own] for first, own in choices.items() for layer in sharers[first]}
     times = context.split_times(model, splits)
     # A layer of unknown time stays whole, at no cost.
-    own_times = [
-        np.array([times[layer].get(ranks, np.inf) for ranks in own])
+    layer_times = {
+        layer: np.array([times[layer].get(ranks, np.inf) for ranks in own])
         if layer in times
         else np.array([0.0 if ranks == WHOLE else np.inf for ranks in own])
         for layer, own in splits.items()
-    ]
+    }
+    own_times = [np.sum([layer_times[layer] for layer in sharers[first]], axis=0) for first in choices]
     beyond = 1e3 * sum(float(own[0]) for own in own_times) + 1.0
     own_times = [np.minimum(own, beyond) for own in own_times]
-    whole = [0] * len(splits)
+    whole = [0] * len(choices)
     trials = SplitTrials(model)
 
     def total(picked: Sequence[int]) -> float:
@@ -101,8 +105,10 @@ def allocate_within_latency(
         if measure_model is None:
             assert known is not None
             return ModelTime(known.share + (total(picked) - total(whole)) / known.given_ms, known.given_ms)
-        pairs = zip(splits.items(), picked, strict=True)
-        return measure_model(trials.build({layer: own[at] for (layer, own), at in pairs}))
+        return measure_model(trials.build({layer: splits[layer][at] for layer, at in chosen_of(picked)}))
+
+    def chosen_of(picked: Sequence[int]) -> Iterator[tuple[str, int]]:
+        return ((layer, at) for first, at in zip(choices, picked, strict=True) for layer in sharers[first])
 
     def pick(limit: float) -> list[int]:
         return allocate(damages, {**costs, "latency": own_times}, {**limits, "latency": min(limit, beyond)})
@@ -118,8 +124,11 @@ def allocate_within_latency(
         )
     )
     context.aimed(reached)
-    chosen = zip(splits, own_times, picked, strict=True)
-    return picked, {layer: {"ms": [float(own[0]), float(own[at])]} for layer, own, at in chosen if layer in times}
+    return picked, {
+        layer: {"ms": [float(layer_times[layer][0]), float(layer_times[layer][at])]}
+        for layer, at in chosen_of(picked)
+        if layer in times
+    }
 
 
 def choose_within_latency(problem: LatencyProblem) -> tuple[list[int], float]:

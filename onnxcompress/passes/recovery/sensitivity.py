@@ -46,9 +46,18 @@ def measure_sensitivities(
     layers: Sequence[RefitLayer],
     disturbances: Mapping[str, Disturbance],
     batches: Iterable[Mapping[str, Array]],
+    sharers: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, float]:
-    """Return {layer: damage at the output for each unit of its relative response error}; see `measure_damages`."""
-    damages = measure_damages(model, layers, {node: {node: own} for node, own in disturbances.items()}, batches)
+    """Return {layer: damage at the output for each unit of its relative response error}; see `measure_damages`.
+
+    Args:
+        model, layers, batches: as `measure_damages` takes them.
+        disturbances: {layer: how it is disturbed}.
+        sharers: {layer: it and those that share its weight}, which are disturbed with it; None: every layer is alone.
+    """
+    together = sharers or {node: (node,) for node in disturbances}
+    disturbed = {node: dict.fromkeys(together[node], own) for node, own in disturbances.items()}
+    damages = measure_damages(model, layers, disturbed, batches)
     return {node: damage / disturbances[node].error for node, damage in damages.items()}
 
 
