@@ -62,3 +62,19 @@ def test_a_cut_behind_an_activation_is_preferred() -> None:
     nodes.append(node("GlobalAveragePool", [names[-1]], "pooled"))
     model = build(nodes, constants)
     assert [block.outputs for block in find_blocks(model, model, {})] == [(names[-1],)]
+
+
+def test_nodes_that_only_make_an_early_output_are_no_block_of_their_own() -> None:
+    nodes, constants, given = [], {}, "x"
+    for number in range(3 * LEAST_LAYERS):
+        if number == 2 * LEAST_LAYERS:  # a head of its own, then on from where it began
+            given = f"c{LEAST_LAYERS - 1}"
+        constants[f"w{number}"] = np.ones((6, 6, 1, 1), np.float32)
+        nodes.append(node("Conv", [given, f"w{number}"], f"c{number}"))
+        given = f"c{number}"
+    early, late = f"c{2 * LEAST_LAYERS - 1}", f"c{3 * LEAST_LAYERS - 1}"
+    nodes.append(node("GlobalAveragePool", [late], "pooled"))
+    model = build(nodes, constants, outputs=[early, "pooled"])
+    blocks = find_blocks(model, model, {})
+    assert [block.outputs for block in blocks] == [(f"c{LEAST_LAYERS - 1}",), (late,)]
+    assert len(blocks[1].layers) == 2 * LEAST_LAYERS

@@ -106,6 +106,28 @@ def test_a_pruned_models_consumers_are_fitted_to_the_filters_that_remain() -> No
     assert _error(original, refitted, unseen) < _error(original, result.model, unseen)
 
 
+@pytest.mark.parametrize("group", [24, 4])
+def test_a_grouped_convolution_that_lost_filters_is_fitted_group_by_group(group: int) -> None:
+    generator = np.random.default_rng(5)
+    sizes = {"a": (24, 3, 1, 1), "b": (24, 24 // group, 3, 3), "c": (8, 24, 1, 1)}
+    constants = {
+        n: (generator.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32) for n, s in sizes.items()
+    }
+    nodes = [
+        node("Conv", ["x", "a"], "ya"),
+        node("Conv", ["ya", "b"], "yb", group=group, pads=[1, 1, 1, 1]),
+        node("Conv", ["yb", "c"], "yc"),
+    ]
+    model = build(nodes, constants, shape=("n", 3, SIZE, SIZE))
+    pruning, context = FilterPruning(PruningConfig(0.5)), PassContext(calibration=_batches(), original=model)
+    pruned = pruning.apply(model, pruning.plan(model, context), context)
+    left = next(n for n in pruned.model.nodes if n.outputs[0].name == "yb")
+    assert (left.inputs[1].shape[0], left.attrs["group"]) == (12, min(group, 12))
+    refitted = _refitted(model, pruned.model, replace(context, provenance=pruned.provenance))
+    before, after = (_error(model, each, _batches(seed=2)) for each in (pruned.model, refitted))
+    assert after < 0.8 * before
+
+
 def test_a_model_that_lost_nothing_stays_as_good() -> None:
     original = Model.from_proto(conv_net())
     context = PassContext(calibration=_batches(), original=original)

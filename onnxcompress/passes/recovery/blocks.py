@@ -64,8 +64,11 @@ def find_blocks(model: Model, original: Model, provenance: Provenance) -> tuple[
     for cut in cuts:
         nodes = model.nodes[start : cut.position + 1]
         own = {tensor.name for node in nodes for tensor in node.outputs}
+        outputs = tuple(name for name in cut.tensors if name in own)
+        if not outputs:  # all that these nodes are for is an output of the network
+            continue
         names = tuple(n.name for n, is_layer in zip(nodes, layers[start:], strict=False) if is_layer)
-        blocks.append(Block(tuple(name for name in cut.tensors if name in own), names))
+        blocks.append(Block(outputs, names))
         start = cut.position + 1
     return tuple(blocks)
 

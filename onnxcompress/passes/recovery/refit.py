@@ -311,9 +311,9 @@ class _Refitting:
     def _fit_groups(
         self, layer: RefitLayer, nodes: list[gs.Node], training: LayerSamples, judging: LayerSamples | None
     ) -> _Fitted:
-        """Fit a grouped convolution group by group; all groups or none are taken."""
-        groups, positions = layer.groups, layer.positions
+        """Fit a grouped convolution group by group; of its groups some may have left."""
         current = chain_slope(self._working, nodes, layer.core)
+        groups, positions = len(current), layer.positions
         constant = bias_of(self._working, nodes[-1], groups * current.shape[-1]).reshape(groups, -1)
         priors = prior_slope(layer, current, self._context.provenance)
         slopes, constants = [], []

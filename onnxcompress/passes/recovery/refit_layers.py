@@ -38,7 +38,7 @@ class RefitLayer:
         chain: names of the compressed model's nodes from input to output.
         core: position in the chain of the node with the original's kernel, but for the axes that the first one spans.
         spanned: positions of the kernel that the input factor spans; 1 where it spans none, or there is none.
-        groups: of the convolution; above 1 only for a chain of one node.
+        groups: of the original's convolution, of which some may have left; above 1 only for a chain of one node.
         attributes: the original's strides, pads, dilations, auto_pad.
         kernel_shape: spatial, empty for a matrix.
         original: the original's slope of every group, (G, K, I / G, O / G), float64.
