@@ -113,7 +113,7 @@ def gradient_moments(
 
 
 def _weighable(layers: Collection[RefitLayer]) -> list[RefitLayer]:
-    return [layer for layer in layers if layer.original.shape[0] * layer.original.shape[3] <= _MOST_OUTPUTS]
+    return [layer for layer in layers if layer.outputs <= _MOST_OUTPUTS]
 
 
 def _shrunk(mean: Matrix, square: float, count: int) -> Matrix:

@@ -49,6 +49,9 @@ _LEAST_ROWS = 50_000
 _LAYER_BYTES = 2**30
 """Samples of one layer, at most: one of 4,608 inputs gets 58,254 of them."""
 
+_ANSWER_BYTES = 2**29
+"""The original's answers of one layer, at most: of 18,385 classes 7,300 rows."""
+
 _SAMPLE_BYTES = 2**29
 """Samples of layers that are fitted side by side, at most, unless those of one alone are more."""
 
@@ -75,7 +78,7 @@ class RefitConfig:
     def per_image(self, layer: RefitLayer, images: int) -> int:
         """Return how many positions of a layer's output are taken from each of so many images."""
         enough = max(_LEAST_ROWS, self.rows_per_input * layer.features)
-        fitting = _LAYER_BYTES // (4 * layer.features * layer.groups)
+        fitting = min(_LAYER_BYTES // (4 * layer.features * layer.groups), _ANSWER_BYTES // (4 * layer.outputs))
         rows = MOST_ROWS if layer.features > MOST_INPUTS else min(self.rows, enough, fitting)
         return max(1, min(self.positions, rows // images))
 
@@ -396,11 +399,7 @@ def _why_not_aligned(model: Model, layer: RefitLayer, provenance: Provenance) ->
     weight = nodes[layer.chain[-1]]
     outputs = chain_slope(model, [weight], 0).shape
     present = outputs[0] * outputs[3]
-    expected = (
-        len(provenance[layer.output])
-        if layer.output in provenance
-        else layer.original.shape[0] * layer.original.shape[3]
-    )
+    expected = len(provenance[layer.output]) if layer.output in provenance else layer.outputs
     return (
         None if present == expected else f"it has {present} outputs, {expected} of the original's are known to remain"
     )

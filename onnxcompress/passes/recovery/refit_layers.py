@@ -69,6 +69,11 @@ class RefitLayer:
         return int(self.original.shape[1] * self.original.shape[2])
 
     @property
+    def outputs(self) -> int:
+        """O: how many outputs the original has."""
+        return int(self.original.shape[0] * self.original.shape[3])
+
+    @property
     def has_input_factor(self) -> bool:
         """Whether a node of its own maps the input channels before the core."""
         return self.core > 0

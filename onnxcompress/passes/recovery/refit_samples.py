@@ -12,7 +12,7 @@ from onnxcompress.linalg.moments import Rows
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
 from onnxcompress.passes.recovery.refit_solve import Samples, held_out, spanned_last
 
-_JUDGED_ROWS = 8192
+_JUDGED_ROWS, _JUDGED_BYTES = 8192, 2**28
 
 Chosen = npt.NDArray[np.bool_]
 
@@ -28,7 +28,8 @@ class LayerRows:
     def __init__(self, layer: RefitLayer, images: int, count: int) -> None:
         self._layer = layer
         self._held = held_out(images)
-        self._judged = max(1, _JUDGED_ROWS // max(1, int(self._held.sum())))
+        judged = min(_JUDGED_ROWS, _JUDGED_BYTES // (4 * layer.outputs))
+        self._judged = max(1, judged // max(1, int(self._held.sum())))
         self._taken = 0
         self._filled = 0
         self._rows = np.empty((count, 0), np.float32)
