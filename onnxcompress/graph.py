@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnxcompress.declarations import array_info, corrected, with_lengths
 from onnxcompress.errors import ModelError
 from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.inference import Dim as Dim
 from onnxcompress.inference import Shape as Shape
-from onnxcompress.inference import declared_shape, infer
-from onnxcompress.lengths import may_agree
+from onnxcompress.inference import infer
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
@@ -99,7 +100,8 @@ class Model:
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from error
         except Exception as error:
-            raise ModelError(f"{source}: fails the onnx checker: {_one_line(error)}") from error
+            told = " ".join(str(error).split())[:300]
+            raise ModelError(f"{source}: fails the onnx checker: {told}") from error
         return model
 
     @property
@@ -121,7 +123,7 @@ class Model:
     def constants(self) -> dict[str, gs.Constant]:
         """Return every constant that a node, a sub-graph or a graph output reads, by name, in graph order."""
         found: dict[str, gs.Constant] = {}
-        for tensor in _chain((t for node in self.nodes for t in node.inputs), self.graph.outputs):
+        for tensor in chain((t for node in self.nodes for t in node.inputs), self.graph.outputs):
             if isinstance(tensor, gs.Constant):
                 found.setdefault(tensor.name, tensor)
         captured = self.captured_names()
@@ -173,8 +175,8 @@ class Model:
         if self._names is None:
             self._names = {node.name for node in self.nodes} | set(self.captured_names())
             for node in self.nodes:
-                self._names.update(t.name for t in _chain(node.inputs, node.outputs))
-            self._names.update(t.name for t in _chain(self.graph.inputs, self.graph.outputs))
+                self._names.update(t.name for t in chain(node.inputs, node.outputs))
+            self._names.update(t.name for t in chain(self.graph.inputs, self.graph.outputs))
         name, number = hint, 0
         while name in self._names:
             number += 1
@@ -261,7 +263,7 @@ class Model:
             ModelError: it does not fit such inputs.
         """
         model = self.copy()
-        inputs = tuple(_with_lengths(info, input_shapes.get(info.name, ())) for info in self._envelope.inputs)
+        inputs = tuple(with_lengths(info, input_shapes.get(info.name, ())) for info in self._envelope.inputs)
         model._envelope = replace(self._envelope, inputs=inputs)
         model.refresh_shapes()
         return model
@@ -302,7 +304,7 @@ class Model:
         """Return {tensor name: shape} for inputs of the given full shapes."""
         proto = self.skeleton()
         for info in proto.graph.input:
-            info.CopyFrom(_with_lengths(info, input_shapes.get(info.name, ())))
+            info.CopyFrom(with_lengths(info, input_shapes.get(info.name, ())))
         return infer(proto)[0]
 
     def check(self) -> None:
@@ -389,7 +391,7 @@ class Model:
                 restore_extras(exported, extras)
             graph.node.append(exported)
         graph.input.extend(envelope.inputs)
-        graph.output.extend(_corrected(info, self.shapes.get(info.name)) for info in envelope.outputs)
+        graph.output.extend(corrected(info, self.shapes.get(info.name)) for info in envelope.outputs)
         listed = {info.name for info in envelope.defaults}
         if envelope.model.ir_version < _FIRST_IR_WITH_FREE_INITIALIZERS:
             listed |= set(weights)
@@ -409,46 +411,10 @@ def cut_links(nodes: Iterable[gs.Node]) -> None:
     """
     cut = list(nodes)
     gone = {id(node) for node in cut}
-    touched = {id(tensor): tensor for node in cut for tensor in _chain(node.inputs, node.outputs)}
+    touched = {id(tensor): tensor for node in cut for tensor in chain(node.inputs, node.outputs)}
     for tensor in touched.values():
         for links in (tensor.inputs, tensor.outputs):
             list.__setitem__(links, slice(None), [node for node in links if id(node) not in gone])
     for node in cut:
         list.clear(node.inputs)
         list.clear(node.outputs)
-
-
-def array_info(name: str, array: Array) -> onnx.ValueInfoProto:
-    """Return the declaration of a tensor of an array's type and shape."""
-    dtype = onnx.TensorProto.STRING if array.dtype == object else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    return onnx.helper.make_tensor_value_info(name, dtype, array.shape)
-
-
-def _with_lengths(info: onnx.ValueInfoProto, lengths: Sequence[int | None]) -> onnx.ValueInfoProto:
-    """Return a declaration with the lengths that are given: the leading ones, less those that are None."""
-    declared = onnx.ValueInfoProto()
-    declared.CopyFrom(info)
-    for dim, length in zip(declared.type.tensor_type.shape.dim, lengths, strict=False):
-        if length is not None:
-            dim.dim_value = int(length)
-    return declared
-
-
-def _corrected(info: onnx.ValueInfoProto, shape: Shape | None) -> onnx.ValueInfoProto:
-    """Return a graph output's declaration, of the inferred shape where what was declared contradicts it."""
-    declared = declared_shape(info)
-    if shape is None or may_agree(declared, shape):
-        return info
-    corrected = onnx.ValueInfoProto()
-    corrected.CopyFrom(info)
-    corrected.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
-    return corrected
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _chain(*parts: Iterable[Any]) -> Iterator[Any]:
-    for part in parts:
-        yield from part

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import Message
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
+from onnxcompress.declarations import opened
 from onnxcompress.errors import ModelError
 from onnxcompress.serialization import load_array
 
@@ -91,10 +92,10 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     inputs, results = [tensors[i.name] for i in free_inputs], [tensors[o.name] for o in graph.output]
     surroundings = Envelope(
         model=_envelope(proto),
-        inputs=tuple(_declaration(info, "graph input") for info in free_inputs),
-        outputs=tuple(_declaration(info, "graph output") for info in graph.output),
+        inputs=tuple(opened(info, "graph input") for info in free_inputs),
+        outputs=tuple(opened(info, "graph output") for info in graph.output),
         defaults=tuple(_copied(info) for info in graph.input if info.name in arrays),
-        value_info={info.name: _declaration(info, "tensor") for info in graph.value_info},
+        value_info={info.name: opened(info, "tensor") for info in graph.value_info},
         extras=extras,
     )
     return gs.Graph(nodes, inputs, results, opset=opset), surroundings, captured
@@ -134,22 +135,6 @@ def _check_names(graph: onnx.GraphProto) -> None:
         if tensor.name in weights:
             raise ModelError(f"two initializers are named '{tensor.name}'; the file is damaged")
         weights.add(tensor.name)
-
-
-def _declaration(info: onnx.ValueInfoProto, what: str) -> onnx.ValueInfoProto:
-    """Return a copy of a declaration, in which a length of -1 (PaddlePaddle's way to say so) is an open one."""
-    copy: onnx.ValueInfoProto = _copied(info)
-    if not copy.type.HasField("tensor_type"):
-        return copy
-    for dim in copy.type.tensor_type.shape.dim:
-        if dim.dim_value == -1:
-            dim.ClearField("dim_value")
-        elif dim.dim_value < 0:
-            raise ModelError(
-                f"{what} '{info.name}' declares a negative length ({dim.dim_value}); a length that is open has a name, "
-                f"or nothing, in its place: export it again"
-            )
-    return copy
 
 
 def _in_order(nodes: Sequence[onnx.NodeProto], known: Collection[str]) -> Sequence[onnx.NodeProto]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 
+from onnxcompress.declarations import declared_shape
 from onnxcompress.errors import ModelError
 from onnxcompress.lengths import Dim as Dim
 from onnxcompress.lengths import Shape as Shape
@@ -69,13 +70,6 @@ def _tables(inferred: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]
         if shape is not None:
             shapes[info.name] = shape
     return shapes, dtypes
-
-
-def declared_shape(info: onnx.ValueInfoProto) -> Shape | None:
-    """Return the shape that a declaration gives a tensor, None if it gives none."""
-    if not (info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape")):
-        return None
-    return tuple(_dim(dim) for dim in info.type.tensor_type.shape.dim)
 
 
 def _meant(dim: Dim, found: Mapping[str, Dim]) -> Dim:
@@ -153,12 +147,6 @@ def _drop_listed_constants(graph: onnx.GraphProto) -> None:
     free_inputs = [info for info in graph.input if info.name not in constants]
     del graph.input[:]
     graph.input.extend(free_inputs)
-
-
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    return str(dim.dim_param) or None
 
 
 def _modernise(graph: onnx.GraphProto) -> None:

@@ -27,6 +27,7 @@ TIERS = (
     {"errors"},
     {"remote"},
     {"recipe", "serialization", "lengths"},
+    {"declarations"},
     {"importing", "inference"},
     {"graph"},
     {"analysis", "linalg", "runtime"},

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxcompress.graph import Model, array_info
+from onnxcompress.declarations import array_info
+from onnxcompress.graph import Model
 from onnxcompress.importing import names_read
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import array_to_tensor

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxcompress.graph import Model, array_info
+from onnxcompress.declarations import array_info
+from onnxcompress.graph import Model
 from onnxcompress.importing import names_read
 from onnxcompress.passes.execution import needed_nodes
 from onnxcompress.runtime.capture import check_finite

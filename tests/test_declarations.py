@@ -1,0 +1,57 @@
+"""What files declare and how they order it: open lengths, wrong shapes and nodes in any order are read as meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnxcompress.errors import ModelError
+from onnxcompress.graph import Model
+from tests.small_models import run_all
+from tests.test_graph import info, proto_of
+from tests.tiny_models import conv_net
+
+
+def test_nodes_in_any_order_are_sorted_and_otherwise_stay() -> None:
+    proto = conv_net()
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([nodes[3], nodes[1], nodes[0], nodes[5], nodes[4], nodes[2]])
+    model = Model.from_proto(proto)
+    assert [n.name for n in model.nodes] == [n.name for n in nodes]
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    # Two branches keep the order that they have in the file.
+    branches = [helper.make_node(op, ["x"], [op], op) for op in ("Relu", "Abs", "Neg")]
+    last = helper.make_node("Sum", ["Abs", "Relu", "Neg"], ["y"], "last")
+    for given, expected in (([*branches, last], "Relu Abs Neg last"), ([last, *branches[::-1]], "Neg Abs Relu last")):
+        assert " ".join(n.name for n in Model.from_proto(proto_of(given, {})).nodes) == expected
+
+
+def test_a_length_of_minus_one_is_an_open_one() -> None:
+    proto = conv_net()
+    for declared in (proto.graph.input[0], proto.graph.output[0]):
+        declared.type.tensor_type.shape.dim[0].dim_value = -1
+    model = Model.from_proto(proto)
+    assert model.shapes["x"] == (None, 3, 8, 8)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    same = run_all(Model.from_proto(conv_net()), {"x": x})
+    np.testing.assert_array_equal(run_all(model, {"x": x})["y"], same["y"])
+
+
+def test_what_a_file_wrongly_declares_of_an_output_is_corrected() -> None:
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    for wrong in ([2], [2, 5], [2, "n", 1]):
+        proto = proto_of([relu], {})
+        proto.graph.output[0].CopyFrom(info("y", wrong))
+        model = Model.from_proto(proto)
+        assert model.shapes["y"] == (2, 4)
+        back = model.to_proto()
+        onnx.checker.check_model(back, full_check=True)
+        assert back.graph.output[0] == info("y", [2, 4])
+    wrong_type = proto_of([relu], {})
+    wrong_type.graph.output[0].CopyFrom(info("y", [2, 5], TensorProto.INT64))
+    with pytest.raises(ModelError, match="contradict"):
+        Model.from_proto(wrong_type)
