@@ -103,6 +103,20 @@ def test_a_layer_of_unknown_time_stays_whole() -> None:
     assert times["second"]["ms"] == pytest.approx([6.0, 0.4 * RANKS[picked[0] - 1]])
 
 
+def test_layers_that_share_a_weight_take_their_times_together() -> None:
+    own = {"second": choices()["second"]}
+    damages = [np.array([choice.error for choice in own["second"]])]
+    given = PassContext(split_times=split_times, known_time=ModelTime(0.75, 20.0))
+    sharers = {"second": ("second", "twin")}
+    model = Model.from_proto(conv_net())
+    (picked,), times = allocate_within_latency(model, given, 0.5, own, damages, {}, {}, sharers)
+    rank = own["second"][picked].split.rank_out
+    assert times == {name: {"ms": pytest.approx([6.0, 0.4 * rank])} for name in ("second", "twin")}
+    assert 0.75 + 2 * (0.4 * rank - 6.0) / 20.0 <= 0.5
+    (alone,), _ = allocate_within_latency(model, given, 0.5, own, damages, {}, {})
+    assert own["second"][alone].split.rank_out < rank
+
+
 def test_trials_have_the_shapes_of_real_splits() -> None:
     trials = SplitTrials(Model.from_proto(conv_net()))
     assert trials.layers == ("first", "second", "classifier")
