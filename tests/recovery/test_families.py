@@ -143,6 +143,19 @@ def test_a_weight_that_is_used_again_behind_itself_is_left() -> None:
     assert {each.node: each.reason for each in skipped} == dict.fromkeys("abc", "its weight is used again behind it")
 
 
+def test_weights_that_are_used_in_another_order_elsewhere_are_left() -> None:
+    values = [numpy_helper.from_array(np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1), name) for name in ("v", "w")]
+    order = [("x", "v", "a"), ("a", "w", "b"), ("x", "w", "c"), ("c", "v", "d")]
+    nodes = [helper.make_node("Conv", [given, weight], [made], made) for given, weight, made in order]
+    nodes.append(helper.make_node("Sum", ["b", "d"], ["y"], "y"))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4, 5, 5]) for name in "xy")
+    graph = helper.make_graph(nodes, "crossed", [x], [y], values)
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    families, skipped = find_families(model, find_refit_layers(model, model, PassContext())[0], with_bias=True)
+    assert families == []
+    assert [each.node for each in skipped] == ["a", "b", "c", "d"]
+
+
 def test_layers_that_are_fitted_together_have_one_depth() -> None:
     model = Model.from_proto(detector())
     chains = {node.name: (node.name,) for node in model.nodes if node.op == "Conv"}

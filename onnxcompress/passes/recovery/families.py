@@ -61,16 +61,23 @@ def _is_alike(nodes: Mapping[str, gs.Node], first: RefitLayer, other: RefitLayer
 
 
 def _recurrent(model: Model, groups: Sequence[Sequence[RefitLayer]]) -> set[str]:
-    """Return the nodes of layers that a layer of their own group comes before."""
+    """Return the nodes of layers that come behind their own group, which cannot be worked on at once then.
+
+    So does each of two groups of which one comes before the other in one place, and behind it in another.
+    """
     group_of = {name: at for at, group in enumerate(groups) for layer in group for name in layer.chain}
     last = {layer.chain[-1] for group in groups for layer in group}
     before: dict[str, frozenset[int]] = {}
-    found: set[str] = set()
+    ahead: dict[int, set[int]] = {at: set() for at in range(len(groups))}
     for node in model.nodes if groups else ():
         seen: frozenset[int] = frozenset().union(*(before.get(tensor.name, frozenset()) for tensor in node.inputs))
-        if group_of.get(node.name) in seen:
-            found.add(node.name)
+        if node.name in group_of:
+            ahead[group_of[node.name]] |= seen
         if node.name in last:
             seen |= {group_of[node.name]}
         before.update((tensor.name, seen) for tensor in node.outputs)
-    return found
+    for between in ahead:  # the transitive closure (S. Warshall, J. ACM 9, 1962)
+        for own in ahead.values():
+            if between in own:
+                own |= ahead[between]
+    return {name for name, at in group_of.items() if at in ahead[at]}

@@ -152,7 +152,7 @@ class Refit(Pass):
         targets = _targets(model, layers, context, context.calibration, per_image)
         families, strange = find_families(model, layers, with_bias=True)
         if strange:
-            raise RecipeError(f"plan: node '{strange[0].node}' cannot be refitted alone: it {strange[0].reason}")
+            raise RecipeError(f"plan: node '{strange[0].node}' cannot be refitted: {strange[0].reason}")
         _Refitting(self.config, model, families, targets, metrics, per_image, context).run(context.calibration)
         return {}
 
