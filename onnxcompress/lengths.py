@@ -40,10 +40,12 @@ def may_agree(first: Shape | None, second: Shape | None) -> bool:
     """Whether two shapes may be of one tensor: of one rank, and with equal numbers where both know one."""
     if first is None or second is None:
         return True
-    return len(first) == len(second) and all(
-        one == other or not (isinstance(one, int) and isinstance(other, int))
-        for one, other in zip(first, second, strict=True)
-    )
+    return len(first) == len(second) and all(map(may_be_equal, first, second))
+
+
+def may_be_equal(first: Dim, second: Dim) -> bool:
+    """Whether two lengths may be the same: unless both are numbers, different ones."""
+    return first == second or not (isinstance(first, int) and isinstance(second, int))
 
 
 def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, Dim]:

@@ -87,11 +87,8 @@ def verify(
     Raises:
         ModelError: they differ where the values overflow or come near it, which proves nothing.
     """
-    pairs = compared_tensors(reference, candidate)
-    tensors = tuple(pairs)
-    expected = run_model(reference, feeds, tensors, made)
-    found = run_model(candidate, feeds, tuple(dict.fromkeys(pairs.values())))
-    seen = {name: found[own] for name, own in pairs.items()}
+    expected, seen = run_both(reference, candidate, feeds, made)
+    tensors = tuple(expected)
     outputs = {tensor.name: tensor for tensor in reference.graph.outputs}
     worst = 0.0
     for name in tensors:
@@ -197,6 +194,15 @@ def relative_difference(expected: Array, seen: Array, resolution: float = 0.0) -
     return distance / size if size > 0 else float("inf")
 
 
+def run_both(
+    reference: Model, candidate: Model, feeds: Mapping[str, Array], made: WeightMakers = NONE_MADE
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return what both models compute of the tensors that are compared, by the reference's names."""
+    pairs = compared_tensors(reference, candidate)
+    seen = run_model(candidate, feeds, tuple(dict.fromkeys(pairs.values())))
+    return run_model(reference, feeds, tuple(pairs), made), {name: seen[own] for name, own in pairs.items()}
+
+
 def compared_tensors(reference: Model, candidate: Model) -> dict[str, str]:
     """Return {tensor: the candidate's name for it} of the graph outputs, and of the float tensors before saturation."""
     pairs: dict[str, str] = {}
@@ -205,10 +211,8 @@ def compared_tensors(reference: Model, candidate: Model) -> dict[str, str]:
         before, its_own = _before_saturation(output), _before_saturation(own)
         if before.tensor is not None:
             name = before.tensor.name
-            if name not in computed and its_own.tensor is not None and its_own.operators == before.operators:
-                same = its_own.tensor.name
-            else:
-                same = name
+            renamed = name not in computed and its_own.operators == before.operators
+            same = its_own.tensor.name if renamed and its_own.tensor is not None else name
             if same in computed and may_agree(reference.shape_of(before.tensor), candidate.shape_of(same)):
                 pairs[name] = same
         if reference.dtype_of(output).kind in "fV":

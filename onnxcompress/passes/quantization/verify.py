@@ -11,8 +11,7 @@ import numpy.typing as npt
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
-from onnxcompress.passes.execution import run_model
-from onnxcompress.passes.verification import Verification, compared_tensors
+from onnxcompress.passes.verification import Verification, run_both
 
 Array = npt.NDArray[Any]
 
@@ -39,11 +38,9 @@ def verify_quantization(before: Model, result: PassResult, feeds: Mapping[str, A
     Raises:
         ModelError: hardly anything of the answer is left: the model does not stand so few bits.
     """
-    pairs = compared_tensors(before, result.model)
-    expected = run_model(before, feeds, tuple(pairs))
-    seen = run_model(result.model, feeds, tuple(dict.fromkeys(pairs.values())))
-    worst = max(_spread_difference(expected[name], seen[own]) for name, own in pairs.items())
-    verification = Verification(result.plan.pass_name, worst, TOLERANCE, tuple(pairs))
+    expected, seen = run_both(before, result.model, feeds)
+    worst = max(_spread_difference(expected[name], seen[name]) for name in expected)
+    verification = Verification(result.plan.pass_name, worst, TOLERANCE, tuple(expected))
     if not verification.passed:
         name = result.plan.pass_name
         raise ModelError(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model, Shape
+from onnxcompress.lengths import may_be_equal
 from onnxcompress.passes.base import Provenance
 from onnxcompress.passes.recovery.trainable import weight_names
 
@@ -80,14 +81,10 @@ def comparable(name: str, model: Model, original: Model, provenance: Provenance)
         return False
     if model.dtypes.get(name) != original.dtypes.get(name):
         return False
-    differing = [axis for axis, pair in enumerate(zip(first, second, strict=True)) if not _may_be_equal(*pair)]
+    differing = [axis for axis, pair in enumerate(zip(first, second, strict=True)) if not may_be_equal(*pair)]
     if name not in provenance:
         return not differing
     return differing == [1] and first[1] == len(provenance[name])
-
-
-def _may_be_equal(first: int | str | None, second: int | str | None) -> bool:
-    return not (isinstance(first, int) and isinstance(second, int)) or first == second
 
 
 def _candidates(model: Model, original: Model, provenance: Provenance) -> list[Cut]:
