@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -83,6 +85,31 @@ def test_a_report_that_does_not_fit_takes_the_model_back(
     assert "r.json: cannot be written (No space left on device)" in capsys.readouterr().err
     assert sorted(path.name for path in disk.iterdir()) == ["ballast"]
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("options", [["--recover", "refit"], ["--recover", "refit", "--target", "macs=0.9"]])
+def test_temporary_files_that_do_not_fit_end_the_run(
+    options: list[str],
+    source: Path,
+    tmp_path: Path,
+    disk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", x=images)
+    monkeypatch.setenv("TMPDIR", str(disk))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    arguments = [str(source), str(tmp_path / "out.onnx"), *OPTIONS, "--data", str(tmp_path / "images.npz"), *options]
+    assert main(arguments) == 5
+    message = capsys.readouterr().err.strip()
+    assert message.endswith(
+        f"error: temporary files fill the disk of {disk}; give --samples N with fewer, or another folder by TMPDIR "
+        "(No space left on device)"
+    )
+    assert not (tmp_path / "out.onnx").exists()
+    assert list(disk.iterdir()) == []
+    assert main([*arguments, "--samples", "8"]) == 0
 
 
 def test_a_read_only_file_system_is_refused_before_the_work(

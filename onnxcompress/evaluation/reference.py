@@ -1,15 +1,13 @@
-"""The original's outputs on a dataset, in a temporary file: many compressed models can be held against them."""
+"""The original's outputs on a dataset, in temporary files: many compressed models can be held against them."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-import numpy as np
-
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores
+from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.capture import check_finite
 from onnxcompress.runtime.dataset import DEFAULT_BATCH, Batch, Dataset
 from onnxcompress.runtime.session import Session
@@ -20,7 +18,7 @@ Told = Callable[[int], None]
 
 
 class Reference:
-    """What the original gives on every sample; a context manager that deletes the file.
+    """What the original gives on every sample; a context manager that deletes the files.
 
     The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies; where there is none, all
     floating-point outputs are kept, to be compared as numbers.
@@ -31,7 +29,8 @@ class Reference:
         samples: how many there are.
 
     Raises (constructor):
-        DataError: the data have no samples or do not fit, or the original gives NaN or infinity on them.
+        DataError: the data have no samples or do not fit, the original gives NaN or infinity on them, or the disk is
+            full.
         ModelError: the original gives nothing that can be compared.
     """
 
@@ -45,14 +44,14 @@ class Reference:
         self._batch_size = batch_size
         self._names: tuple[str, ...] = ()
         self._sizes: list[int] = []
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._files: dict[str, ArrayFile] = {}
         try:
             for batch in data.batches(batch_size):
                 self._add(real_outputs(original, batch), batch)
                 if progress:
                     progress(self.samples)
         except BaseException:
-            self._file.close()
+            self._close()
             raise
 
     def __enter__(self) -> Reference:
@@ -61,7 +60,7 @@ class Reference:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._close()
 
     def batches(self) -> Iterator[tuple[Batch, dict[str, Array]]]:
         """Stream the data again, each batch with the original's outputs on it, cut to the real samples.
@@ -69,14 +68,17 @@ class Reference:
         Raises:
             DataError: the data are not the same the second time.
         """
-        self._file.seek(0)
         sizes = iter(self._sizes)
-        for batch in self.data.batches(self._batch_size):
+        for number, batch in enumerate(self.data.batches(self._batch_size)):
             if next(sizes, None) != batch.size:
                 raise self._changed()
-            yield batch, {name: np.load(self._file, allow_pickle=False) for name in self._names}
+            yield batch, {name: file[number] for name, file in self._files.items()}
         if next(sizes, None) is not None:
             raise self._changed()
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
     def _changed(self) -> DataError:
         return DataError(f"{self.data.name}: gave {self.samples} samples, and another number when read again")
@@ -87,7 +89,7 @@ class Reference:
             self._choose(outputs, batch)
         for name in self._names:
             check_finite(outputs[name], f"output '{name}' of the original, at samples from {self.samples}")
-            np.save(self._file, outputs[name], allow_pickle=False)
+            self._files.setdefault(name, ArrayFile()).append(outputs[name])
         if self.output is not None and batch.labels is not None:
             classes = outputs[self.output].shape[1]
             if batch.labels.max() >= classes:

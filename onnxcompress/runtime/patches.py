@@ -108,7 +108,7 @@ def input_patches(activations: Array, window: Window, places: Places) -> Array:
         starts = places[:, :, dimension] * window.strides[dimension]
         number = number.reshape(*number.shape[:2], -1)[..., None] * sizes[dimension]
         number = (number + starts[:, :, None, None] + offsets).reshape(len(places), places.shape[1], -1)
-    return flat[number]
+    return np.take(flat, number, axis=0)  # copies runs of memory; an index array, value by value
 
 
 def output_rows(activations: Array, places: Places) -> Array:

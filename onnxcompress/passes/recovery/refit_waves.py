@@ -7,11 +7,9 @@ files. So each part of the model runs once, however many layers there are, and m
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
@@ -19,6 +17,7 @@ from onnxcompress.declarations import array_info
 from onnxcompress.graph import Model
 from onnxcompress.importing import names_read
 from onnxcompress.passes.execution import needed_nodes
+from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.capture import check_finite
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import array_to_tensor
@@ -138,7 +137,7 @@ class BatchFiles:
     """Batches of named arrays in temporary files, one of each name: written once, read any number of times."""
 
     def __init__(self) -> None:
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[str, ArrayFile] = {}
         self._count = 0
 
     @property
@@ -147,24 +146,26 @@ class BatchFiles:
         return frozenset(self._files)
 
     def passed_on(self, batches: Iterable[Batch], names: Sequence[str]) -> Iterator[Batch]:
-        """Write the arrays of new names, and yield each batch once that is done."""
-        files = {name: tempfile.TemporaryFile() for name in names}  # noqa: SIM115 - closed by `keep`
+        """Write the arrays of new names, and yield each batch once that is done.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        files = {name: ArrayFile() for name in names}
         self._files.update(files)
         count = 0
         for batch in batches:
             count += 1
             for name, file in files.items():
-                np.save(file, batch[name], allow_pickle=False)
+                file.append(batch[name])
             yield batch
         self._count = count
 
     def read(self, names: Collection[str]) -> Iterator[dict[str, Array]]:
         """Yield the arrays of some names, batch after batch."""
         files = {name: self._files[name] for name in names}
-        for file in files.values():
-            file.seek(0)
-        for _ in range(self._count):
-            yield {name: np.load(file, allow_pickle=False) for name, file in files.items()}
+        for number in range(self._count):
+            yield {name: file[number] for name, file in files.items()}
 
     def keep(self, names: Collection[str]) -> None:
         """Delete the files of all other names."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.errors import DataError
+from onnxcompress.runtime.array_file import disk_is_full
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -116,10 +117,7 @@ class SampleFiles:
     def _check_size(self, added: int) -> None:
         self._free -= added
         if self._free < 0:
-            raise DataError(
-                f"{self._where}: temporary files of the first {self.count} samples fill the disk of "
-                f"{tempfile.gettempdir()}; give --samples N with fewer, or another folder by TMPDIR"
-            )
+            raise DataError(f"{self._where}, the first {self.count} samples: {disk_is_full()}")
 
     def read(self, positions: Positions, names: Collection[str] | None = None) -> dict[str, Array]:
         """Return the samples at `positions`, in that order and in the types they were given in; all names or some."""

@@ -1,0 +1,118 @@
+"""Samples that are prepared once are the same afterwards, whatever stops a stream or the file on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from onnxcompress.runtime import array_file, kept
+from onnxcompress.runtime.kept import KeptSamples
+from onnxcompress.runtime.tensors import Array
+
+Batch = dict[str, Array]
+FULL = Path("/dev/full")
+
+
+class Source:
+    """Three batches of two inputs, the last one short; counts the streams it has begun."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.begun = 0
+        self.batches: list[Batch] = [
+            {
+                "x": generator.normal(size=(size, 3, 2)).astype(np.float32),
+                "mask": generator.integers(0, 2, size).astype(np.bool_),
+                "half": generator.normal(size=(size, 1)).astype(np.float16),
+            }
+            for size in (2, 2, 1)
+        ]
+
+    def __call__(self) -> Iterator[Batch]:
+        self.begun += 1
+        yield from self.batches
+
+
+def assert_same(stream: Iterator[Batch], source: Source) -> None:
+    read = list(stream)
+    assert [list(batch) for batch in read] == [list(batch) for batch in source.batches]
+    for batch, expected in zip(read, source.batches, strict=True):
+        for name, array in expected.items():
+            assert batch[name].dtype == array.dtype
+            np.testing.assert_array_equal(batch[name], array)
+
+
+def test_the_source_is_read_once() -> None:
+    source = Source()
+    samples = KeptSamples(source)
+    for _ in range(3):
+        assert_same(samples(), source)
+    assert source.begun == 1
+
+
+def test_a_stream_that_was_given_up_keeps_nothing() -> None:
+    source = Source()
+    samples = KeptSamples(source)
+    stream = samples()
+    next(stream)
+    stream.close()
+    assert_same(samples(), source)
+    assert source.begun == 2
+    assert_same(samples(), source)
+    assert source.begun == 2
+
+
+def test_streams_side_by_side_do_not_disturb_each_other() -> None:
+    source = Source()
+    samples = KeptSamples(source)
+    pairs = list(zip(samples(), samples(), strict=True))
+    pairs += zip(samples(), samples(), strict=True)
+    for number, (one, other) in enumerate(pairs):
+        for name, array in source.batches[number % 3].items():
+            np.testing.assert_array_equal(one[name], array)
+            np.testing.assert_array_equal(other[name], array)
+    assert source.begun == 2
+
+
+def test_arrays_belong_to_their_reader() -> None:
+    source = Source()
+    samples = KeptSamples(source)
+    list(samples())
+    for batch in samples():
+        batch["x"][:] = 0.0
+    assert_same(samples(), source)
+
+
+def test_too_many_bytes_come_from_the_source_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_MOST_BYTES", 80)
+    source = Source()
+    samples = KeptSamples(source)
+    for _ in range(2):
+        assert_same(samples(), source)
+    assert source.begun == 2
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_a_full_disk_costs_the_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_file.tempfile, "TemporaryFile", lambda **_: FileIO(FULL, "wb+"))
+    source = Source()
+    samples = KeptSamples(source)
+    for _ in range(2):
+        assert_same(samples(), source)
+    assert source.begun == 2
+
+
+def test_most_of_the_disk_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(array.nbytes for batch in Source().batches for array in batch.values())
+    for free, begun in ((8 * size, 1), (8 * size - 8, 2)):
+        monkeypatch.setattr(kept.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        source = Source()
+        samples = KeptSamples(source)
+        for _ in range(2):
+            assert_same(samples(), source)
+        assert source.begun == begun
