@@ -9,7 +9,8 @@ which an error e counts e^T G e:
 
 The input factor of a convolution maps its I channels to R before the kernel sees them. If the channels' covariance A
 is the same at every position of the kernel, and two positions are correlated by r_pq, the best subspace is that of the
-leading eigenvectors of A^1/2 M A^1/2 with M = sum_pq r_pq B_p B_q^T, seen through A^-1/2.
+leading eigenvectors of M A with M = sum_pq r_pq B_p B_q^T: with the Cholesky factor A = L L^T those of L^T M L, seen
+through L^-T.
 """
 
 from __future__ import annotations
@@ -159,11 +160,11 @@ def input_spectrum(xx: Matrix, slope: Matrix, positions: int, metric: Metric | N
     mixed = np.tensordot(correlation, kernel, axes=(1, 0))
     inner = np.einsum("pio,pjo->ij", kernel, mixed, optimize=True)
     inner = 0.5 * (inner + inner.T)
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    energies, directions = descending_eigenpairs(root @ inner @ root)
-    # A^-1/2 q = M A^1/2 q / energy: no inverse of a covariance that may be singular.
-    spanned = inner @ root @ directions
+    factored = _factored(covariance, _LEAST_RIDGE)
+    root = np.zeros_like(covariance) if factored is None else np.tril(factored[0])
+    energies, directions = descending_eigenpairs(root.T @ inner @ root)
+    # L^-T q = M L q / energy: no inverse of a covariance that may be singular.
+    spanned = inner @ (root @ directions)
     norms = np.linalg.norm(spanned, axis=0)
     fallback = directions / np.maximum(np.linalg.norm(directions, axis=0), 1e-300)
     spanned = np.where(
