@@ -19,7 +19,6 @@ from onnxcompress.remote import Copy, RemoteFile, fetch, location
 from onnxcompress.report.progress import Progress
 from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.dataset import Dataset
-from onnxcompress.runtime.kept import KeptSamples
 from onnxcompress.runtime.providers import Provider, resolve_provider
 from onnxcompress.runtime.session import Session, SessionSettings
 
@@ -42,8 +41,8 @@ class DataSets:
 
     @property
     def calibration_samples(self) -> Samples | None:
-        """A fresh stream of calibration batches at each call; what the first one prepares serves all others."""
-        return None if self.calibration is None else KeptSamples(self.calibration.samples())
+        """A fresh stream of calibration batches at each call."""
+        return None if self.calibration is None else self.calibration.samples()
 
     @property
     def labelled_samples(self) -> Samples | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.errors import DataError
+from onnxcompress.runtime.kept import KeptSamples
 from onnxcompress.runtime.tensors import Array, TensorInfo, conform, fixed_batch
 
 Labels = npt.NDArray[np.int64]
@@ -86,9 +87,9 @@ class Dataset(ABC):
         if empty:
             raise DataError(f"{self.name}: no samples")
 
-    def samples(self, batch_size: int = DEFAULT_BATCH) -> Callable[[], Iterable[Mapping[str, Array]]]:
-        """Return a callable that starts a fresh stream of inputs, labels left out."""
-        return lambda: (batch.inputs for batch in self.batches(batch_size))
+    def samples(self, batch_size: int = DEFAULT_BATCH) -> KeptSamples:
+        """Return a callable that starts a fresh stream of inputs, labels left out; the first one prepares them."""
+        return KeptSamples(lambda: (batch.inputs for batch in self.batches(batch_size)))
 
 
 class Source(Protocol):

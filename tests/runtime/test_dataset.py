@@ -105,11 +105,16 @@ def test_a_batch_that_the_model_fixes_is_filled_up(form: str, tmp_path: Path) ->
     assert values(data) == list(range(10))
 
 
-def test_samples_start_again(tmp_path: Path) -> None:
-    start = indexed(5, tmp_path).samples(2)
-    for _ in range(2):
+def test_samples_start_again_and_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = indexed(5, tmp_path)
+    read, sizes = data._batches, []
+    monkeypatch.setattr(data, "_batches", lambda size: sizes.append(size) or read(size))
+    start = data.samples(2)
+    for _ in range(3):
         feeds: list[Any] = list(start())
         assert [feed["x"].shape for feed in feeds] == [(2, 1), (2, 1), (1, 1)]
+        assert np.concatenate([feed["x"] for feed in feeds])[:, 0].tolist() == list(range(5))
+    assert sizes == [2]
 
 
 def test_a_dataset_is_returned_as_it_is() -> None:
