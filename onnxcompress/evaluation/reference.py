@@ -42,7 +42,6 @@ class Reference:
         self.normalised = False
         self.samples = 0
         self._batch_size = batch_size
-        self._names: tuple[str, ...] = ()
         self._sizes: list[int] = []
         self._files: dict[str, ArrayFile] = {}
         try:
@@ -85,11 +84,11 @@ class Reference:
 
     def _add(self, outputs: dict[str, Array], batch: Batch) -> None:
         outputs = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}
-        if not self._names:
+        if not self._files:
             self._choose(outputs, batch)
-        for name in self._names:
+        for name, file in self._files.items():
             check_finite(outputs[name], f"output '{name}' of the original, at samples from {self.samples}")
-            self._files.setdefault(name, ArrayFile()).append(outputs[name])
+            file.append(outputs[name])
         if self.output is not None and batch.labels is not None:
             classes = outputs[self.output].shape[1]
             if batch.labels.max() >= classes:
@@ -101,13 +100,13 @@ class Reference:
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
         if not outputs:
             raise ModelError("no output of the original is a floating-point tensor: there is nothing to compare")
-        self._names = tuple(outputs)
         for name, array in outputs.items():
             scores = class_scores(array, batch.size)
             if scores is not None:
-                self.output, self._names = name, (name,)
+                self.output, self._files = name, {name: ArrayFile()}
                 self.normalised = are_probabilities(scores)
                 return
+        self._files = {name: ArrayFile() for name in outputs}
 
 
 def real_outputs(session: Session, batch: Batch) -> dict[str, Array]:

@@ -38,13 +38,13 @@ class ArrayFile:
             DataError: the disk is full.
         """
         left = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self._places.append((self.nbytes, array.dtype, array.shape))
-        self.nbytes += len(left)
         try:
             while len(left):
                 left = left[self._file.write(left.data) :]
         except OSError as error:
             raise DataError(f"{disk_is_full()} ({error.strerror})") from error
+        self._places.append((self.nbytes, array.dtype, array.shape))
+        self.nbytes += array.nbytes
 
     def __getitem__(self, number: int) -> Array:
         """Return an array, a new one each time."""
@@ -60,6 +60,11 @@ class ArrayFile:
         """Return all arrays, which have one type and one shape but for their first axis, along that."""
         _, dtype, shape = self._places[0]
         return self._read(0, dtype, self.nbytes // dtype.itemsize).reshape(-1, *shape[1:])
+
+    def mapped(self) -> Array:
+        """Return what `joined` does, read as it is looked at; it cannot be written to."""
+        _, dtype, shape = self._places[0]
+        return np.memmap(self._file, dtype, "r", shape=(self.length, *shape[1:]))
 
     def _read(self, start: int, dtype: np.dtype[Any], count: int) -> Array:
         with self._moving:

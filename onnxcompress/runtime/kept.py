@@ -30,18 +30,20 @@ class KeptSamples:
     def __init__(self, source: Callable[[], Iterable[Mapping[str, Array]]]) -> None:
         self._source = source
         self._kept: Files | None = None
+        self._fit = True
 
     def __call__(self) -> Iterator[Mapping[str, Array]]:
         return self._from_source() if self._kept is None else _read(self._kept)
 
     def _from_source(self) -> Iterator[Mapping[str, Array]]:
         most = min(_MOST_BYTES, _DISK_SHARE * shutil.disk_usage(tempfile.gettempdir()).free)
-        files: Files | None = {}
+        files: Files = {}
         for batch in self._source():
-            if files is not None and not _append(files, batch, most):
-                files = None
+            if self._fit and not _append(files, batch, most):
+                self._fit, files = False, {}
             yield batch
-        self._kept = files
+        if self._fit:
+            self._kept = files
 
 
 def _append(files: Files, batch: Mapping[str, Array], most: float) -> bool:

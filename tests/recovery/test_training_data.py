@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from io import FileIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +27,15 @@ from onnxcompress.passes.recovery.output_errors import (
 from onnxcompress.passes.recovery.sample_files import SampleFiles
 from onnxcompress.passes.recovery.training_data import TrainingData, split_off
 
+FULL = Path("/dev/full")
 DRAWN = np.random.default_rng(0)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_a_disk_that_others_fill_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: FileIO(FULL, "wb+"))
+    with SampleFiles("data") as files, pytest.raises(DataError, match=r"temporary files fill the disk of .*TMPDIR"):
+        files.add([{"x": np.zeros((1, 3, 8, 8), np.float32)}])
 
 
 def test_samples_come_back_in_any_order_and_in_their_types() -> None:

@@ -51,6 +51,8 @@ def test_arrays_of_one_shape_are_joined() -> None:
     for part in parts:
         file.append(part)
     np.testing.assert_array_equal(file.joined(), np.concatenate(parts))
+    np.testing.assert_array_equal(file.mapped(), np.concatenate(parts))
+    assert not file.mapped().flags.writeable
     assert file.length == 6
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from onnxcompress.runtime import array_file, kept
+from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.kept import KeptSamples
 from onnxcompress.runtime.tensors import Array
 
@@ -88,13 +89,21 @@ def test_arrays_belong_to_their_reader() -> None:
     assert_same(samples(), source)
 
 
-def test_too_many_bytes_come_from_the_source_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_bytes_come_from_the_source_and_are_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[ArrayFile] = []
+
+    def create() -> ArrayFile:
+        created.append(ArrayFile())
+        return created[-1]
+
     monkeypatch.setattr(kept, "_MOST_BYTES", 80)
+    monkeypatch.setattr(kept, "ArrayFile", create)
     source = Source()
     samples = KeptSamples(source)
-    for _ in range(2):
+    for _ in range(3):
         assert_same(samples(), source)
-    assert source.begun == 2
+        assert len(created) == 3  # one for each input, by the first stream
+    assert source.begun == 3
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")

@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.errors import DataError
-from onnxcompress.runtime.array_file import disk_is_full
+from onnxcompress.runtime.array_file import ArrayFile, disk_is_full
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -29,7 +29,7 @@ _HALF_LIMIT = float(np.finfo(np.float16).max)
 class _Column:
     """One array of the samples: its file, the type it is kept in and its shape without the samples."""
 
-    file: IO[bytes]
+    file: ArrayFile
     stored: np.dtype[Any]
     given: np.dtype[Any]
     shape: tuple[int, ...]
@@ -68,8 +68,7 @@ class SampleFiles:
         if self.count == before:
             raise DataError(f"{self._where}: no samples")
         for column in self._columns.values():
-            column.file.flush()
-            column.rows = np.memmap(column.file, column.stored, "r", shape=(self.count, *column.shape))
+            column.rows = column.file.mapped()
         return np.arange(before, self.count, dtype=np.int64)
 
     def __enter__(self) -> SampleFiles:
@@ -96,19 +95,14 @@ class SampleFiles:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise DataError(f"{self._where}: '{name}' holds NaN or infinity, at samples from {self.count}")
             if name not in self._columns:
-                self._columns[name] = _Column(
-                    tempfile.TemporaryFile(prefix="onnxcompress-"),  # noqa: SIM115  (closed in close)
-                    _stored_type(array),
-                    array.dtype,
-                    array.shape[1:],
-                )
+                self._columns[name] = _Column(ArrayFile(), _stored_type(array), array.dtype, array.shape[1:])
             column = self._columns[name]
             if array.shape[1:] != column.shape:
                 raise DataError(
                     f"{self._where}: '{name}' has samples of shapes {column.shape} and {array.shape[1:]}; "
                     "training needs one size: give a preprocess TOML file with resize and crop"
                 )
-            column.file.write(np.ascontiguousarray(array, column.stored).tobytes())
+            column.file.append(array.astype(column.stored, copy=False))
         self.count += len(next(iter(batch.values())))
         self._check_size(
             sum(column.sample_bytes for column in self._columns.values()) * len(next(iter(batch.values())))
