@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxcompress.errors import ModelError
 from onnxcompress.evaluation import intervals
 from onnxcompress.evaluation.metrics import kl_divergence, label_ranks, probabilities
 from onnxcompress.evaluation.reference import Reference, Told, real_outputs
+from onnxcompress.evaluation.relative_error import ErrorTally
 from onnxcompress.runtime.dataset import Batch
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array, conform, shown_shape
@@ -32,7 +34,7 @@ class Accuracy:
     Attributes:
         samples: how many.
         labels: whether top-1 and top-5 were measured.
-        output: the output that was compared: the first of shape [N, C] or [N, C, 1, ...], C > 1. Where there is none,
+        output: the output that classifies: the first of shape [N, C] or [N, C, 1, ...], C > 1. Where there is none,
             None, and only `relative_error` is measured.
         original, compressed: percent.
         drop_top1: original - compressed, percentage points; `drop_top1_interval` its paired 95 % interval.
@@ -40,7 +42,11 @@ class Accuracy:
         p_value: of McNemar's exact test that both are right equally often.
         agreement: percent of samples to which both give the same class; `agreement_interval` its 95 % interval.
         kl: mean KL(original || compressed) in nats; None where the compressed model gave NaN or infinity.
-        relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest.
+        relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest;
+            None where the compressed model gave NaN or infinity. `relative_error_interval` its 95 % interval, both as
+            shares; `relative_error_output` the output's name.
+        not_compared: other outputs, which have another shape in the two models on some samples, or in which the
+            original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
     """
 
@@ -59,6 +65,9 @@ class Accuracy:
     agreement_interval: intervals.Interval | None = None
     kl: float | None = None
     relative_error: float | None = None
+    relative_error_interval: intervals.Interval | None = None
+    relative_error_output: str | None = None
+    not_compared: tuple[str, ...] = ()
     not_finite: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -73,13 +82,31 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
         ModelError: its inputs or outputs do not match the original's, or it fails while running.
         DataError: the data cannot be read again.
     """
-    tally = _ErrorTally() if reference.output is None else _ClassTally(reference, reference.output)
+    classes = None if reference.output is None else _ClassTally(reference, reference.output)
+    errors, samples, not_finite = ErrorTally(), 0, 0
     for batch, expected in reference.batches():
         adapted = replace(batch, inputs=_adapted(batch.inputs, compressed))
-        tally.add(batch, expected, _matched(real_outputs(compressed, adapted), expected))
+        seen = _matched(real_outputs(compressed, adapted), expected, reference.output)
+        finite = errors.add(batch.size, expected, seen)
+        samples, not_finite = samples + batch.size, not_finite + int((~finite).sum())
+        if classes is not None:
+            classes.add(batch, expected, seen, finite)
         if progress:
-            progress(tally.samples)
-    return tally.result()
+            progress(samples)
+    accuracy = Accuracy(samples, labels=False) if classes is None else classes.result(samples)
+    error = errors.result()
+    if error is None:
+        raise ModelError(f"the models differ: {', '.join(sorted(errors.apart))}: other shapes on the same samples")
+    not_compared = tuple(sorted(errors.apart | reference.left_out))
+    accuracy = replace(accuracy, not_compared=not_compared, not_finite=not_finite)
+    if not_finite:
+        return replace(accuracy, kl=None)
+    return replace(
+        accuracy,
+        relative_error=error.value,
+        relative_error_interval=error.interval,
+        relative_error_output=error.output,
+    )
 
 
 class _ClassTally:
@@ -89,17 +116,15 @@ class _ClassTally:
         self._output = output
         self._normalised = reference.normalised
         self._labels = reference.data.has_labels
-        self.samples = 0
         self._hits = np.zeros((2, 2), np.int64)  # rows: original, compressed; columns: top-1, top-5
-        self._both = self._same = self._not_finite = 0
+        self._both = self._same = 0
         self._kl = 0.0
 
-    def add(self, batch: Batch, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> None:
+    def add(
+        self, batch: Batch, expected: Mapping[str, Array], seen: Mapping[str, Array], finite: npt.NDArray[np.bool_]
+    ) -> None:
         first, second = (outputs[self._output].reshape(batch.size, -1) for outputs in (expected, seen))
-        finite = np.asarray(np.isfinite(second).all(axis=1))
         second = np.where(finite[:, None], second, 0)
-        self.samples += batch.size
-        self._not_finite += int((~finite).sum())
         self._same += int(((first.argmax(axis=1) == second.argmax(axis=1)) & finite).sum())
         divergence = kl_divergence(probabilities(first, self._normalised), probabilities(second, self._normalised))
         self._kl += float(divergence.sum())
@@ -111,57 +136,30 @@ class _ClassTally:
             self._hits[model] += (rank < 1).sum(), ((rank < 5) & (rank < first.shape[1])).sum()
         self._both += int(((ranks[0] < 1) & (ranks[1] < 1)).sum())
 
-    def result(self) -> Accuracy:
+    def result(self, samples: int) -> Accuracy:
         accuracy = Accuracy(
-            samples=self.samples,
+            samples=samples,
             labels=self._labels,
             output=self._output,
-            agreement=100.0 * self._same / self.samples,
-            agreement_interval=_percent(intervals.proportion(self._same, self.samples)),
-            kl=None if self._not_finite else self._kl / self.samples,
-            not_finite=self._not_finite,
+            agreement=100.0 * self._same / samples,
+            agreement_interval=_percent(intervals.proportion(self._same, samples)),
+            kl=self._kl / samples,
         )
         if not self._labels:
             return accuracy
-        original, compressed = (Hits(*(100.0 * int(count) / self.samples for count in row)) for row in self._hits)
+        original, compressed = (Hits(*(100.0 * int(count) / samples for count in row)) for row in self._hits)
         only_original, only_compressed = (int(row[0]) - self._both for row in self._hits)
         return replace(
             accuracy,
             original=original,
             compressed=compressed,
-            drop_top1=100.0 * (only_original - only_compressed) / self.samples,
-            drop_top1_interval=_percent(intervals.paired_difference(only_original, only_compressed, self.samples)),
+            drop_top1=100.0 * (only_original - only_compressed) / samples,
+            drop_top1_interval=_percent(intervals.paired_difference(only_original, only_compressed, samples)),
             both_right=self._both,
             only_original=only_original,
             only_compressed=only_compressed,
             p_value=intervals.mcnemar_p_value(only_original, only_compressed),
         )
-
-
-class _ErrorTally:
-    """Squared errors of outputs that classify nothing."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self._squares: dict[str, tuple[float, float]] = {}
-
-    def add(self, batch: Batch, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> None:
-        self.samples += batch.size
-        for name, reference in expected.items():
-            wide = reference.astype(np.float64)
-            error, size = self._squares.get(name, (0.0, 0.0))
-            error += float(((seen[name].astype(np.float64) - wide) ** 2).sum())
-            self._squares[name] = error, size + float((wide**2).sum())
-
-    def result(self) -> Accuracy:
-        return Accuracy(self.samples, labels=False, relative_error=max(map(_relative, self._squares.values())))
-
-
-def _relative(squares: tuple[float, float]) -> float:
-    error, size = squares
-    if error == 0.0:
-        return 0.0
-    return float(np.sqrt(error / size)) if size else float("inf")
 
 
 def _adapted(inputs: Mapping[str, Array], compressed: Session) -> dict[str, Array]:
@@ -174,14 +172,18 @@ def _adapted(inputs: Mapping[str, Array], compressed: Session) -> dict[str, Arra
     return conform(renamed, compressed.inputs, "the second model")
 
 
-def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the outputs that `expected` has, by name, or by position where the only output has another name."""
+def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array], classifying: str | None) -> dict[str, Array]:
+    """Return the outputs that `expected` has, by name, or by position where the only output has another name.
+
+    As many boxes as were found, say, are others in another model: that is no error as long as something is left that
+    can be compared, and never of the output that classifies.
+    """
     matched: dict[str, Array] = {}
     for name, reference in expected.items():
         array = next(iter(seen.values())) if len(seen) == len(expected) == 1 else seen.get(name)
         if array is None:
             raise ModelError(f"the models differ: output '{name}' is missing in the second one")
-        if array.shape != reference.shape:
+        if array.shape != reference.shape and (len(expected) == 1 or name == classifying):
             shapes = f"{shown_shape(reference.shape)} and {shown_shape(array.shape)}"
             raise ModelError(f"the models differ: output '{name}' has the shapes {shapes}")
         matched[name] = array

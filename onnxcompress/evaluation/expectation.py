@@ -1,8 +1,9 @@
-"""How much accuracy a model will lose, estimated on few samples without labels."""
+"""How much a model will lose, estimated on few samples without labels: of accuracy, and of its outputs' numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy.typing as npt
 
 from onnxcompress.evaluation.metrics import kl_divergence, probabilities
 from onnxcompress.evaluation.reference import Reference, real_outputs
+from onnxcompress.evaluation.relative_error import ErrorTally, RelativeError
 from onnxcompress.runtime.session import Session
+from onnxcompress.runtime.tensors import Array
 
 Rows = npt.NDArray[np.floating]
 
@@ -47,32 +50,70 @@ class SampleLosses:
         return float(self.divergences.mean())
 
 
-def sample_losses(compressed: Session, reference: Reference) -> SampleLosses:
-    """Compare a compressed model with its original, which classifies, on the reference's samples.
+@dataclass(frozen=True)
+class Losses:
+    """What a compressed model loses.
+
+    Attributes:
+        classes: on each sample; None of a model that classifies nothing.
+        error: of its outputs; None where the number of what they hold differs from the original's.
+    """
+
+    classes: SampleLosses | None
+    error: RelativeError | None
+
+    @property
+    def apart(self) -> float:
+        """How far the answers are from the original's: the mean KL divergence of classes, else the squared error."""
+        if self.classes is not None:
+            return self.classes.divergence
+        return math.inf if self.error is None else self.error.value**2
+
+
+def measured_losses(compressed: Session, reference: Reference) -> Losses:
+    """Compare a compressed model with its original on the reference's samples.
 
     Raises:
         ModelError: the compressed model fails while running.
     """
-    assert reference.output is not None
-    divergences: list[Rows] = []
-    lost: list[Rows] = []
-    differing: list[Rows] = []
-    margins: list[Rows] = []
+    classes = None if reference.output is None else _ClassLosses(reference.output, reference.normalised)
+    errors = ErrorTally()
     for batch, expected in reference.batches():
-        seen = real_outputs(compressed, batch)[reference.output].reshape(batch.size, -1)
-        own = probabilities(expected[reference.output].reshape(batch.size, -1), reference.normalised)
-        rows = np.arange(batch.size)
+        seen = real_outputs(compressed, batch)
+        errors.add(batch.size, expected, seen)
+        if classes is not None:
+            classes.add(batch.size, expected, seen)
+    return Losses(None if classes is None else classes.result(), errors.result())
+
+
+class _ClassLosses:
+    """Gathers `SampleLosses` batch by batch."""
+
+    def __init__(self, output: str, normalised: bool) -> None:
+        self._output = output
+        self._normalised = normalised
+        self._lost: list[Rows] = []
+        self._differing: list[Rows] = []
+        self._divergences: list[Rows] = []
+        self._margins: list[Rows] = []
+
+    def add(self, samples: int, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        seen = outputs[self._output].reshape(samples, -1)
+        own = probabilities(expected[self._output].reshape(samples, -1), self._normalised)
+        rows = np.arange(samples)
         first, second = own.argmax(axis=1), seen.argmax(axis=1)
         # A row that is no number picks its first class, or any: it counts as wrong throughout.
         finite = np.asarray(np.isfinite(seen).all(axis=1))
-        lost.append(own[rows, first] - np.where(finite, own[rows, second], 0.0))
-        differing.append(((first != second) | ~finite).astype(np.float64))
-        other = np.where(finite[:, None], probabilities(seen, reference.normalised), own)
-        divergences.append(np.where(finite, kl_divergence(own, other), np.inf))
-        margins.append(_margins(own, other))
-    counted, spread = np.concatenate(lost), _lost_by_spread(np.concatenate(margins))
-    larger = max(counted, spread, key=bound)
-    return SampleLosses(larger, np.concatenate(differing), np.concatenate(divergences))
+        self._lost.append(own[rows, first] - np.where(finite, own[rows, second], 0.0))
+        self._differing.append(((first != second) | ~finite).astype(np.float64))
+        other = np.where(finite[:, None], probabilities(seen, self._normalised), own)
+        self._divergences.append(np.where(finite, kl_divergence(own, other), np.inf))
+        self._margins.append(_margins(own, other))
+
+    def result(self) -> SampleLosses:
+        counted, spread = np.concatenate(self._lost), _lost_by_spread(np.concatenate(self._margins))
+        larger = max(counted, spread, key=bound)
+        return SampleLosses(larger, np.concatenate(self._differing), np.concatenate(self._divergences))
 
 
 def bound(losses: Rows) -> float:

@@ -1,4 +1,4 @@
-"""Confidence intervals: paired differences of accuracy, proportions, and ratios of latencies."""
+"""Confidence intervals: paired differences of accuracy, proportions, relative errors, and ratios of latencies."""
 
 from __future__ import annotations
 
@@ -50,6 +50,15 @@ def proportion(successes: int, samples: int) -> Interval:
     centre = (share + spread / 2) / (1 + spread)
     half = _Z95 * math.sqrt(share * (1 - share) / samples + spread / (4 * samples)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def root_of_ratio(ratio: float, standard_error: float) -> Interval:
+    """Return the 95 % interval of the root of a positive ratio that is known to within a standard error.
+
+    Taken on a logarithmic scale, on which neither end can be negative.
+    """
+    spread = math.exp(_Z95 * standard_error / ratio / 2.0)
+    return math.sqrt(ratio) / spread, math.sqrt(ratio) * spread
 
 
 def ratio_of_medians(log_ratios: npt.NDArray[np.float64], seed: int = 0) -> Interval | None:

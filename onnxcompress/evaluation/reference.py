@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
+import numpy as np
+
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores
 from onnxcompress.runtime.array_file import ArrayFile
@@ -20,11 +22,12 @@ Told = Callable[[int], None]
 class Reference:
     """What the original gives on every sample; a context manager that deletes the files.
 
-    The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies; where there is none, all
-    floating-point outputs are kept, to be compared as numbers.
+    The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies. All floating-point outputs
+    are kept, to be compared as numbers too.
 
     Attributes:
         output: the name of the classifying output, or None.
+        left_out: other outputs beside it, in which the original gave NaN or infinity.
         normalised: whether it is a distribution already, such as a Softmax.
         samples: how many there are.
 
@@ -41,6 +44,7 @@ class Reference:
         self.output: str | None = None
         self.normalised = False
         self.samples = 0
+        self.left_out: set[str] = set()
         self._batch_size = batch_size
         self._sizes: list[int] = []
         self._files: dict[str, ArrayFile] = {}
@@ -86,7 +90,11 @@ class Reference:
         outputs = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}
         if not self._files:
             self._choose(outputs, batch)
-        for name, file in self._files.items():
+        for name, file in list(self._files.items()):
+            if self.output not in (None, name) and not np.isfinite(outputs[name]).all():
+                self.left_out.add(name)
+                self._files.pop(name).close()
+                continue
             check_finite(outputs[name], f"output '{name}' of the original, at samples from {self.samples}")
             file.append(outputs[name])
         if self.output is not None and batch.labels is not None:
@@ -100,13 +108,12 @@ class Reference:
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
         if not outputs:
             raise ModelError("no output of the original is a floating-point tensor: there is nothing to compare")
+        self._files = {name: ArrayFile() for name in outputs}
         for name, array in outputs.items():
             scores = class_scores(array, batch.size)
             if scores is not None:
-                self.output, self._files = name, {name: ArrayFile()}
-                self.normalised = are_probabilities(scores)
+                self.output, self.normalised = name, are_probabilities(scores)
                 return
-        self._files = {name: ArrayFile() for name in outputs}
 
 
 def real_outputs(session: Session, batch: Batch) -> dict[str, Array]:

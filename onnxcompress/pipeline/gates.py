@@ -13,8 +13,8 @@ from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import CompressionFigures, GateResult
 
-DROP = "max_drop"
-"""The gate on the accuracy that is lost."""
+DROP, ERROR = "max_drop", "max_error"
+"""The gates on what is lost: accuracy, and what the outputs hold."""
 
 _ROUNDING = 1e-9
 """Percentages are differences of fractions: 78.5 - 77.5 must pass a limit of 1.0 whatever its last bit."""
@@ -24,10 +24,12 @@ def check_gates_can_be_measured(recipe: Recipe, *, has_data: bool) -> None:
     """Refuse a gate on something that will not be measured.
 
     Raises:
-        RecipeError: `max_drop` without data, or `min_speedup` without latency measurement.
+        RecipeError: `max_drop` or `max_error` without data, or `min_speedup` without latency measurement.
     """
     if recipe.max_drop is not None and not has_data:
         raise RecipeError("--max-drop needs accuracy to be measured: give --data PATH")
+    if recipe.max_error is not None and not has_data:
+        raise RecipeError("--max-error needs the outputs to be compared: give --data PATH")
     if recipe.min_speedup is not None and not recipe.latency:
         raise RecipeError("--min-speedup needs latency to be measured: leave --no-latency out")
     if "latency" in recipe.target and not recipe.latency and recipe.time_table is None:
@@ -54,9 +56,10 @@ def gate_results(
     gates = []
     if recipe.max_drop is not None:
         drop, interval = accuracy_drop(accuracy), accuracy_drop_interval(accuracy)
-        worst = _upper(interval) if recipe.strict else drop
-        passed = _is_at_most(drop, recipe.max_drop) and _is_at_most(worst, recipe.max_drop)
-        gates.append(GateResult(DROP, recipe.max_drop, drop, passed, interval, recipe.strict))
+        gates.append(_loss_gate(DROP, recipe.max_drop, drop, interval, strict=recipe.strict))
+    if recipe.max_error is not None:
+        error, interval = output_error(accuracy), output_error_interval(accuracy)
+        gates.append(_loss_gate(ERROR, recipe.max_error, error, interval, strict=recipe.strict))
     if recipe.min_speedup is not None:
         gates.append(_speedup_gate(recipe.min_speedup, latency, strict=recipe.strict))
     if recipe.min_compression is not None:
@@ -94,6 +97,23 @@ def accuracy_drop_interval(accuracy: Accuracy | None) -> Interval | None:
         return accuracy.drop_top1_interval
     agreement = accuracy.agreement_interval
     return None if agreement is None else (100.0 - agreement[1], 100.0 - agreement[0])
+
+
+def output_error(accuracy: Accuracy | None) -> float | None:
+    """Return the relative error of the outputs in percent."""
+    return None if accuracy is None or accuracy.relative_error is None else 100.0 * accuracy.relative_error
+
+
+def output_error_interval(accuracy: Accuracy | None) -> Interval | None:
+    """Return the 95 % confidence interval of `output_error`, in percent."""
+    interval = None if accuracy is None else accuracy.relative_error_interval
+    return None if interval is None else (100.0 * interval[0], 100.0 * interval[1])
+
+
+def _loss_gate(name: str, limit: float, value: float | None, interval: Interval | None, *, strict: bool) -> GateResult:
+    worst = _upper(interval) if strict else value
+    passed = _is_at_most(value, limit) and _is_at_most(worst, limit)
+    return GateResult(name, limit, value, passed, interval, strict)
 
 
 def _speedup_gate(limit: float, latency: Sequence[Latency], *, strict: bool) -> GateResult:

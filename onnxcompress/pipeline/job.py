@@ -13,7 +13,7 @@ from onnxcompress.evaluation.compare import Evaluation
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.cleanup import Cleanup
-from onnxcompress.pipeline.gates import DROP, gate_results
+from onnxcompress.pipeline.gates import DROP, ERROR, gate_results
 from onnxcompress.pipeline.latency_context import predicted_share
 from onnxcompress.pipeline.latency_target import Ran, can_run_again, meet_latency
 from onnxcompress.pipeline.measure import DataSets, measure
@@ -147,9 +147,13 @@ def finish_search(job: Job, request: Request, search: Search) -> Finished:
         done = finish(replace(job, context=context), settled, len(judged))
         checkpoints += done.checkpoints
         failed = [gate for gate in done.report.gates if not gate.passed]
-        judged += [Judged(found.chosen, gate.value, gate.passed) for gate in done.report.gates if gate.name == DROP]
-        alone = [gate.name for gate in failed] == [DROP]
-        milder = search.milder(found.chosen, failed[0]) if alone and not done.was_stopped else None
+        losses = {gate.name: gate for gate in done.report.gates if gate.name in (DROP, ERROR)}
+        if losses:
+            lost = {name: gate.value for name, gate in losses.items()}
+            passed = all(gate.passed for gate in losses.values())
+            judged.append(Judged(found.chosen, passed, lost.get(DROP), lost.get(ERROR)))
+        alone = bool(failed) and all(gate.name in losses for gate in failed)
+        milder = search.milder(found.chosen, failed) if alone and not done.was_stopped else None
         if milder is None or len(judged) == _MOST_JUDGED:
             break
         found = replace(found, chosen=milder)

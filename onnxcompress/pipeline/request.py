@@ -75,7 +75,7 @@ class Request:
         if self.recipe.target:
             return "--target"
         if self.recipe.is_searched:
-            return "the search of --max-drop"
+            return f"the search of {'--max-error' if self.recipe.max_drop is None else '--max-drop'}"
         if self.recovery != "none":
             return f"--recover {self.recovery}"
         return "--quantize int8" if self.recipe.quantize == "int8" else f"--importance {self.recipe.importance}"
@@ -115,8 +115,8 @@ def make_request(
         round_up=not isinstance(settled.round_to, int),
     )
     _check_training(request)
-    if request.recipe.prune == "auto" and not request.recipe.target and request.recipe.max_drop is None:
-        raise RecipeError("--prune auto chooses under a limit: give --max-drop P or --target KIND=F")
+    if request.recipe.prune == "auto" and not request.recipe.target and not request.recipe.limits_loss:
+        raise RecipeError("--prune auto chooses under a limit: give --max-drop P, --max-error P or --target KIND=F")
     if request.needs_calibration and request.data is None and request.calib is None and request.train is None:
         raise RecipeError(f"{request.calibration_reason} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:

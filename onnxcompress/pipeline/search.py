@@ -1,4 +1,4 @@
-"""`--prune auto`, and `--max-drop` with splits left to us: how much is compressed, found by compressing and evaluating.
+"""`--prune auto`, and a limit with splits left to us: how much is compressed, found by compressing and evaluating.
 
 One budget is searched: the share of the original's MACs that may be left. Ranks under it are the allocation pass's; its
 measurements do not depend on the budget and are taken once. Each trial runs the passes of the recipe, recovery
@@ -6,6 +6,9 @@ included, on a part of the calibration data, and is evaluated on the rest of the
 together (`evaluation.pooled`). The smallest share that keeps the drop is found by interpolation. With `prune="auto"`
 filters are then removed, a little at first, as long as that brings a model of the same share closer to the original;
 which ones, from all layers together, the importance `response` says.
+
+A limit is a fall of accuracy (`--max-drop`) or an error of the outputs, of any network (`--max-error`), or both: what
+a trial loses is a share of each limit, and the larger share counts.
 
 The evaluation data are never looked at here: the gate judges the result on them at the end. Where it fails, as the
 estimate is of other samples and of fewer, the search says what is milder.
@@ -24,7 +27,7 @@ from typing import Any
 
 from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.errors import BudgetInfeasibleError, DataError
-from onnxcompress.evaluation.expectation import SampleLosses, sample_losses
+from onnxcompress.evaluation.expectation import Losses, measured_losses
 from onnxcompress.evaluation.pooled import DIFFERING, LOST, pooled_bounds
 from onnxcompress.evaluation.reference import Reference
 from onnxcompress.graph import Model
@@ -60,7 +63,7 @@ class _Tried:
     rate: float
     share: float | None
     cost: ModelCost | None
-    losses: SampleLosses | None
+    losses: Losses | None
     seconds: float
 
     @property
@@ -69,9 +72,9 @@ class _Tried:
         return round(1.0 - self.rate, 4) if self.share is None else self.share
 
     @property
-    def divergence(self) -> float:
-        """Mean KL(original || compressed) in nats."""
-        return math.inf if self.losses is None else self.losses.divergence
+    def apart(self) -> float:
+        """How far its answers are from the original's."""
+        return math.inf if self.losses is None else self.losses.apart
 
 
 @dataclass
@@ -102,18 +105,22 @@ class Search:
         """Find what to compress with.
 
         Raises:
-            BudgetInfeasibleError: nothing that was tried keeps the drop, or the target.
-            DataError: the calibration data are too few to set some aside, or the original gives no classes.
+            BudgetInfeasibleError: nothing that was tried keeps the limits, or the target.
+            DataError: the calibration data are too few to set some aside, or the original gives no classes of which
+                a drop could tell.
         """
         recipe = self.recipe
         splits = "auto" in (recipe.tucker, recipe.svd)
         if recipe.target and not splits:
-            return Found("cost", None, 0, self._by_cost(), self._trials())
+            return Found("cost", 0, self._by_cost(), self._trials())
         held_out, fitted = self.calibration.split(HELD_OUT_SHARE, recipe.seed)
         self.context = replace(self.context, calibration=fitted.samples(), measured={})
         with Reference(Session(self.content), held_out) as reference:
-            if reference.output is None:
-                raise DataError("a search needs a model that classifies: no output of shape [N, C] to tell a drop from")
+            if reference.output is None and recipe.max_drop is not None:
+                raise DataError(
+                    "--max-drop needs a model that classifies: no output of shape [N, C] to tell a drop from; "
+                    "give --max-error P"
+                )
             if recipe.target:
                 chosen = self._under_target(reference)
             elif splits:
@@ -124,7 +131,11 @@ class Search:
             self.context = replace(self.context, measured=None)
             self.prefixes.clear()
             measure = "expected_top1" if self.labels else "disagreement"
-            return Found(measure, recipe.max_drop, reference.samples, chosen, self._trials())
+            if reference.output is None:
+                measure = "relative_error"
+            return Found(
+                measure, reference.samples, chosen, self._trials(), limit=recipe.max_drop, error_limit=recipe.max_error
+            )
 
     def _by_share(self, reference: Reference) -> dict[str, Any]:
         def tried(rate: float, share: float) -> _Tried:
@@ -136,7 +147,7 @@ class Search:
             raise BudgetInfeasibleError(self._complaint())
         for rate in _RATES if self.recipe.prune == "auto" else ():
             same = tried(rate, best.position)
-            if not same.divergence < best.divergence:
+            if not same.apart < best.apart:
                 break
             self._narrow([same], partial(tried, rate), _SHARE_STEP, slope)
             best = self._best() or best
@@ -151,13 +162,13 @@ class Search:
             raise BudgetInfeasibleError(self._complaint())
         return {"prune": best.rate}
 
-    def milder(self, chosen: Mapping[str, Any], gate: GateResult) -> dict[str, Any] | None:
+    def milder(self, chosen: Mapping[str, Any], failed: Sequence[GateResult]) -> dict[str, Any] | None:
         """Return what to compress with where what was chosen lost more than it may on the data that it was judged on.
 
         What the trials lost is taken to be wrong by one factor, so that as much less of it is aimed at.
 
         Args:
-            chosen: as `Found.chosen`; `gate`: on the accuracy lost, which failed.
+            chosen: as `Found.chosen`; `failed`: gates on what is lost.
 
         Returns:
             As `Found.chosen`; None where the share was given, or hardly anything is compressed as it is.
@@ -166,13 +177,13 @@ class Search:
             return None
         splits = "target" in chosen
         # A line of one trial has the slope of that without pruning.
-        rates, drops = (chosen["prune"], 0.0), self._drops()
-        lines = [{t.position: drop for t, drop in drops.items() if not splits or t.rate == rate} for rate in rates]
+        rates, held = (chosen["prune"], 0.0), self._held()
+        lines = [{t.position: share for t, share in held.items() if not splits or t.rate == rate} for rate in rates]
         position = chosen["target"]["macs"] if splits else 1.0 - chosen["prune"]
-        lost = gate.interval[1] if gate.strict and gate.interval else gate.value
+        aimed = min(_aimed(gate) for gate in failed)
         step = _SHARE_STEP if splits else _RATE_STEP
         slope = next((steepness(line) for line in lines if len(line) > 1), None)
-        position = milder_position(position, self._limit / lost if lost else 0.0, slope, step)
+        position = milder_position(position, aimed, slope, step)
         if position is None:
             return None
         return {**chosen, "target": {"macs": position}} if splits else {"prune": round(1.0 - position, 4)}
@@ -180,24 +191,37 @@ class Search:
     def _narrow(
         self, known: Sequence[_Tried], tried: Callable[[float], _Tried], step: float, slope: float | None = None
     ) -> float | None:
-        """Try positions until the smallest that keeps the drop is known to within a step; return the drops' slope."""
+        """Try positions until the smallest that keeps the limits is known to within a step; return the slope."""
         own = list(known)
         while True:
-            drops = self._drops()
-            here = {each.position: drops[each] for each in own}
-            position = next_position(here, self._limit, _LEAST, step, slope)
+            held = self._held()
+            here = {each.position: held[each] for each in own}
+            position = next_position(here, 1.0, _LEAST, step, slope)
             if position is None:
                 return steepness(here)
             own.append(tried(position))
 
     def _best(self) -> _Tried | None:
-        """Return the smallest that keeps the drop, of equal ones the closest."""
-        kept = [each for each, drop in self._drops().items() if drop <= self._limit]
-        return min(kept, key=lambda each: (each.position, each.divergence), default=None)
+        """Return the smallest that keeps the limits, of equal ones the closest."""
+        kept = [each for each, share in self._held().items() if share <= 1.0]
+        return min(kept, key=lambda each: (each.position, each.apart), default=None)
+
+    def _held(self) -> dict[_Tried, float]:
+        """Return for all that was tried which share of its limit it loses, of two limits the larger share."""
+        limits = [(self.recipe.max_drop, self._drops()), (self.recipe.max_error, self._errors())]
+        return {
+            each: max(_share_of(lost[each], limit) for limit, lost in limits if limit is not None)
+            for each in self.tried
+        }
+
+    def _errors(self) -> dict[_Tried, float]:
+        """Return the relative error of all that was tried in percent, one standard error on top."""
+        errors = ((each, None if each.losses is None else each.losses.error) for each in self.tried)
+        return {each: math.inf if error is None else 100.0 * error.bound for each, error in errors}
 
     def _drops(self) -> dict[_Tried, float]:
-        """Return what is held against the limit for all that was tried, as all of it together tells."""
-        made = [(each, each.losses) for each in self.tried if each.losses is not None]
+        """Return the points that all that was tried loses, as all of it together tells; infinite without classes."""
+        made = [(e, e.losses.classes) for e in self.tried if e.losses is not None and e.losses.classes is not None]
         bounds = pooled_bounds(
             [losses.lost if self.labels else losses.differing for _, losses in made],
             [losses.divergences for _, losses in made],
@@ -206,21 +230,16 @@ class Search:
         drops = dict.fromkeys(self.tried, math.inf)
         return drops | {each: 100.0 * own for (each, _), own in zip(made, bounds, strict=True)}
 
-    @property
-    def _limit(self) -> float:
-        assert self.recipe.max_drop is not None
-        return self.recipe.max_drop
-
     def _under_target(self, reference: Reference) -> dict[str, Any]:
         """Under a target that is given: remove filters before ranks are chosen as long as the answers come closer.
 
-        Told by the divergence, which a few samples tell better than which of them change class.
+        Told by how far they are apart, which a few samples tell better than which of them change class.
         """
         best, least = None, math.inf
         for rate in (0.0, *_RATES):
-            divergence = self._trial(rate, self.recipe.target, reference).divergence
-            if divergence < least:
-                best, least = rate, divergence
+            apart = self._trial(rate, self.recipe.target, reference).apart
+            if apart < least:
+                best, least = rate, apart
             elif best is not None:
                 break
         if best is None:
@@ -251,7 +270,7 @@ class Search:
             model = self._compressed(rate, target)
             cost = model_cost(model)
             with CompressedModel(model, external=False).loadable() as content:
-                losses = sample_losses(Session(content), reference)
+                losses = measured_losses(Session(content), reference)
         seconds = time.perf_counter() - started
         self.tried.append(_Tried(rate, target.get("macs"), cost, losses, seconds))
         return self.tried[-1]
@@ -259,12 +278,15 @@ class Search:
     def _trials(self) -> tuple[Trial, ...]:
         """Return what was tried, as a report tells it."""
         trials: list[Trial] = []
-        for each, drop in self._drops().items():
+        drops, errors = self._drops(), self._errors()
+        for each in self.tried:
             trial = Trial(each.rate, each.share, seconds=each.seconds)
             if each.cost is not None and each.losses is not None:
                 left = {kind: _share(kind, each.cost, self.cost) for kind in ("macs", "params")}
-                seen = {"disagreement": each.losses.disagreement, "divergence": each.losses.divergence}
-                trial = replace(trial, **left, **seen, drop=drop)
+                trial = replace(trial, **left, error=errors[each])
+                if (seen := each.losses.classes) is not None:
+                    told = {"disagreement": seen.disagreement, "divergence": seen.divergence}
+                    trial = replace(trial, **told, drop=drops[each])
             trials.append(trial)
         return tuple(trials)
 
@@ -297,12 +319,29 @@ class Search:
         return passes[:end], passes[end:]
 
     def _complaint(self) -> str:
-        gentlest = max((t for t in self._trials() if t.drop is not None), key=lambda t: t.macs or 0.0, default=None)
+        gentlest = max((t for t in self._trials() if t.error is not None), key=lambda t: t.macs or 0.0, default=None)
         tried = "no budget that was tried can be reached"
         if gentlest is not None:
+            lost = [] if gentlest.drop is None else [f"{gentlest.drop:.2f} points"]
+            lost += [] if self.recipe.max_error is None else [f"{gentlest.error:.2f} % of its outputs"]
             left = f"leaves {gentlest.macs:.0%} of the MACs"
-            tried = f"the gentlest that was tried {left} and may lose {gentlest.drop:.2f} points"
-        return f"no compression keeps max_drop {self.recipe.max_drop:g} on the samples set aside: {tried}"
+            tried = f"the gentlest that was tried {left} and may lose {' and '.join(lost)}"
+        given = (("max_drop", self.recipe.max_drop), ("max_error", self.recipe.max_error))
+        limits = " and ".join(f"{name} {limit:g}" for name, limit in given if limit is not None)
+        return f"no compression keeps {limits} on the samples set aside: {tried}"
+
+
+def _aimed(gate: GateResult) -> float:
+    """Return which share of what was lost may be left."""
+    lost = gate.interval[1] if gate.strict and gate.interval else gate.value
+    return gate.limit / lost if lost else 0.0
+
+
+def _share_of(lost: float, limit: float) -> float:
+    """Return a loss as a share of its limit."""
+    if limit > 0.0:
+        return lost / limit
+    return 0.0 if lost == 0.0 else math.inf
 
 
 def _share(kind: str, cost: ModelCost, original: ModelCost) -> float:

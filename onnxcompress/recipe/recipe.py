@@ -33,6 +33,7 @@ from onnxcompress.remote import Location, RemoteFile, fetch_file, location
 _FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4, or auto", minimum=0.0, below=1.0, words=("auto",))
 _RATIO = Number("a number above 0, such as 1.5", above=0.0)
 _POINTS = Number("percentage points from 0 to 100, such as 1.0", minimum=0.0, maximum=100.0)
+_PERCENT = Number("percent from 0 to 100, such as 5.0", minimum=0.0, maximum=100.0)
 
 CLEANUP = Steps("identity", "fold", "reshape", "batchnorm", "merge", "lrn", "unused")
 """The steps of the clean-up, in the order in which they run."""
@@ -58,7 +59,7 @@ class Recipe:
         _FRACTION,
         COMPRESSION,
         "R|auto",
-        "fraction of filters to remove from every group, 0 <= R < 1; auto: chosen under --target or --max-drop",
+        "fraction of filters to remove, 0 <= R < 1; auto: chosen under --target, --max-drop or --max-error",
     )
     prune_scope: str | None = option(
         None,
@@ -238,6 +239,13 @@ class Recipe:
     max_drop: float | None = option(
         None, _POINTS, GATES, "P", "accuracy may fall by at most P points of top-1 (agreement without labels)"
     )
+    max_error: float | None = option(
+        None,
+        _PERCENT,
+        GATES,
+        "P",
+        "outputs may differ from the original's by at most P percent of their size, of any network",
+    )
     min_speedup: float | None = option(None, _RATIO, GATES, "F", "latency, original / compressed, at least F")
     min_compression: float | None = option(None, _RATIO, GATES, "F", "file size, original / compressed, at least F")
     strict: bool = option(
@@ -341,7 +349,12 @@ class Recipe:
             return False
         chosen = self.prune == "auto"
         splits = self.prune == 0 and "auto" in (self.tucker, self.svd)
-        return chosen or (splits and self.max_drop is not None and not self.target)
+        return chosen or (splits and self.limits_loss and not self.target)
+
+    @property
+    def limits_loss(self) -> bool:
+        """Whether accuracy, or what the outputs hold, may only be lost up to a limit."""
+        return self.max_drop is not None or self.max_error is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return every field as JSON holds it, null where it is not set."""

@@ -18,7 +18,7 @@ UNUSABLE_POINTS = 10.0
 FASTER = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
 
 WORTH_SAYING_ERROR = 0.01
-"""A smaller relative error of outputs that classify nothing is left to the table."""
+"""A smaller relative error of an output that classifies nothing is left to the table."""
 
 WORTH_SAYING_WAITS = 0.05
 """A smaller share of the timed runs that waited for a CPU is left to the JSON report."""
@@ -38,13 +38,14 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a compression, one line each."""
     if not any(stage.decisions for stage in _compressing(report)):
         return (_nothing_done(report, recipe),)
-    lines = [f"{line}{how_to_keep_more(recipe)}" for line in accuracy_lines(report.accuracy)]
+    lines = [f"{line}{how_to_keep_more(recipe)}{_gate_it(report, recipe)}" for line in accuracy_lines(report.accuracy)]
     if report.accuracy is None and not recipe.dry_run:
         lines.append(
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
             "Give --data PATH, and --preprocess for images"
         )
     lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
+    lines += not_compared_lines(report.accuracy)
     lines += _few_samples(report)
     lines += _unused(report, recipe)
     lines += _dearer(report, recipe)
@@ -59,8 +60,10 @@ def judged_lines(found: Found) -> list[str]:
     if looks < 2:
         return []
     if not found.judged[-1].passed:
+        options = ((found.limit, "--max-drop"), (found.error_limit, "--max-error"))
+        limits = " and ".join(name for limit, name in options if limit is not None)
         return [
-            f"Judged on the evaluation data, none of {looks} models kept --max-drop, each milder than the one before: "
+            f"Judged on the evaluation data, none of {looks} models kept {limits}, each milder than the one before: "
             "give a larger one, or calibration samples that are more like the evaluation data"
         ]
     return [
@@ -71,7 +74,12 @@ def judged_lines(found: Found) -> list[str]:
 
 def comparison_warnings(report: Report) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a comparison, one line each."""
-    return (*accuracy_lines(report.accuracy), *latency_lines(report.latency), *noise_lines(report.latency))
+    return (
+        *accuracy_lines(report.accuracy),
+        *not_compared_lines(report.accuracy),
+        *latency_lines(report.latency),
+        *noise_lines(report.latency),
+    )
 
 
 def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
@@ -79,6 +87,7 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
     if accuracy is None:
         return []
     lines = []
+    drop = 0.0
     if accuracy.not_finite:
         lines.append(
             f"The compressed model gave NaN or infinity on {accuracy.not_finite} of {accuracy.samples} samples. "
@@ -89,16 +98,30 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
     elif accuracy.agreement is not None:
         drop = 100.0 - accuracy.agreement
         fell = f"The compressed model agrees with the original on {percent(accuracy.agreement)} of the samples"
-    else:
-        error = accuracy.relative_error or 0.0
-        if error >= WORTH_SAYING_ERROR:
-            lines.append(
-                f"The compressed model's outputs differ from the original's by {percent(100 * error)} of their size. "
-            )
-        return lines
+    error, output = accuracy.relative_error or 0.0, accuracy.relative_error_output
+    if error >= WORTH_SAYING_ERROR and accuracy.output is None:
+        lines.append(
+            f"The compressed model's outputs differ from the original's by {percent(100 * error)} of their size. "
+        )
+    elif error >= WORTH_SAYING_ERROR and output != accuracy.output:
+        lines.append(
+            f"Output '{output}' of the compressed model differs from the original's by {percent(100 * error)} of its "
+            "size. "
+        )
     if drop >= WORTH_SAYING_POINTS:
         lines.append(f"{fell}{': the model is not usable as it is' if drop >= UNUSABLE_POINTS else ''}. ")
     return lines
+
+
+def not_compared_lines(accuracy: Accuracy | None) -> list[str]:
+    """Return a sentence on outputs that were left out of the comparison."""
+    if accuracy is None or not accuracy.not_compared:
+        return []
+    names = ", ".join(f"'{name}'" for name in accuracy.not_compared)
+    return [
+        f"Not compared: {names}. On some samples the two models give them other shapes, as detections that were "
+        "filtered are, or the original gives NaN or infinity: compare what they are made from"
+    ]
 
 
 def latency_lines(latency: tuple[Latency, ...]) -> list[str]:
@@ -128,6 +151,15 @@ def _noise_line(figures: Latency) -> str:
     )
 
 
+def _gate_it(report: Report, recipe: Recipe) -> str:
+    """Name the gate that would have refused such a loss."""
+    if recipe.limits_loss:
+        return ""
+    if report.accuracy is not None and report.accuracy.output is None:
+        return ". With --max-error P such a difference is an error (exit code 3)"
+    return ". With --max-drop P such a fall is an error (exit code 3)"
+
+
 def how_to_keep_more(recipe: Recipe) -> str:
     """Name what of this recipe can be made gentler, or won back."""
     ways = []
@@ -147,8 +179,7 @@ def how_to_keep_more(recipe: Recipe) -> str:
     if recipe.quantize == "int8":
         ways.append("keep half precision instead of eight bits (--quantize fp16)")
     ways.append("spare sensitive layers (--exclude REGEX)")
-    gate = "" if recipe.max_drop is not None else ". With --max-drop P such a fall is an error (exit code 3)"
-    return f"To keep more: {', '.join(ways)}{gate}"
+    return f"To keep more: {', '.join(ways)}"
 
 
 def _recoveries(recipe: Recipe) -> list[str]:

@@ -10,6 +10,7 @@ from onnxcompress.report.figures import GateResult, Report
 
 _ABOUT: Mapping[str, tuple[str, str, str]] = {
     "max_drop": ("fall of accuracy", "at most", " points"),
+    "max_error": ("difference of the outputs, relative", "at most", " %"),
     "min_speedup": ("latency, original / compressed", "at least", " x"),
     "min_compression": ("file size, original / compressed", "at least", " x"),
     "target_macs": ("MACs, compressed / original", "at most", " x"),
@@ -71,7 +72,7 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     if report.command == "compare":
         return "Compress more gently, train the second model further, or relax the limit"
     recipe = Recipe.from_mapping(report.recipe)
-    if gate.name == "max_drop":
+    if gate.name in ("max_drop", "max_error"):
         return how_to_keep_more(recipe)
     if gate.name == "min_speedup":
         return FASTER
@@ -84,7 +85,7 @@ def gate_advice(gate: GateResult, report: Report) -> str:
 
 
 def _measure_more(gate: GateResult, report: Report) -> str:
-    if gate.name == "max_drop":
+    if gate.name in ("max_drop", "max_error"):
         samples = f"{report.accuracy.samples} samples" if report.accuracy is not None else "the samples"
         return f"With {samples} the limit cannot be told from chance: give more --data, or leave more room to the limit"
     return "The measurement is too short or the machine too busy to be sure: raise --repeat, or use an idle machine"

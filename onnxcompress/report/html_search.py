@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Column, Markup, element, table
-from onnxcompress.report.search_figures import JUDGED, chosen_text, judged_texts, search_title, trial_row, trial_titles
-from onnxcompress.report.text import counted
+from onnxcompress.report.search_figures import (
+    JUDGED,
+    chosen_text,
+    judged_texts,
+    limits_text,
+    search_title,
+    trial_row,
+    trial_titles,
+)
 
 
 def search_section(report: Report) -> Markup:
@@ -14,13 +21,10 @@ def search_section(report: Report) -> Markup:
     if found is None:
         return Markup("")
     columns = [Column(title, "number") for title in trial_titles(found)]
-    rows = [trial_row(trial) for trial in found.trials]
+    rows = [trial_row(trial, found) for trial in found.trials]
     trials = element("div", table(columns, rows, stack=True), class_="scroll") if rows else Markup("")
-    limit = (
-        ""
-        if found.limit is None
-        else f" It looked for the smallest model that loses at most {counted(found.limit, 'point')}."
-    )
+    limits = limits_text(found)
+    limit = f" It looked for the smallest model that loses at most {limits}." if limits else ""
     judged = judged_texts(found)
     note = f"{search_title(found)}.{limit} The gate judges on other data."
     return element(

@@ -38,6 +38,8 @@ def tiles(report: Report) -> Markup:
         found.append(_tile("Top-1 accuracy", points(change), top1, (percent(top1[0]), percent(top1[1]))))
     elif accuracy is not None and accuracy.agreement is not None:
         found.append(_tile("Agreement with the original", percent(accuracy.agreement), None, None))
+    elif accuracy is not None and accuracy.relative_error is not None:
+        found.append(_tile("Relative error of the outputs", percent(100.0 * accuracy.relative_error), None, None))
     if after is not None and ratios is not None:
         found.append(
             _tile(
@@ -99,17 +101,26 @@ def _accuracy_plot(report: Report) -> list[Markup]:
     accuracy = report.accuracy
     if accuracy is None:
         return []
-    limit = next((gate.limit for gate in report.gates if gate.name == "max_drop"), None)
-    limit_text = "" if limit is None else f"limit of max_drop: {limit:g}"
-    axis = Axis(0.0, limit, limit_text, "")
+    plots = []
+    axis = _axis_of(report, "max_drop")
     if accuracy.labels and accuracy.drop_top1 is not None:
         title = f"Fall of top-1 in points, with its 95 % interval ({accuracy.samples} samples; left of 0 is better)"
-        return [interval_plot(title, accuracy.drop_top1, accuracy.drop_top1_interval, axis)]
-    if not accuracy.labels and accuracy.agreement is not None and accuracy.agreement_interval is not None:
+        plots.append(interval_plot(title, accuracy.drop_top1, accuracy.drop_top1_interval, axis))
+    elif accuracy.agreement is not None and accuracy.agreement_interval is not None:
         low, high = accuracy.agreement_interval
         title = f"Samples without agreement in percent, with the 95 % interval ({accuracy.samples} samples)"
-        return [interval_plot(title, 100.0 - accuracy.agreement, (100.0 - high, 100.0 - low), axis)]
-    return []
+        plots.append(interval_plot(title, 100.0 - accuracy.agreement, (100.0 - high, 100.0 - low), axis))
+    axis, interval = _axis_of(report, "max_error"), accuracy.relative_error_interval
+    if accuracy.relative_error is not None and interval is not None and (axis.limit is not None or not plots):
+        title = f"Relative error of the outputs in percent, with its 95 % interval ({accuracy.samples} samples)"
+        shown = (100.0 * interval[0], 100.0 * interval[1])
+        plots.append(interval_plot(title, 100.0 * accuracy.relative_error, shown, axis))
+    return plots
+
+
+def _axis_of(report: Report, gate: str) -> Axis:
+    limit = next((each.limit for each in report.gates if each.name == gate), None)
+    return Axis(0.0, limit, "" if limit is None else f"limit of {gate}: {limit:g}", "")
 
 
 def _latency_plots(report: Report) -> list[Markup]:

@@ -41,13 +41,27 @@ def _accuracy_rows(report: Report) -> list[Row]:
             rows.append((name, percent(before), percent(after), points(change) + interval))
     if accuracy.agreement is not None:
         rows.append(("Agreement with the original", "", percent(accuracy.agreement), ""))
-    if accuracy.relative_error is not None:
-        rows.append(("Relative error of the outputs", "", percent(100 * accuracy.relative_error), ""))
+    if accuracy.relative_error is not None and _shows_error(report, accuracy):
+        output = accuracy.relative_error_output
+        which = "the outputs" if output is None else f"'{output}'"
+        rows.append((f"Relative error of {which}", "", _error(accuracy), ""))
     if accuracy.not_finite:
         rows.append(("Samples with NaN or infinity", "", str(accuracy.not_finite), ""))
     if accuracy.kl is not None:
         rows.append(("Mean KL divergence", "", f"{accuracy.kl:.3g}", ""))
     return rows
+
+
+def _shows_error(report: Report, accuracy: Accuracy) -> bool:
+    """Whether the outputs' error is worth a row: where classes do not tell all, or a gate judges it."""
+    told_by_classes = accuracy.output is not None and accuracy.relative_error_output == accuracy.output
+    return not told_by_classes or any(gate.name == "max_error" for gate in report.gates)
+
+
+def _error(accuracy: Accuracy) -> str:
+    """Return the relative error with its 95 % interval."""
+    value, interval = percent(100.0 * (accuracy.relative_error or 0.0)), accuracy.relative_error_interval
+    return value if interval is None else f"{value} (95 %: {100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
 def _interval_of_change(accuracy: Accuracy) -> str:
@@ -135,7 +149,7 @@ def stage_measures(report: Report) -> list[tuple[str, list[str]]]:
     accuracies = [stage.accuracy for stage in report.stages]
     if final is not None and any(accuracies):
         title, original = ("top-1", final.original.top1) if final.labels else ("agreement", 100.0)
-        if final.relative_error is not None:
+        if final.output is None:
             title, original = "error", 0.0
         columns.append((title, [percent(original), *("" if a is None else percent(_of_stage(a)) for a in accuracies)]))
     for number, timed in enumerate(report.latency):
@@ -147,8 +161,8 @@ def stage_measures(report: Report) -> list[tuple[str, list[str]]]:
 
 
 def _of_stage(accuracy: Accuracy) -> float | None:
-    if accuracy.relative_error is not None:
-        return 100.0 * accuracy.relative_error
+    if accuracy.output is None:
+        return None if accuracy.relative_error is None else 100.0 * accuracy.relative_error
     return accuracy.compressed.top1 if accuracy.labels else accuracy.agreement
 
 

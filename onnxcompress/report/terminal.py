@@ -137,7 +137,7 @@ def _print_search(found: Found, console: Console) -> None:
     if found.trials:
         table = new_table(search_title(found), *((title, "right") for title in trial_titles(found)))
         for trial in found.trials:
-            table.add_row(*trial_row(trial))
+            table.add_row(*trial_row(trial, found))
         console.print(table)
     console.print(cell(f"Chosen: {chosen_text(found.chosen)}"))
     for line in (JUDGED, *(f"  {each}" for each in judged)) if (judged := judged_texts(found)) else ():

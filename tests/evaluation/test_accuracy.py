@@ -58,7 +58,8 @@ def test_a_model_against_itself() -> None:
     assert (seen.both_right, seen.only_original, seen.only_compressed) == (40, 0, 0)
     assert seen.drop_top1_interval is not None
     assert seen.drop_top1_interval[0] < 0 < seen.drop_top1_interval[1]
-    assert seen.relative_error is None
+    assert (seen.relative_error, seen.relative_error_interval, seen.relative_error_output) == (0.0, (0.0, 0.0), "y")
+    assert seen.not_compared == ()
 
 
 def test_counts_by_hand() -> None:
@@ -135,6 +136,7 @@ def test_the_first_of_several_outputs_that_classifies() -> None:
     )
     seen = measure(model, model, [{"x": SCORES, "labels": TRUTH}])
     assert (seen.output, seen.original.top1) == ("main", 100.0)
+    assert seen.relative_error == 0.0
 
 
 def test_outputs_that_classify_nothing_have_an_error() -> None:
@@ -156,7 +158,7 @@ def test_nan_of_the_original_is_an_error_and_of_the_compressed_model_is_wrong() 
     with pytest.raises(DataError, match=r"output 'y' of the original, at samples from 0: .* NaN"):
         measure(logarithm, identity(("n", 4)), data)
     seen = measure(identity(("n", 4)), logarithm, data)
-    assert (seen.not_finite, seen.kl) == (5, None)
+    assert (seen.not_finite, seen.kl, seen.relative_error) == (5, None, None)
     assert seen.compressed.top1 == pytest.approx(87.5)
     assert seen.compressed.top5 == pytest.approx(87.5)
     assert seen.agreement == pytest.approx(87.5)

@@ -33,6 +33,7 @@ OPTIONS: dict[str, tuple[int, tuple[str, ...]]] = {
     "--svd": (40, ("auto", "off", "energy=0.9", "ratio=0.5")),
     "--target": (35, ("macs=0.5", "params=0.4", "size=0.5", "macs=0.05", "macs=0.9")),
     "--max-drop": (40, ("1", "5", "20", "0")),
+    "--max-error": (20, ("2", "10", "50", "0")),
     "--min-compression": (10, ("1.0", "2")),
     "--recover": (40, ("none", "refit", "auto")),
     "--quantize": (25, ("int8", "fp16")),

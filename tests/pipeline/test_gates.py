@@ -51,6 +51,25 @@ def test_without_labels_the_agreement_is_judged() -> None:
     assert not gate.passed
 
 
+def test_the_error_of_the_outputs_is_judged_in_percent() -> None:
+    measured = Accuracy(50, False, relative_error=0.04, relative_error_interval=(0.03, 0.06))
+    (gate,) = gate_results(Recipe(max_error=4.0), measured, (), None)
+    assert (gate.name, gate.value, gate.interval, gate.passed) == ("max_error", 4.0, (3.0, 6.0), True)
+    assert not gate_results(Recipe(max_error=3.9), measured, (), None)[0].passed
+    assert not gate_results(Recipe(max_error=5.0, strict=True), measured, (), None)[0].passed
+    assert gate_results(Recipe(max_error=6.0, strict=True), measured, (), None)[0].passed
+    for value in (None, math.inf):
+        (gate,) = gate_results(Recipe(max_error=100.0), Accuracy(50, False, relative_error=value), (), None)
+        assert not gate.passed
+    both = gate_results(Recipe(max_drop=1.0, max_error=1.0), None, (), None)
+    assert [(each.name, each.value, each.passed) for each in both] == [
+        ("max_drop", None, False),
+        ("max_error", None, False),
+    ]
+    with pytest.raises(RecipeError, match=r"--max-error needs .*--data"):
+        check_gates_can_be_measured(Recipe(max_error=1.0), has_data=False)
+
+
 def test_the_slowest_provider_counts() -> None:
     (gate,) = gate_results(Recipe(min_speedup=1.2), None, (latency(3.0), latency(1.1)), None)
     assert gate.value == 1.1

@@ -57,7 +57,11 @@ def test_latency_is_measured_where_the_run_measures_it() -> None:
     [
         (ACCURACY, "top-1", ["78.5 %", "", "77.0 %"]),
         (dataclasses.replace(ACCURACY, labels=False), "agreement", ["100.0 %", "", "95.0 %"]),
-        (dataclasses.replace(ACCURACY, labels=False, relative_error=0.02), "error", ["0.0 %", "", "2.0 %"]),
+        (
+            dataclasses.replace(ACCURACY, labels=False, output=None, relative_error=0.02),
+            "error",
+            ["0.0 %", "", "2.0 %"],
+        ),
     ],
 )
 def test_the_tables_have_a_column_for_each_figure(accuracy: Any, title: str, figures: list[str]) -> None:

@@ -15,9 +15,10 @@ import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import BudgetInfeasibleError, RecipeError
 from onnxcompress.evaluation import expectation
-from onnxcompress.evaluation.expectation import SampleLosses, bound, sample_losses
+from onnxcompress.evaluation.expectation import Losses, SampleLosses, bound, measured_losses
 from onnxcompress.evaluation.pooled import DIFFERING, pooled_bounds
 from onnxcompress.evaluation.reference import Reference
+from onnxcompress.evaluation.relative_error import RelativeError
 from onnxcompress.pipeline import search
 from onnxcompress.pipeline.search import Search
 from onnxcompress.recipe import Recipe
@@ -42,8 +43,9 @@ def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(fo
     session = Session(first.SerializeToString())
     data = dataset_for(session, "calib.npz")
     with Reference(session, data) as reference:
-        seen = sample_losses(Session(second.SerializeToString()), reference)
-        same = sample_losses(Session(first.SerializeToString()), reference)
+        losses = measured_losses(Session(second.SerializeToString()), reference)
+        same = measured_losses(Session(first.SerializeToString()), reference).classes
+    seen = losses.classes
     logits = [Session(m.SerializeToString()).run({"x": samples(400, seed=5)})["y"] for m in (first, second)]
     own = np.exp(logits[0].astype(np.float64))
     own /= own.sum(axis=1, keepdims=True)
@@ -66,6 +68,9 @@ def test_expected_drop_weighs_a_difference_by_the_originals_own_probabilities(fo
     assert bound(seen.lost) == pytest.approx(max(bounds), rel=1e-4)
     np.testing.assert_array_equal(seen.differing, differing)
     assert (bound(same.lost), same.disagreement, same.divergence) == (0.0, 0.0, 0.0)
+    assert losses.apart == seen.divergence
+    missed = np.square(logits[1].astype(np.float64) - logits[0]).sum() / np.square(logits[0].astype(np.float64)).sum()
+    assert losses.error.value == pytest.approx(np.sqrt(missed), rel=1e-9)
 
 
 def test_less_certain_throughout_loses_nothing(folder: Path) -> None:
@@ -77,8 +82,11 @@ def test_less_certain_throughout_loses_nothing(folder: Path) -> None:
         if tensor.name in halved.graph.node[-1].input:
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / 2, tensor.name))
     with Reference(session, dataset_for(session, "calib.npz")) as reference:
-        seen = sample_losses(Session(halved.SerializeToString()), reference)
+        losses = measured_losses(Session(halved.SerializeToString()), reference)
+    seen = losses.classes
     assert (seen.disagreement, bound(seen.lost)) == (0.0, pytest.approx(0.0, abs=1e-5))
+    # As numbers the outputs are far apart all the same.
+    assert losses.error.value == pytest.approx(0.5, rel=1e-4)
 
 
 def test_a_loss_is_expected_of_margins_that_scatter_though_none_turned_over() -> None:
@@ -185,9 +193,12 @@ def _unreachable(*arguments: Any) -> Any:
 def test_what_cannot_be_kept_is_told_with_what_was_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"data": "calib.npz", "tucker": "auto", "max_drop": 1.0, "recover": "none", **QUICK}
     losses = SampleLosses(*(np.array([low, high]) for low, high in ((0.06, 0.08), (0.06, 0.08), (0.5, 0.5))))
-    monkeypatch.setattr(search, "sample_losses", lambda *models: losses)
+    error = RelativeError("y", 0.3, None, 0.02)
+    monkeypatch.setattr(search, "measured_losses", lambda *models: Losses(losses, error))
     with pytest.raises(BudgetInfeasibleError, match=r"keeps max_drop 1 .*tried leaves \d+% .* may lose 8.00 points"):
         onnxcompress.compress("in.onnx", **options)
+    with pytest.raises(BudgetInfeasibleError, match=r"keeps max_drop 1 and max_error 5 .* 8.00 points and 32.00 % of"):
+        onnxcompress.compress("in.onnx", **options, max_error=5.0)
     monkeypatch.setattr(Search, "_compressed", _unreachable)
     with pytest.raises(BudgetInfeasibleError, match="no budget that was tried can be reached"):
         onnxcompress.compress("in.onnx", **options)
@@ -211,6 +222,9 @@ def test_auto_needs_a_limit_and_data() -> None:
         ({"tucker": "auto", "max_drop": 1.0, "target": {"macs": 0.5}}, False),
         ({"prune": 0.1, "tucker": "auto", "max_drop": 1.0}, False),
         ({"tucker": "energy=0.9", "max_drop": 1.0}, False),
+        ({"tucker": "auto", "max_error": 1.0}, True),
+        ({"prune": "auto", "max_error": 1.0}, True),
+        ({"tucker": "auto", "max_error": 1.0, "target": {"macs": 0.5}}, False),
         ({"tucker": "auto"}, False),
     ],
 )

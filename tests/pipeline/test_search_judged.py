@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def always(monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], milder: Callable[..., Any]) -> None:
     """Let every search choose the same, and say the same of what is milder."""
-    monkeypatch.setattr(Search, "run", lambda self: Found("expected_top1", 1.0, 10, chosen, ()))
+    monkeypatch.setattr(Search, "run", lambda self: Found("expected_top1", 10, chosen, (), limit=1.0))
     monkeypatch.setattr(Search, "milder", milder)
 
 
@@ -126,7 +126,7 @@ def test_reports_tell_every_judgement(folder: Path, capsys: pytest.CaptureFixtur
     shown, page = capsys.readouterr().out, Path("r.html").read_text()
     for each in judged:
         words = f"--target macs={each['chosen']['target']['macs']:g}: {each['drop']:.2f} points lost, "
-        words += "kept" if each["passed"] else "too many"
+        words += "kept" if each["passed"] else "too much"
         assert words in shown
         assert words in page
 
@@ -215,9 +215,9 @@ def test_a_strict_gate_is_told_by_the_end_of_its_interval(folder: Path, monkeypa
     asked: list[float] = []
     milder = Search.milder
 
-    def watched(self: Search, chosen: dict[str, Any], gate: GateResult) -> dict[str, Any] | None:
-        given.append(gate)
-        return milder(self, chosen, gate)
+    def watched(self: Search, chosen: dict[str, Any], failed: list[GateResult]) -> dict[str, Any] | None:
+        given.extend(failed)
+        return milder(self, chosen, failed)
 
     def told(position: float, aimed: float, slope: float | None, step: float) -> float | None:
         asked.append(aimed)

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from onnxcompress.report.figures import Report, SkippedNode, StageFigures
+from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.report.figures import GateResult, Report, SkippedNode, StageFigures
 from onnxcompress.report.gate_text import gate_value
 from onnxcompress.report.html import html_report
 from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text_with_options
@@ -140,6 +141,23 @@ def test_without_labels_the_agreement_is_shown() -> None:
     assert "Samples without agreement in percent" in page.text
     assert "Top-1" not in page.text
     assert read(sample_report(accuracy=dataclasses.replace(unlabelled, agreement=None, relative_error=0.1)))
+
+
+def test_of_what_does_not_classify_the_error_is_shown() -> None:
+    error = Accuracy(
+        200, False, relative_error=0.041, relative_error_interval=(0.03, 0.05), relative_error_output="map"
+    )
+    gate = GateResult("max_error", 5.0, 4.1, True, (3.0, 5.0))
+    page = read(sample_report(accuracy=error, gates=(gate,)))
+    assert "Relative error of 'map'" in page.text
+    assert "4.1 % (95 %: 3.0 to 5.0)" in page.text
+    assert "Relative error of the outputs in percent, with its 95 % interval (200 samples)" in page.text
+    assert "limit of max_error: 5" in page.text
+    assert "Top-1" not in page.text
+    # Beside a fall of accuracy its interval stands only where a gate judges it.
+    both = dataclasses.replace(ACCURACY, relative_error=0.041, relative_error_interval=(0.03, 0.05))
+    assert "Relative error of the outputs in percent" not in read(sample_report(accuracy=both)).text
+    assert "Relative error of the outputs in percent" in read(sample_report(accuracy=both, gates=(gate,))).text
 
 
 def test_layers_have_bars_in_proportion() -> None:

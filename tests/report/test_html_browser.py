@@ -20,7 +20,7 @@ PROFILE = ProfileComparison(
     (OpTimes("Conv", 57, 15.25, 114, 7.5), OpTimes("LRN", 2, 3.0, None, None)),
     (NodeTimes("inception_3a/5x5_reduce", "Conv", 15.25, None, "CPUExecutionProvider", None),),
 )
-SEARCH = Found("expected_top1", 1.0, 100, {"prune": 0.1}, (Trial(0.1, 0.5, 0.5, 0.6, 0.25, 1.0, 0.01, 12.0),))
+SEARCH = Found("expected_top1", 100, {"prune": 0.1}, (Trial(0.1, 0.5, 0.5, 0.6, 0.25, 1.0, 0.01, 12.0),), limit=1.0)
 EXECUTABLE = chromium_path()
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on this machine")

@@ -29,6 +29,7 @@ from onnxcompress.report.figures import (
     compression_between,
 )
 from onnxcompress.report.json_file import json_text, plain_json, report_to_json, write_json
+from onnxcompress.report.rows import before_and_after
 from onnxcompress.report.terminal import console_for, print_report
 from tests.report.sample_reports import sample_report
 
@@ -261,6 +262,30 @@ def test_a_fall_of_accuracy_is_said_with_what_to_do(figures: Accuracy, expected:
     (compared,) = comparison_warnings(report(accuracy=figures))
     assert "--prune" not in compared
     assert line.startswith(compared.strip())
+
+
+def test_the_gate_that_is_recommended_is_one_that_can_judge() -> None:
+    error = Accuracy(9, False, relative_error=0.5)
+    (line,) = compression_warnings(report(accuracy=error), Recipe(prune=0.4))
+    assert line.endswith("With --max-error P such a difference is an error (exit code 3)")
+    (line,) = compression_warnings(report(accuracy=accuracy()), Recipe(prune=0.4))
+    assert line.endswith("With --max-drop P such a fall is an error (exit code 3)")
+    for limit in ({"max_drop": 1.0}, {"max_error": 1.0}):
+        (line,) = compression_warnings(report(accuracy=error), Recipe(prune=0.4, **limit))
+        assert "exit code 3" not in line
+
+
+def test_outputs_beside_the_classes_are_told_of() -> None:
+    beside = dataclasses.replace(accuracy(78.5, 78.5), relative_error=0.3, relative_error_output="boxes")
+    beside = dataclasses.replace(beside, not_compared=("kept",))
+    error, left_out = comparison_warnings(report(accuracy=beside))
+    assert error.startswith("Output 'boxes' of the compressed model differs from the original's by 30.0 %")
+    assert left_out.startswith("Not compared: 'kept'. On some samples the two models give them other shapes")
+    scores = dataclasses.replace(beside, relative_error_output=beside.output, not_compared=())
+    assert comparison_warnings(report(accuracy=scores)) == ()
+    rows = {row[0]: row[2] for row in before_and_after(report(accuracy=beside))}
+    assert rows["Relative error of 'boxes'"] == "30.0 %"
+    assert not any("Relative error" in row[0] for row in before_and_after(report(accuracy=scores)))
 
 
 def test_a_small_fall_and_a_gain_are_left_to_the_table() -> None:

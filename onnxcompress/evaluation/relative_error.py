@@ -1,0 +1,96 @@
+"""How far a network's outputs are from the original's, as numbers: what every network can be judged by.
+
+    ||original - compressed|| / ||original||
+
+over all samples, of the output where it is largest. Its square is a ratio of two sums over samples, so its scatter
+follows by linearisation (W. G. Cochran, Sampling Techniques, 1977, chapter 6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.evaluation import intervals
+from onnxcompress.runtime.tensors import Array
+
+Rows = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RelativeError:
+    """The error of the output where it is largest.
+
+    Attributes:
+        output: its name.
+        value: a share, 0.05 for 5 %; infinite where an output holds NaN or infinity, or is not zero as the original's.
+        interval: 95 %, as shares; None of fewer than two samples, or where there is nothing to tell it from.
+        standard_error: of the value; 0 where there is no interval.
+    """
+
+    output: str
+    value: float
+    interval: intervals.Interval | None
+    standard_error: float
+
+    @property
+    def bound(self) -> float:
+        """The value with one standard error on top."""
+        return self.value + self.standard_error
+
+
+class ErrorTally:
+    """Squared errors and energies of outputs, sample by sample; a batch counts as one where samples are not told apart.
+
+    Attributes:
+        apart: outputs of which some had another shape than the original's; they are left out.
+    """
+
+    def __init__(self) -> None:
+        self.apart: set[str] = set()
+        self._missed: dict[str, list[Rows]] = {}
+        self._energies: dict[str, list[Rows]] = {}
+
+    def add(self, samples: int, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
+        """Take a batch in; return which of its samples are finite in all outputs of `seen`, (samples,)."""
+        finite = np.ones(samples, np.bool_)
+        for name, reference in expected.items():
+            if seen[name].shape != reference.shape:
+                self.apart.add(name)
+                continue
+            rows = samples if reference.shape[:1] == (samples,) else 1
+            shape = rows, reference.size // rows
+            wide, other = (each.astype(np.float64).reshape(shape) for each in (reference, seen[name]))
+            is_number = np.asarray(np.isfinite(other).all(axis=1))
+            finite &= is_number
+            missed = np.square(np.where(is_number[:, None], other, 0.0) - wide).sum(axis=1)
+            missed = np.where(is_number, missed, np.inf)
+            self._missed.setdefault(name, []).append(missed)
+            self._energies.setdefault(name, []).append(np.square(wide).sum(1))
+        return finite
+
+    def result(self) -> RelativeError | None:
+        """Return the largest error, None where no output could be compared."""
+        errors = [
+            _relative_error(name, np.concatenate(missed), np.concatenate(self._energies[name]))
+            for name, missed in self._missed.items()
+            if name not in self.apart
+        ]
+        return max(errors, key=lambda each: each.value, default=None)
+
+
+def _relative_error(output: str, missed: Rows, energies: Rows) -> RelativeError:
+    """Return the error of one output, told by its samples' squared errors and energies, (n,)."""
+    error, whole = float(missed.sum()), float(energies.sum())
+    ratio = error / whole if whole > 0.0 else math.inf
+    value = math.sqrt(ratio) if error > 0.0 else 0.0
+    if len(missed) < 2 or math.isinf(value):
+        return RelativeError(output, value, None, 0.0)
+    if value == 0.0:
+        return RelativeError(output, value, (0.0, 0.0), 0.0)
+    scatter = math.sqrt(len(missed)) * float((missed - ratio * energies).std(ddof=1)) / whole
+    return RelativeError(output, value, intervals.root_of_ratio(ratio, scatter), scatter / (2.0 * value))
