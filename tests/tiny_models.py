@@ -43,6 +43,22 @@ def conv_net(seed: int = 0, channels: int = 16, batch: int | str = "batch") -> o
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def map_net(*, classes: bool = False) -> onnx.ModelProto:
+    """Return the convolutions of `conv_net` without its classifier: `x` (N, 3, 8, 8) to `c2` (N, 16, 4, 4).
+
+    With `classes` the only output is the class of each place, as whole numbers: `places` (N, 4, 4).
+    """
+    model = conv_net()
+    graph = model.graph
+    del graph.node[3:], graph.initializer[4:], graph.output[:]
+    output = helper.make_tensor_value_info("c2", TensorProto.FLOAT, ["batch", 16, 4, 4])
+    if classes:
+        graph.node.append(helper.make_node("ArgMax", ["c2"], ["places"], "places", axis=1, keepdims=0))
+        output = helper.make_tensor_value_info("places", TensorProto.INT64, ["batch", 4, 4])
+    graph.output.append(output)
+    return model
+
+
 def dense_net() -> onnx.ModelProto:
     """Return a single Gemm: nothing that filter pruning or Tucker works on."""
     weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")

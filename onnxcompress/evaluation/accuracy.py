@@ -42,9 +42,10 @@ class Accuracy:
         p_value: of McNemar's exact test that both are right equally often.
         agreement: percent of samples to which both give the same class; `agreement_interval` its 95 % interval.
         kl: mean KL(original || compressed) in nats; None where the compressed model gave NaN or infinity.
-        relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest;
-            None where the compressed model gave NaN or infinity. `relative_error_interval` its 95 % interval, both as
-            shares; `relative_error_output` the output's name.
+        relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest
+            (of whole numbers the share that differs: `evaluation.relative_error`), a share; None where the compressed
+            model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
+            output's name.
         not_compared: other outputs, which have another shape in the two models on some samples, or in which the
             original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.

@@ -52,13 +52,13 @@ def proportion(successes: int, samples: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def root_of_ratio(ratio: float, standard_error: float) -> Interval:
-    """Return the 95 % interval of the root of a positive ratio that is known to within a standard error.
+def positive(value: float, standard_error: float) -> Interval:
+    """Return the 95 % interval of a positive figure that is known to within a standard error.
 
     Taken on a logarithmic scale, on which neither end can be negative.
     """
-    spread = math.exp(_Z95 * standard_error / ratio / 2.0)
-    return math.sqrt(ratio) / spread, math.sqrt(ratio) * spread
+    spread = math.exp(_Z95 * standard_error / value)
+    return value / spread, value * spread
 
 
 def ratio_of_medians(log_ratios: npt.NDArray[np.float64], seed: int = 0) -> Interval | None:

@@ -7,7 +7,7 @@ from types import TracebackType
 
 import numpy as np
 
-from onnxcompress.errors import DataError, ModelError
+from onnxcompress.errors import DataError
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores
 from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.capture import check_finite
@@ -23,7 +23,7 @@ class Reference:
     """What the original gives on every sample; a context manager that deletes the files.
 
     The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies. All floating-point outputs
-    are kept, to be compared as numbers too.
+    are kept, to be compared as numbers too; where there are none, all whole numbers and truth values.
 
     Attributes:
         output: the name of the classifying output, or None.
@@ -34,7 +34,6 @@ class Reference:
     Raises (constructor):
         DataError: the data have no samples or do not fit, the original gives NaN or infinity on them, or the disk is
             full.
-        ModelError: the original gives nothing that can be compared.
     """
 
     def __init__(
@@ -87,7 +86,6 @@ class Reference:
         return DataError(f"{self.data.name}: gave {self.samples} samples, and another number when read again")
 
     def _add(self, outputs: dict[str, Array], batch: Batch) -> None:
-        outputs = {name: array for name, array in outputs.items() if array.dtype.kind == "f"}
         if not self._files:
             self._choose(outputs, batch)
         for name, file in list(self._files.items()):
@@ -106,11 +104,10 @@ class Reference:
         self.samples += batch.size
 
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
-        if not outputs:
-            raise ModelError("no output of the original is a floating-point tensor: there is nothing to compare")
-        self._files = {name: ArrayFile() for name in outputs}
-        for name, array in outputs.items():
-            scores = class_scores(array, batch.size)
+        compared = [name for name, array in outputs.items() if array.dtype.kind == "f"] or list(outputs)
+        self._files = {name: ArrayFile() for name in compared}
+        for name in compared:
+            scores = class_scores(outputs[name], batch.size)
             if scores is not None:
                 self.output, self.normalised = name, are_probabilities(scores)
                 return

@@ -2,7 +2,8 @@
 
     ||original - compressed|| / ||original||
 
-over all samples, of the output where it is largest. Its square is a ratio of two sums over samples, so its scatter
+over all samples, of the output where it is largest; of whole numbers and truth values, such as the classes of pixels,
+the share that differs. Such a share, and the error's square, is a ratio of two sums over samples, so its scatter
 follows by linearisation (W. G. Cochran, Sampling Techniques, 1977, chapter 6).
 """
 
@@ -54,6 +55,7 @@ class ErrorTally:
         self.apart: set[str] = set()
         self._missed: dict[str, list[Rows]] = {}
         self._energies: dict[str, list[Rows]] = {}
+        self._powers: dict[str, float] = {}
 
     def add(self, samples: int, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
         """Take a batch in; return which of its samples are finite in all outputs of `seen`, (samples,)."""
@@ -64,33 +66,41 @@ class ErrorTally:
                 continue
             rows = samples if reference.shape[:1] == (samples,) else 1
             shape = rows, reference.size // rows
-            wide, other = (each.astype(np.float64).reshape(shape) for each in (reference, seen[name]))
-            is_number = np.asarray(np.isfinite(other).all(axis=1))
+            first, second = reference.reshape(shape), seen[name].reshape(shape)
+            is_number = np.asarray(np.isfinite(second).all(axis=1))
             finite &= is_number
-            missed = np.square(np.where(is_number[:, None], other, 0.0) - wide).sum(axis=1)
-            missed = np.where(is_number, missed, np.inf)
-            self._missed.setdefault(name, []).append(missed)
-            self._energies.setdefault(name, []).append(np.square(wide).sum(1))
+            self._powers[name], missed, energies = _compared(first, np.where(is_number[:, None], second, 0))
+            self._missed.setdefault(name, []).append(np.where(is_number, missed, np.inf))
+            self._energies.setdefault(name, []).append(energies)
         return finite
 
     def result(self) -> RelativeError | None:
         """Return the largest error, None where no output could be compared."""
         errors = [
-            _relative_error(name, np.concatenate(missed), np.concatenate(self._energies[name]))
+            _relative_error(name, np.concatenate(missed), np.concatenate(self._energies[name]), self._powers[name])
             for name, missed in self._missed.items()
             if name not in self.apart
         ]
         return max(errors, key=lambda each: each.value, default=None)
 
 
-def _relative_error(output: str, missed: Rows, energies: Rows) -> RelativeError:
-    """Return the error of one output, told by its samples' squared errors and energies, (n,)."""
+def _compared(first: Array, second: Array) -> tuple[float, Rows, Rows]:
+    """Return the power that makes a ratio of sums an error, and what samples add to the two sums: (n,) of (n, D)."""
+    if first.dtype.kind != "f":
+        return 1.0, (first != second).sum(axis=1).astype(np.float64), np.full(len(first), float(first.shape[1]))
+    wide = first.astype(np.float64)
+    return 0.5, np.square(second.astype(np.float64) - wide).sum(axis=1), np.square(wide).sum(axis=1)
+
+
+def _relative_error(output: str, missed: Rows, energies: Rows, power: float) -> RelativeError:
+    """Return the error of one output from what its samples add to the two sums, (n,)."""
     error, whole = float(missed.sum()), float(energies.sum())
     ratio = error / whole if whole > 0.0 else math.inf
-    value = math.sqrt(ratio) if error > 0.0 else 0.0
+    value = ratio**power if error > 0.0 else 0.0
     if len(missed) < 2 or math.isinf(value):
         return RelativeError(output, value, None, 0.0)
     if value == 0.0:
         return RelativeError(output, value, (0.0, 0.0), 0.0)
     scatter = math.sqrt(len(missed)) * float((missed - ratio * energies).std(ddof=1)) / whole
-    return RelativeError(output, value, intervals.root_of_ratio(ratio, scatter), scatter / (2.0 * value))
+    standard_error = power * scatter * value / ratio
+    return RelativeError(output, value, intervals.positive(value, standard_error), standard_error)

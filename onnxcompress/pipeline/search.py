@@ -34,6 +34,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.pruning import FilterPruning
+from onnxcompress.pipeline.gates import ERROR
 from onnxcompress.pipeline.outputs import CompressedModel
 from onnxcompress.pipeline.search_line import milder_position, next_position, steepness
 from onnxcompress.pipeline.stages import passes_of, run_pass
@@ -207,10 +208,13 @@ class Search:
         return min(kept, key=lambda each: (each.position, each.apart), default=None)
 
     def _held(self) -> dict[_Tried, float]:
-        """Return for all that was tried which share of its limit it loses, of two limits the larger share."""
-        limits = [(self.recipe.max_drop, self._drops()), (self.recipe.max_error, self._errors())]
+        """Return for all that was tried which share of its limit it loses, of two limits the larger share.
+
+        Of an error the square, which grows as a drop does.
+        """
+        limits = [(self.recipe.max_drop, self._drops(), 1), (self.recipe.max_error, self._errors(), 2)]
         return {
-            each: max(_share_of(lost[each], limit) for limit, lost in limits if limit is not None)
+            each: max(_share_of(lost[each], limit) ** power for limit, lost, power in limits if limit is not None)
             for each in self.tried
         }
 
@@ -332,9 +336,9 @@ class Search:
 
 
 def _aimed(gate: GateResult) -> float:
-    """Return which share of what was lost may be left."""
+    """Return which share of what was lost may be left, on the scale of `Search._held`."""
     lost = gate.interval[1] if gate.strict and gate.interval else gate.value
-    return gate.limit / lost if lost else 0.0
+    return (gate.limit / lost) ** (2 if gate.name == ERROR else 1) if lost else 0.0
 
 
 def _share_of(lost: float, limit: float) -> float:

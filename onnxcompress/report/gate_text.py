@@ -67,6 +67,8 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     """Return what to do about a failed gate; nothing for one that passed."""
     if gate.passed:
         return ""
+    if gate.name == "max_drop" and report.accuracy is not None and report.accuracy.output is None:
+        return "The model does not classify, so it has no accuracy to lose: judge its outputs by --max-error P"
     if gate.noisy or failed_by_interval(gate):
         return _measure_more(gate, report)
     if report.command == "compare":

@@ -24,6 +24,8 @@ def before_and_after_title(report: Report) -> str:
     if report.accuracy is None:
         return "Before and after"
     samples = report.accuracy.samples
+    if report.accuracy.output is None and report.accuracy.agreement is None:
+        return f"Before and after (outputs compared on {samples} samples)"
     return f"Before and after (accuracy on {samples} samples: one is {100 / samples:.2g} points)"
 
 

@@ -204,10 +204,33 @@ def test_a_second_model_of_two_inputs() -> None:
 
 
 def test_nothing_to_compare() -> None:
-    with pytest.raises(ModelError, match="nothing to compare"):
-        measure(
-            identity(("n", 4), TensorProto.INT64), identity(("n", 4), TensorProto.INT64), [{"x": np.ones((2, 4), int)}]
-        )
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)]
+    text = proto_of(nodes, {"x": (TensorProto.FLOAT, ("n", 4))}, {"y": (TensorProto.STRING, ("n", 4))})
+    with pytest.raises(ModelError, match="'y' is a tensor\\(string\\); only dense tensors of numbers"):
+        measure(text, text, [{"x": SCORES}])
+
+
+def test_whole_numbers_differ_in_a_share_of_their_elements() -> None:
+    """As a segmentation's classes do, where nothing else is given."""
+    numbers = np.arange(40).reshape(10, 4)
+    nodes = [helper.make_node("Mod", ["x", "size"], ["y"])]
+    io = {"x": (TensorProto.INT64, ("n", 4))}, {"y": (TensorProto.INT64, ("n", 4))}
+    first, second = (proto_of(nodes, *io, {"size": np.int64(size)}) for size in (100, 31))
+    for batch_size in (3, 10):
+        seen = measure(first, second, [{"x": numbers}], batch_size)
+        assert (seen.output, seen.relative_error_output) == (None, "y")
+        assert seen.relative_error == pytest.approx(9 / 40)
+        assert seen.relative_error_interval is not None
+        assert seen.relative_error_interval[0] < 9 / 40 < seen.relative_error_interval[1]
+    assert measure(first, first, [{"x": numbers}]).relative_error == 0.0
+    # Beside other outputs they are made of these, and not compared on their own.
+    both = proto_of(
+        [*nodes, helper.make_node("Cast", ["x"], ["z"], to=TensorProto.FLOAT)],
+        io[0],
+        {**io[1], "z": (TensorProto.FLOAT, ("n", 4))},
+        {"size": np.int64(31)},
+    )
+    assert measure(both, both, [{"x": numbers}]).relative_error_output == "z"
 
 
 def test_a_label_that_is_no_class_is_found_when_the_classes_are_known_only_at_run_time() -> None:

@@ -16,18 +16,10 @@ from onnxcompress.cli import main
 from onnxcompress.errors import DataError
 from onnxcompress.pipeline.search import Search
 from onnxcompress.report.search_figures import Found
-from tests.tiny_models import conv_net, samples, save_data
+from onnxcompress.runtime.session import Session
+from tests.tiny_models import conv_net, map_net, samples, save_data
 
 QUICK: dict[str, Any] = {"latency": False, "round_to": 1}
-
-
-def map_net() -> onnx.ModelProto:
-    """Return the convolutions of `conv_net` without its classifier: `x` (N, 3, 8, 8) to `map` (N, 16, 4, 4)."""
-    model = conv_net()
-    graph = model.graph
-    del graph.node[3:], graph.initializer[4:], graph.output[:]
-    graph.output.append(helper.make_tensor_value_info("c2", onnx.TensorProto.FLOAT, ["batch", 16, 4, 4]))
-    return model
 
 
 def two_headed() -> onnx.ModelProto:
@@ -104,6 +96,8 @@ def test_filters_are_searched_for_too(folder: Path) -> None:
 def test_a_drop_cannot_be_asked_of_what_does_not_classify(folder: Path) -> None:
     with pytest.raises(DataError, match=r"--max-drop needs a model that classifies: .*; give --max-error P"):
         onnxcompress.compress("map.onnx", tucker="auto", max_drop=1.0, data="data.npz", **QUICK)
+    assert main(["map.onnx", "out.onnx", "--tucker", "ratio=0.6", *DATA, "--max-drop", "1", "--markdown", "r.md"]) == 3
+    assert "judge its outputs by --max-error P" in Path("r.md").read_text()
 
 
 def test_two_limits_are_both_kept(folder: Path) -> None:
@@ -129,6 +123,21 @@ def test_a_result_with_too_large_an_error_is_made_again_milder(folder: Path, mon
     assert len(shares) > 1
     assert [each["passed"] for each in judged] == [each["error"] <= 25.0 for each in judged]
     assert judged[-1]["passed"]
+
+
+def test_the_classes_of_places_are_judged_and_searched_for(folder: Path) -> None:
+    onnx.save(map_net(classes=True), "places.onnx")
+    options = {"tucker": "auto", "data": "data.npz", "calib": "calib.npz", **QUICK}
+    result = onnxcompress.compress("places.onnx", max_error=25.0, **options)
+    assert result.passed
+    assert result.report.search.chosen["target"]["macs"] < 0.95
+    original, compressed = (
+        Session(content).run({"x": samples(60, seed=2)})["places"]
+        for content in (Path("places.onnx").read_bytes(), result.model.to_bytes())
+    )
+    differing = float((original != compressed).mean())
+    assert 0.0 < differing <= 0.25
+    assert result.report.accuracy.relative_error == pytest.approx(differing)
 
 
 def test_an_output_beside_the_classes_is_not_lost_from_sight(folder: Path) -> None:

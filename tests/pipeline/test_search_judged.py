@@ -17,6 +17,7 @@ from onnxcompress.cli import main
 from onnxcompress.passes.recovery import error_metric, refit
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.search_line import milder_position
+from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import GateResult
 from onnxcompress.report.search_figures import Found
 from onnxcompress.runtime.session import Session
@@ -229,6 +230,20 @@ def test_a_strict_gate_is_told_by_the_end_of_its_interval(folder: Path, monkeypa
     assert given
     assert asked == [pytest.approx(8.0 / gate.interval[1]) for gate in given if gate.interval]
     assert given[0].name == "max_drop"
+
+
+def test_of_two_failed_gates_the_one_that_asks_more_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(
+        "onnxcompress.pipeline.search.milder_position", lambda position, aimed, slope, step: asked.append(aimed)
+    )
+    drop, error = GateResult("max_drop", 1.0, 4.0, False), GateResult("max_error", 5.0, 7.5, False)
+    search = Search(Recipe(tucker="auto", max_drop=1.0, max_error=5.0), *[None] * 8)  # type: ignore[arg-type]
+    chosen = {"prune": 0.0, "target": {"macs": 0.5}}
+    for failed in ([drop], [error], [error, drop]):
+        assert search.milder(chosen, failed) is None
+    # A squared error goes with a drop.
+    assert asked == pytest.approx([0.25, (5.0 / 7.5) ** 2, 0.25])
 
 
 def test_trials_prune_in_steps_too(folder: Path) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.recovery.outputs import judged_tensors
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, weight_of
 from onnxcompress.passes.recovery.refit_waves import Part, Waves
 
@@ -76,7 +77,7 @@ def measure_damages(
         batches: a few dozen samples, which stay in memory.
     """
     waves = Waves(model, {layer.node: layer.chain for layer in layers})
-    outputs = [tensor.name for tensor in model.graph.outputs]
+    outputs = judged_tensors(model)
     nodes = {node.name: node for node in model.nodes}
     current = [dict(batch) for batch in batches]
     given = [tensor.name for tensor in model.graph.inputs]
@@ -123,15 +124,14 @@ def _damage(
 ) -> float:
     for name in outputs:
         first, second = (np.concatenate([batch[name] for batch in each]) for each in (reference, seen))
-        if first.dtype.kind == "f" and first.ndim >= 2 and first.shape[1] > 1 and all(s == 1 for s in first.shape[2:]):
+        if first.ndim >= 2 and first.shape[1] > 1 and all(s == 1 for s in first.shape[2:]):
             return _divergence(first.reshape(len(first), -1), second.reshape(len(first), -1))
     squares = [0.0, 0.0]
     for one, other in zip(reference, seen, strict=True):
         for name in outputs:
-            if one[name].dtype.kind == "f":
-                wide = one[name].astype(np.float64)
-                squares[0] += float(np.square(other[name] - wide).sum())
-                squares[1] += float(np.square(wide).sum())
+            wide = one[name].astype(np.float64)
+            squares[0] += float(np.square(other[name] - wide).sum())
+            squares[1] += float(np.square(wide).sum())
     return squares[0] / squares[1] if squares[1] > 0.0 else 0.0
 
 
