@@ -46,8 +46,8 @@ class Accuracy:
             (of whole numbers the share that differs: `evaluation.relative_error`), a share; None where the compressed
             model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
             output's name.
-        not_compared: other outputs, which have another shape in the two models on some samples, or in which the
-            original gave NaN or infinity.
+        not_compared: other outputs, which the second model does not have, which have another shape in the two on some
+            samples, or in which the original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
     """
 
@@ -177,11 +177,15 @@ def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array], classifyi
     """Return the outputs that `expected` has, by name, or by position where the only output has another name.
 
     As many boxes as were found, say, are others in another model: that is no error as long as something is left that
-    can be compared, and never of the output that classifies.
+    can be compared. Beside an output that classifies others may also be missing.
     """
     matched: dict[str, Array] = {}
     for name, reference in expected.items():
-        array = next(iter(seen.values())) if len(seen) == len(expected) == 1 else seen.get(name)
+        array = seen.get(name)
+        if array is None and len(seen) == 1 and (len(expected) == 1 or name == classifying):
+            array = next(iter(seen.values()))
+        if array is None and classifying not in (None, name):
+            continue
         if array is None:
             raise ModelError(f"the models differ: output '{name}' is missing in the second one")
         if array.shape != reference.shape and (len(expected) == 1 or name == classifying):

@@ -48,7 +48,7 @@ class ErrorTally:
     """Squared errors and energies of outputs, sample by sample; a batch counts as one where samples are not told apart.
 
     Attributes:
-        apart: outputs of which some had another shape than the original's; they are left out.
+        apart: outputs that were missing or had another shape than the original's on some samples; they are left out.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class ErrorTally:
         """Take a batch in; return which of its samples are finite in all outputs of `seen`, (samples,)."""
         finite = np.ones(samples, np.bool_)
         for name, reference in expected.items():
-            if seen[name].shape != reference.shape:
+            if name not in seen or seen[name].shape != reference.shape:
                 self.apart.add(name)
                 continue
             rows = samples if reference.shape[:1] == (samples,) else 1

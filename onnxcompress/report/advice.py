@@ -119,8 +119,8 @@ def not_compared_lines(accuracy: Accuracy | None) -> list[str]:
         return []
     names = ", ".join(f"'{name}'" for name in accuracy.not_compared)
     return [
-        f"Not compared: {names}. On some samples the two models give them other shapes, as detections that were "
-        "filtered are, or the original gives NaN or infinity: compare what they are made from"
+        f"Not compared: {names}. The second model does not have them, on some samples the two give them other shapes, "
+        "as detections that were filtered are, or the original gives NaN or infinity: compare what they are made from"
     ]
 
 

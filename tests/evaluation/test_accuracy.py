@@ -139,6 +139,26 @@ def test_the_first_of_several_outputs_that_classifies() -> None:
     assert seen.relative_error == 0.0
 
 
+def test_outputs_beside_the_classes_may_be_missing_or_no_numbers() -> None:
+    """The one that classifies may not; where it is the only one, it may have another name."""
+
+    def model(outputs: dict[str, str]) -> onnx.ModelProto:
+        nodes = [helper.make_node(op, ["x"], [name]) for name, op in outputs.items()]
+        declared = dict.fromkeys(outputs, (TensorProto.FLOAT, ("n", 4)))
+        return proto_of(nodes, {"x": (TensorProto.FLOAT, ("n", 4))}, declared)
+
+    data = [{"x": SCORES - 1, "labels": TRUTH}]
+    full = model({"y": "Identity", "negative": "Neg", "root": "Sqrt"})
+    whole = measure(full, full, data)
+    assert (whole.output, whole.not_compared, whole.relative_error, whole.not_finite) == ("y", ("root",), 0.0, 0)
+    for second in (model({"y": "Identity"}), model({"scores": "Identity"})):
+        seen = measure(full, second, data)
+        assert (seen.compressed.top1, seen.relative_error_output) == (100.0, "y")
+        assert seen.not_compared == ("negative", "root")
+    with pytest.raises(ModelError, match="output 'y' is missing in the second one"):
+        measure(full, model({"negative": "Neg", "root": "Sqrt"}), data)
+
+
 def test_outputs_that_classify_nothing_have_an_error() -> None:
     x = np.random.default_rng(0).standard_normal((8, 3, 4, 4), dtype=np.float32)
     nodes = [helper.make_node("Mul", ["x", "f"], ["y"])]

@@ -280,7 +280,9 @@ def test_outputs_beside_the_classes_are_told_of() -> None:
     beside = dataclasses.replace(beside, not_compared=("kept",))
     error, left_out = comparison_warnings(report(accuracy=beside))
     assert error.startswith("Output 'boxes' of the compressed model differs from the original's by 30.0 %")
-    assert left_out.startswith("Not compared: 'kept'. On some samples the two models give them other shapes")
+    assert left_out.startswith(
+        "Not compared: 'kept'. The second model does not have them, on some samples the two give them other"
+    )
     scores = dataclasses.replace(beside, relative_error_output=beside.output, not_compared=())
     assert comparison_warnings(report(accuracy=scores)) == ()
     rows = {row[0]: row[2] for row in before_and_after(report(accuracy=beside))}
