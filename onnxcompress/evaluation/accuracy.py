@@ -13,7 +13,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.evaluation import intervals
 from onnxcompress.evaluation.metrics import kl_divergence, label_ranks, probabilities
 from onnxcompress.evaluation.reference import Reference, Told, real_outputs
-from onnxcompress.evaluation.relative_error import ErrorTally
+from onnxcompress.evaluation.relative_error import ErrorTally, HiddenError
 from onnxcompress.runtime.dataset import Batch
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array, conform, shown_shape
@@ -46,6 +46,7 @@ class Accuracy:
             (of whole numbers the share that differs: `evaluation.relative_error`), a share; None where the compressed
             model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
             output's name.
+        hidden_errors: of small numbers beside large ones in one output, which its relative error does not show.
         not_compared: other outputs, which the second model does not have, which have another shape in the two on some
             samples, or in which the original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
@@ -68,6 +69,7 @@ class Accuracy:
     relative_error: float | None = None
     relative_error_interval: intervals.Interval | None = None
     relative_error_output: str | None = None
+    hidden_errors: tuple[HiddenError, ...] = ()
     not_compared: tuple[str, ...] = ()
     not_finite: int = 0
 
@@ -107,6 +109,7 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
         relative_error=error.value,
         relative_error_interval=error.interval,
         relative_error_output=error.output,
+        hidden_errors=errors.hidden(),
     )
 
 

@@ -17,9 +17,34 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.evaluation import intervals
+from onnxcompress.evaluation.metrics import are_probabilities
 from onnxcompress.runtime.tensors import Array
 
 Rows = npt.NDArray[np.float64]
+
+
+_SMALL = 1e-4
+"""Numbers whose mean square is below this share of the largest's, in one output, hide in its error."""
+
+_WORTH_TELLING, _TIMES_LARGER = 0.1, 3.0
+"""An error that hides is told from this value on, where it is so many times that of the whole output."""
+
+
+@dataclass(frozen=True)
+class HiddenError:
+    """The error of small numbers beside large ones, as of scores beside boxes in pixels, which the whole's hides.
+
+    Attributes:
+        output: name of the output.
+        axis: along which numbers are of different size; `small` of its `length` entries are.
+        value: of the small ones alone, a share.
+    """
+
+    output: str
+    axis: int
+    small: int
+    length: int
+    value: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +81,7 @@ class ErrorTally:
         self._missed: dict[str, list[Rows]] = {}
         self._energies: dict[str, list[Rows]] = {}
         self._powers: dict[str, float] = {}
+        self._along: dict[tuple[str, int], list[tuple[Rows, Rows]]] = {}
 
     def add(self, samples: int, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
         """Take a batch in; return which of its samples are finite in all outputs of `seen`, (samples,)."""
@@ -69,10 +95,44 @@ class ErrorTally:
             first, second = reference.reshape(shape), seen[name].reshape(shape)
             is_number = np.asarray(np.isfinite(second).all(axis=1))
             finite &= is_number
-            self._powers[name], missed, energies = _compared(first, np.where(is_number[:, None], second, 0))
+            second = np.where(is_number[:, None], second, 0)
+            self._powers[name], missed, energies = _compared(first, second)
+            if math.prod(reference.shape[2:]) > 1 and reference.dtype.kind == "f":
+                self._add_along(name, reference, second.reshape(reference.shape))
             self._missed.setdefault(name, []).append(np.where(is_number, missed, np.inf))
             self._energies.setdefault(name, []).append(energies)
         return finite
+
+    def hidden(self) -> tuple[HiddenError, ...]:
+        """Return the errors that others hide, of outputs (N, C, ...) along the second axis or the last.
+
+        Not along one over which probabilities sum to one: there small numbers are classes that are not seen.
+        """
+        found = (
+            self._hidden(name, axis, parts) for (name, axis), parts in self._along.items() if name not in self.apart
+        )
+        return tuple(each for each in found if each is not None)
+
+    def _add_along(self, name: str, reference: Array, seen: Array) -> None:
+        wide = reference.astype(np.float64)
+        squares, missed = np.square(wide), np.square(seen.astype(np.float64) - wide)
+        for axis in {1, reference.ndim - 1}:
+            if are_probabilities(np.moveaxis(wide, axis, -1).reshape(-1, wide.shape[axis])):
+                continue
+            others = tuple(each for each in range(reference.ndim) if each != axis)
+            self._along.setdefault((name, axis), []).append((missed.sum(axis=others), squares.sum(axis=others)))
+
+    def _hidden(self, name: str, axis: int, parts: list[tuple[Rows, Rows]]) -> HiddenError | None:
+        if len({len(missed) for missed, _ in parts}) > 1:
+            return None
+        missed, energies = (np.sum(each, axis=0) for each in zip(*parts, strict=True))
+        small = energies < _SMALL * energies.max(initial=0.0)
+        error, energy = float(missed[small].sum()), float(energies[small].sum())
+        if not energy > 0.0:
+            return None
+        value, whole = math.sqrt(error / energy), math.sqrt(float(missed.sum()) / float(energies.sum()))
+        is_told = value >= _WORTH_TELLING and value >= _TIMES_LARGER * whole
+        return HiddenError(name, axis, int(small.sum()), len(small), value) if is_told else None
 
     def result(self) -> RelativeError | None:
         """Return the largest error, None where no output could be compared."""

@@ -116,3 +116,56 @@ def test_what_was_zero_has_no_size() -> None:
     assert error_of(zero, zero) == RelativeError("y", 0.0, (0.0, 0.0), 0.0)
     assert error_of(zero, zero + 1).value == math.inf
     assert error_of(maps(1, 0), maps(1, 0)) == RelativeError("y", 0.0, None, 0.0)
+
+
+def test_what_large_numbers_hide_is_told() -> None:
+    """Boxes in pixels beside scores, along the second axis or the last; batches count together."""
+    generator = np.random.default_rng(0)
+    boxes = 300.0 * generator.random((12, 4, 50))
+    scores = generator.random((12, 6, 50))
+    before = np.concatenate([boxes, scores], axis=1).astype(np.float32)
+    after = np.concatenate([boxes * 1.002, 0.4 * scores], axis=1).astype(np.float32)
+    for axis in (1, 2):
+        first, second = (np.ascontiguousarray(np.moveaxis(each, 1, axis)) for each in (before, after))
+        tally = ErrorTally()
+        for at in (0, 5):
+            tally.add(len(first[at : at + 5]), {"y": first[at : at + 5]}, {"y": second[at : at + 5]})
+        found = tally.result()
+        assert found is not None
+        assert found.value < 0.01
+        (hidden,) = tally.hidden()
+        assert (hidden.output, hidden.axis, hidden.small, hidden.length) == ("y", axis, 6, 10)
+        assert hidden.value == pytest.approx(0.6, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "kept", "shape"),
+    [
+        (1.0, 0.4, (8, 10, 5)),
+        (1000.0, 0.95, (8, 10, 5)),
+        (1000.0, 0.4, (8, 10)),
+        (1000.0, 0.4, (8, 10, 1, 1)),
+        (1000.0, 0.4, (8, 10, 0)),
+    ],
+)
+def test_nothing_is_hidden(scale: float, kept: float, shape: tuple[int, ...]) -> None:
+    """Numbers of one size, small ones that hardly change, and an output (N, C), whose rare classes are small."""
+    before = np.random.default_rng(0).random(shape, np.float32)
+    before[:, :3] *= scale
+    after = before.copy()
+    after[:, 3:] *= kept
+    tally = ErrorTally()
+    tally.add(len(before), {"y": before}, {"y": after})
+    assert tally.hidden() == ()
+
+
+def test_classes_that_are_not_seen_are_not_hidden() -> None:
+    """As of the places of a segmentation, whose probabilities sum to one."""
+    before = np.full((4, 10, 6, 6), 1e-5, np.float32)
+    before[:, :3] = (1.0 - 7e-5) / 3
+    after = before.copy()
+    after[:, 3:] *= 0.4
+    for scale, told in ((1.0, 0), (2.0, 1)):
+        tally = ErrorTally()
+        tally.add(4, {"y": scale * before}, {"y": scale * after})
+        assert len(tally.hidden()) == told
