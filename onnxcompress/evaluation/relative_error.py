@@ -81,7 +81,7 @@ class ErrorTally:
         self._missed: dict[str, list[Rows]] = {}
         self._energies: dict[str, list[Rows]] = {}
         self._powers: dict[str, float] = {}
-        self._along: dict[tuple[str, int], list[tuple[Rows, Rows]]] = {}
+        self._along: dict[tuple[str, int], tuple[Rows, Rows] | None] = {}
 
     def add(self, samples: int, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
         """Take a batch in; return which of its samples are finite in all outputs of `seen`, (samples,)."""
@@ -97,7 +97,7 @@ class ErrorTally:
             finite &= is_number
             second = np.where(is_number[:, None], second, 0)
             self._powers[name], missed, energies = _compared(first, second)
-            if math.prod(reference.shape[2:]) > 1 and reference.dtype.kind == "f":
+            if reference.size and math.prod(reference.shape[2:]) > 1 and reference.dtype.kind == "f":
                 self._add_along(name, reference, second.reshape(reference.shape))
             self._missed.setdefault(name, []).append(np.where(is_number, missed, np.inf))
             self._energies.setdefault(name, []).append(energies)
@@ -109,7 +109,9 @@ class ErrorTally:
         Not along one over which probabilities sum to one: there small numbers are classes that are not seen.
         """
         found = (
-            self._hidden(name, axis, parts) for (name, axis), parts in self._along.items() if name not in self.apart
+            _hidden_error(name, axis, *sums)
+            for (name, axis), sums in self._along.items()
+            if sums is not None and name not in self.apart
         )
         return tuple(each for each in found if each is not None)
 
@@ -120,19 +122,11 @@ class ErrorTally:
             if are_probabilities(np.moveaxis(wide, axis, -1).reshape(-1, wide.shape[axis])):
                 continue
             others = tuple(each for each in range(reference.ndim) if each != axis)
-            self._along.setdefault((name, axis), []).append((missed.sum(axis=others), squares.sum(axis=others)))
-
-    def _hidden(self, name: str, axis: int, parts: list[tuple[Rows, Rows]]) -> HiddenError | None:
-        if len({len(missed) for missed, _ in parts}) > 1:
-            return None
-        missed, energies = (np.sum(each, axis=0) for each in zip(*parts, strict=True))
-        small = energies < _SMALL * energies.max(initial=0.0)
-        error, energy = float(missed[small].sum()), float(energies[small].sum())
-        if not energy > 0.0:
-            return None
-        value, whole = math.sqrt(error / energy), math.sqrt(float(missed.sum()) / float(energies.sum()))
-        is_told = value >= _WORTH_TELLING and value >= _TIMES_LARGER * whole
-        return HiddenError(name, axis, int(small.sum()), len(small), value) if is_told else None
+            error, energy = missed.sum(axis=others), squares.sum(axis=others)
+            known = self._along.setdefault((name, axis), (np.zeros(len(error)), np.zeros(len(error))))
+            # Along an axis of varying length there is nothing to add to.
+            fits = known is not None and len(known[0]) == len(error)
+            self._along[name, axis] = (known[0] + error, known[1] + energy) if known is not None and fits else None
 
     def result(self) -> RelativeError | None:
         """Return the largest error, None where no output could be compared."""
@@ -150,6 +144,17 @@ def _compared(first: Array, second: Array) -> tuple[float, Rows, Rows]:
         return 1.0, (first != second).sum(axis=1).astype(np.float64), np.full(len(first), float(first.shape[1]))
     wide = first.astype(np.float64)
     return 0.5, np.square(second.astype(np.float64) - wide).sum(axis=1), np.square(wide).sum(axis=1)
+
+
+def _hidden_error(name: str, axis: int, missed: Rows, energies: Rows) -> HiddenError | None:
+    """Return the error that is hidden along an axis of an output, told by sums at each of its entries, (length,)."""
+    small = energies < _SMALL * energies.max(initial=0.0)
+    error, energy = float(missed[small].sum()), float(energies[small].sum())
+    if not energy > 0.0:
+        return None
+    value, whole = math.sqrt(error / energy), math.sqrt(float(missed.sum()) / float(energies.sum()))
+    is_told = value >= _WORTH_TELLING and value >= _TIMES_LARGER * whole
+    return HiddenError(name, axis, int(small.sum()), len(small), value) if is_told else None
 
 
 def _relative_error(output: str, missed: Rows, energies: Rows, power: float) -> RelativeError:

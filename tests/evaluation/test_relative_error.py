@@ -95,7 +95,7 @@ def test_outputs_of_other_shapes_are_left_out() -> None:
     assert only.result() is None
 
 
-@pytest.mark.parametrize("shape", [(), (3, 5), (0, 4), (4, 0)])
+@pytest.mark.parametrize("shape", [(), (3, 5), (0, 4), (4, 0), (0, 4, 5), (4, 0, 5)])
 def test_outputs_that_do_not_tell_samples_apart(shape: tuple[int, ...]) -> None:
     """A batch counts as one then; what holds nothing misses nothing."""
     generator = np.random.default_rng(0)
@@ -156,6 +156,17 @@ def test_nothing_is_hidden(scale: float, kept: float, shape: tuple[int, ...]) ->
     after[:, 3:] *= kept
     tally = ErrorTally()
     tally.add(len(before), {"y": before}, {"y": after})
+    assert tally.hidden() == ()
+
+
+def test_along_an_axis_of_varying_length_nothing_is_told() -> None:
+    tally = ErrorTally()
+    for length in (5, 6, 5):
+        before = np.random.default_rng(0).random((2, length, 4), np.float32)
+        before[:, 0] *= 1000.0
+        after = before.copy()
+        after[:, 1:] *= 0.4
+        tally.add(2, {"y": before}, {"y": after})
     assert tally.hidden() == ()
 
 
