@@ -22,7 +22,6 @@ from onnxcompress.runtime.tensors import Array
 
 Rows = npt.NDArray[np.float64]
 
-
 _SMALL = 1e-4
 """Numbers whose mean square is below this share of the largest's, in one output, hide in its error."""
 
@@ -98,9 +97,9 @@ class ErrorTally:
             second = np.where(is_number[:, None], second, 0)
             self._powers[name], missed, energies = _compared(first, second)
             if reference.size and math.prod(reference.shape[2:]) > 1 and reference.dtype.kind == "f":
-                self._add_along(name, reference, second.reshape(reference.shape))
-            self._missed.setdefault(name, []).append(np.where(is_number, missed, np.inf))
-            self._energies.setdefault(name, []).append(energies)
+                self._add_along(name, reference, missed, energies)
+            self._missed.setdefault(name, []).append(np.where(is_number, missed.sum(axis=1), np.inf))
+            self._energies.setdefault(name, []).append(energies.sum(axis=1))
         return finite
 
     def hidden(self) -> tuple[HiddenError, ...]:
@@ -115,18 +114,21 @@ class ErrorTally:
         )
         return tuple(each for each in found if each is not None)
 
-    def _add_along(self, name: str, reference: Array, seen: Array) -> None:
-        wide = reference.astype(np.float64)
-        squares, missed = np.square(wide), np.square(seen.astype(np.float64) - wide)
+    def _add_along(self, name: str, reference: Array, missed: Array, energies: Array) -> None:
         for axis in {1, reference.ndim - 1}:
-            if are_probabilities(np.moveaxis(wide, axis, -1).reshape(-1, wide.shape[axis])):
+            length = reference.shape[axis]
+            if (name, axis) not in self._along:
+                is_distribution = are_probabilities(np.moveaxis(reference, axis, -1).reshape(-1, length))
+                self._along[name, axis] = None if is_distribution else (np.zeros(length), np.zeros(length))
+            known = self._along[name, axis]
+            if known is None:
+                continue
+            if len(known[0]) != length:  # of varying length: there is nothing to add to
+                self._along[name, axis] = None
                 continue
             others = tuple(each for each in range(reference.ndim) if each != axis)
-            error, energy = missed.sum(axis=others), squares.sum(axis=others)
-            known = self._along.setdefault((name, axis), (np.zeros(len(error)), np.zeros(len(error))))
-            # Along an axis of varying length there is nothing to add to.
-            fits = known is not None and len(known[0]) == len(error)
-            self._along[name, axis] = (known[0] + error, known[1] + energy) if known is not None and fits else None
+            error, energy = (each.reshape(reference.shape).sum(axis=others) for each in (missed, energies))
+            self._along[name, axis] = known[0] + error, known[1] + energy
 
     def result(self) -> RelativeError | None:
         """Return the largest error, None where no output could be compared."""
@@ -138,12 +140,12 @@ class ErrorTally:
         return max(errors, key=lambda each: each.value, default=None)
 
 
-def _compared(first: Array, second: Array) -> tuple[float, Rows, Rows]:
-    """Return the power that makes a ratio of sums an error, and what samples add to the two sums: (n,) of (n, D)."""
+def _compared(first: Array, second: Array) -> tuple[float, Array, Array]:
+    """Return the power that makes a ratio of sums an error, and what each element adds to the two sums, as given."""
     if first.dtype.kind != "f":
-        return 1.0, (first != second).sum(axis=1).astype(np.float64), np.full(len(first), float(first.shape[1]))
+        return 1.0, first != second, np.broadcast_to(1.0, first.shape)
     wide = first.astype(np.float64)
-    return 0.5, np.square(second.astype(np.float64) - wide).sum(axis=1), np.square(wide).sum(axis=1)
+    return 0.5, np.square(second.astype(np.float64) - wide), np.square(wide)
 
 
 def _hidden_error(name: str, axis: int, missed: Rows, energies: Rows) -> HiddenError | None:

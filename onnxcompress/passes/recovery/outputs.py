@@ -65,7 +65,7 @@ def judged_tensors(model: Model) -> tuple[str, ...]:
 
 
 def _producers(model: Model) -> dict[str, gs.Node]:
-    return {tensor.name: node for node in model.nodes for tensor in node.outputs}
+    return {tensor.name: node for node in model.nodes for tensor in node.outputs if tensor.name}
 
 
 def _is_floating(model: Model, tensor: gs.Tensor) -> bool:
