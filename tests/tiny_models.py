@@ -59,6 +59,43 @@ def map_net(*, classes: bool = False) -> onnx.ModelProto:
     return model
 
 
+BOXES, SCORES = 4, 6
+
+
+def detector_net(*, joined: bool = True) -> onnx.ModelProto:
+    """Return the convolutions of `conv_net` with two heads of 3x3: `boxes` in pixels and `scores` from 0 to 1.
+
+    With `joined` they are one output `found` (N, 4 + 6, 16), boxes first, otherwise (N, 4, 16) and (N, 6, 16).
+    """
+    model = map_net()
+    graph = model.graph
+    generator = np.random.default_rng(5)
+    constants = {"pixels": np.array(100.0, np.float32)}
+    for name, count in (("boxes", BOXES), ("scores", SCORES)):
+        constants[f"w_{name}"] = (generator.standard_normal((count, 16, 3, 3)) / 6.0).astype(np.float32)
+        constants[f"b_{name}"] = np.full(count, 1.0 if name == "boxes" else -2.0, np.float32)
+        constants[f"{name}_places"] = np.array([0, count, 16], np.int64)
+        inputs = ["r2", f"w_{name}", f"b_{name}"]
+        graph.node.append(helper.make_node("Conv", inputs, [f"{name}_map"], f"{name}_head", pads=[1, 1, 1, 1]))
+    graph.node.insert(3, helper.make_node("Relu", ["c2"], ["r2"], "relu2"))
+    graph.node.extend(
+        [
+            helper.make_node("Mul", ["boxes_map", "pixels"], ["scaled"], "scaled"),
+            helper.make_node("Sigmoid", ["scores_map"], ["rated"], "rated"),
+            helper.make_node("Reshape", ["scaled", "boxes_places"], ["boxes"], "boxes"),
+            helper.make_node("Reshape", ["rated", "scores_places"], ["scores"], "scores"),
+        ]
+    )
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())
+    del graph.output[:]
+    shapes = {"found": BOXES + SCORES} if joined else {"boxes": BOXES, "scores": SCORES}
+    if joined:
+        graph.node.append(helper.make_node("Concat", ["boxes", "scores"], ["found"], "found", axis=1))
+    for name, count in shapes.items():
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", count, 16]))
+    return model
+
+
 def dense_net() -> onnx.ModelProto:
     """Return a single Gemm: nothing that filter pruning or Tucker works on."""
     weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")

@@ -13,7 +13,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.evaluation import intervals
 from onnxcompress.evaluation.metrics import kl_divergence, label_ranks, probabilities
 from onnxcompress.evaluation.reference import Reference, Told, real_outputs
-from onnxcompress.evaluation.relative_error import ErrorTally, HiddenError
+from onnxcompress.evaluation.relative_error import ErrorTally, SmallNumbers
 from onnxcompress.runtime.dataset import Batch
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array, conform, shown_shape
@@ -45,8 +45,7 @@ class Accuracy:
         relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest
             (of whole numbers the share that differs: `evaluation.relative_error`), a share; None where the compressed
             model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
-            output's name.
-        hidden_errors: of small numbers beside large ones in one output, which its relative error does not show.
+            output's name, `relative_error_part` which of its numbers alone: the small ones beside larger ones.
         not_compared: other outputs, which the second model does not have, which have another shape in the two on some
             samples, or in which the original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
@@ -69,7 +68,7 @@ class Accuracy:
     relative_error: float | None = None
     relative_error_interval: intervals.Interval | None = None
     relative_error_output: str | None = None
-    hidden_errors: tuple[HiddenError, ...] = ()
+    relative_error_part: SmallNumbers | None = None
     not_compared: tuple[str, ...] = ()
     not_finite: int = 0
 
@@ -86,7 +85,7 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
         DataError: the data cannot be read again.
     """
     classes = None if reference.output is None else _ClassTally(reference, reference.output)
-    errors, samples, not_finite = ErrorTally(), 0, 0
+    errors, samples, not_finite = ErrorTally(reference.divisions), 0, 0
     for batch, expected in reference.batches():
         adapted = replace(batch, inputs=_adapted(batch.inputs, compressed))
         seen = _matched(real_outputs(compressed, adapted), expected, reference.output)
@@ -109,7 +108,7 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
         relative_error=error.value,
         relative_error_interval=error.interval,
         relative_error_output=error.output,
-        hidden_errors=errors.hidden(),
+        relative_error_part=error.part,
     )
 
 

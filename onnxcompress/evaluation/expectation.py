@@ -77,7 +77,7 @@ def measured_losses(compressed: Session, reference: Reference) -> Losses:
         ModelError: the compressed model fails while running.
     """
     classes = None if reference.output is None else _ClassLosses(reference.output, reference.normalised)
-    errors = ErrorTally()
+    errors = ErrorTally(reference.divisions)
     for batch, expected in reference.batches():
         seen = real_outputs(compressed, batch)
         errors.add(batch.size, expected, seen)

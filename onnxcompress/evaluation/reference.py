@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcompress.errors import DataError
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores
+from onnxcompress.linalg.sizes import Division, Sizes
 from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.capture import check_finite
 from onnxcompress.runtime.dataset import DEFAULT_BATCH, Batch, Dataset
@@ -29,6 +30,7 @@ class Reference:
         output: the name of the classifying output, or None.
         left_out: other outputs beside it, in which the original gave NaN or infinity.
         normalised: whether it is a distribution already, such as a Softmax.
+        divisions: {output: where it holds smaller numbers than elsewhere}, which are to be compared by themselves.
         samples: how many there are.
 
     Raises (constructor):
@@ -44,14 +46,18 @@ class Reference:
         self.normalised = False
         self.samples = 0
         self.left_out: set[str] = set()
+        self.divisions: dict[str, Division] = {}
         self._batch_size = batch_size
         self._sizes: list[int] = []
         self._files: dict[str, ArrayFile] = {}
+        self._numbers: dict[str, Sizes] = {}
         try:
             for batch in data.batches(batch_size):
                 self._add(real_outputs(original, batch), batch)
                 if progress:
                     progress(self.samples)
+            found = {name: sizes.division() for name, sizes in self._numbers.items() if name in self._files}
+            self.divisions = {name: division for name, division in found.items() if division is not None}
         except BaseException:
             self._close()
             raise
@@ -95,6 +101,8 @@ class Reference:
                 continue
             check_finite(outputs[name], f"output '{name}' of the original, at samples from {self.samples}")
             file.append(outputs[name])
+            if outputs[name].dtype.kind == "f":
+                self._numbers.setdefault(name, Sizes()).add(outputs[name], batch.size)
         if self.output is not None and batch.labels is not None:
             classes = outputs[self.output].shape[1]
             if batch.labels.max() >= classes:

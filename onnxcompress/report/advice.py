@@ -45,7 +45,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Give --data PATH, and --preprocess for images"
         )
     lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
-    lines += [*hidden_error_lines(report.accuracy), *not_compared_lines(report.accuracy)]
+    lines += not_compared_lines(report.accuracy)
     lines += _few_samples(report)
     lines += _unused(report, recipe)
     lines += _dearer(report, recipe)
@@ -76,7 +76,6 @@ def comparison_warnings(report: Report) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a comparison, one line each."""
     return (
         *accuracy_lines(report.accuracy),
-        *hidden_error_lines(report.accuracy),
         *not_compared_lines(report.accuracy),
         *latency_lines(report.latency),
         *noise_lines(report.latency),
@@ -99,8 +98,13 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
     elif accuracy.agreement is not None:
         drop = 100.0 - accuracy.agreement
         fell = f"The compressed model agrees with the original on {percent(accuracy.agreement)} of the samples"
-    error, output = accuracy.relative_error or 0.0, accuracy.relative_error_output
-    if error >= WORTH_SAYING_ERROR and accuracy.output is None:
+    error, output, part = accuracy.relative_error or 0.0, accuracy.relative_error_output, accuracy.relative_error_part
+    if error >= WORTH_SAYING_ERROR and part is not None:
+        lines.append(
+            f"The small numbers of output '{output}' ({part.count} of {part.length} along axis {part.axis}) differ "
+            f"from the original's by {percent(100 * error)} of their size. "
+        )
+    elif error >= WORTH_SAYING_ERROR and accuracy.output is None:
         lines.append(
             f"The compressed model's outputs differ from the original's by {percent(100 * error)} of their size. "
         )
@@ -112,17 +116,6 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
     if drop >= WORTH_SAYING_POINTS:
         lines.append(f"{fell}{': the model is not usable as it is' if drop >= UNUSABLE_POINTS else ''}. ")
     return lines
-
-
-def hidden_error_lines(accuracy: Accuracy | None) -> list[str]:
-    """Return a sentence on each error of small numbers that larger ones beside them hide."""
-    return [
-        f"Output '{each.output}' holds numbers of very different size along axis {each.axis}: the small ones "
-        f"({each.small} of {each.length}) differ from the original's by {percent(100 * each.value)} of their own size, "
-        "which the error of the whole does not show, nor --target see. Give the model an output for each kind, before "
-        "they are joined"
-        for each in ([] if accuracy is None else accuracy.hidden_errors)
-    ]
 
 
 def not_compared_lines(accuracy: Accuracy | None) -> list[str]:

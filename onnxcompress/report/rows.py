@@ -44,9 +44,10 @@ def _accuracy_rows(report: Report) -> list[Row]:
     if accuracy.agreement is not None:
         rows.append(("Agreement with the original", "", percent(accuracy.agreement), ""))
     if accuracy.relative_error is not None and _shows_error(report, accuracy):
-        output = accuracy.relative_error_output
+        output, part = accuracy.relative_error_output, accuracy.relative_error_part
         which = "the outputs" if output is None else f"'{output}'"
-        rows.append((f"Relative error of {which}", "", _error(accuracy), ""))
+        small = "" if part is None else f", small numbers ({part.count} of {part.length} along axis {part.axis})"
+        rows.append((f"Relative error of {which}{small}", "", _error(accuracy), ""))
     if accuracy.not_finite:
         rows.append(("Samples with NaN or infinity", "", str(accuracy.not_finite), ""))
     if accuracy.kl is not None:

@@ -50,11 +50,11 @@ class Capture:
         self._fed = {info.name for info in self._session.inputs}
         self._batch = 0
 
-    def run(self, inputs: Mapping[str, Array], size: int | None = None) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], size: int | None = None, *, checked: bool = True) -> dict[str, Array]:
         """Return {tensor: array (B, ...)} of one batch; of a filled-up batch only the first `size` samples.
 
         Raises:
-            DataError: a tensor holds NaN or infinity, which is named, or the inputs do not fit.
+            DataError: a tensor holds NaN or infinity, which is named, if `checked`, or the inputs do not fit.
         """
         computed = [name for name in self.tensors if name not in self._fed]
         arrays = self._session.run(inputs, computed) if computed else {}
@@ -64,7 +64,8 @@ class Capture:
             array = inputs[name] if name in self._fed else arrays[name]
             if size is not None and size < rows and array.ndim and array.shape[0] == rows:
                 array = array[:size]
-            check_finite(array, f"tensor '{name}', batch {self._batch}")
+            if checked:
+                check_finite(array, f"tensor '{name}', batch {self._batch}")
             captured[name] = array
         self._batch += 1
         return captured

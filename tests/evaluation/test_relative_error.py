@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from onnxcompress.evaluation.relative_error import ErrorTally, RelativeError
+from onnxcompress.evaluation.relative_error import ErrorTally, RelativeError, SmallNumbers
+from onnxcompress.linalg.sizes import Division
 
 Rows = npt.NDArray[np.float32]
 
@@ -118,7 +119,7 @@ def test_what_was_zero_has_no_size() -> None:
     assert error_of(maps(1, 0), maps(1, 0)) == RelativeError("y", 0.0, None, 0.0)
 
 
-def test_what_large_numbers_hide_is_told() -> None:
+def test_small_numbers_are_judged_by_themselves() -> None:
     """Boxes in pixels beside scores, along the second axis or the last; batches count together."""
     generator = np.random.default_rng(0)
     boxes = 300.0 * generator.random((12, 4, 50))
@@ -127,56 +128,30 @@ def test_what_large_numbers_hide_is_told() -> None:
     after = np.concatenate([boxes * 1.002, 0.4 * scores], axis=1).astype(np.float32)
     for axis in (1, 2):
         first, second = (np.ascontiguousarray(np.moveaxis(each, 1, axis)) for each in (before, after))
-        tally = ErrorTally()
+        tally = ErrorTally({"y": Division(axis, np.arange(10) >= 4)})
         for at in (0, 5):
             tally.add(len(first[at : at + 5]), {"y": first[at : at + 5]}, {"y": second[at : at + 5]})
         found = tally.result()
         assert found is not None
-        assert found.value < 0.01
-        (hidden,) = tally.hidden()
-        assert (hidden.output, hidden.axis, hidden.small, hidden.length) == ("y", axis, 6, 10)
-        assert hidden.value == pytest.approx(0.6, rel=1e-5)
+        assert (found.output, found.part) == ("y", SmallNumbers(axis, 6, 10))
+        assert found.value == pytest.approx(0.6, rel=1e-5)
+        assert found.interval == pytest.approx((0.6, 0.6), rel=1e-5)
+        whole = error_of(first, second)
+        assert whole.part is None
+        assert whole.value < 0.01
+    # Where the large ones are worse, the whole tells it.
+    tally = ErrorTally({"y": Division(1, np.arange(10) >= 4)})
+    tally.add(12, {"y": before}, {"y": np.concatenate([0.5 * before[:, :4], before[:, 4:]], axis=1)})
+    found = tally.result()
+    assert found is not None
+    assert (found.value, found.part) == (pytest.approx(0.5, rel=1e-4), None)
 
 
-@pytest.mark.parametrize(
-    ("scale", "kept", "shape"),
-    [
-        (1.0, 0.4, (8, 10, 5)),
-        (1000.0, 0.95, (8, 10, 5)),
-        (1000.0, 0.4, (8, 10)),
-        (1000.0, 0.4, (8, 10, 1, 1)),
-        (1000.0, 0.4, (8, 10, 0)),
-    ],
-)
-def test_nothing_is_hidden(scale: float, kept: float, shape: tuple[int, ...]) -> None:
-    """Numbers of one size, small ones that hardly change, and an output (N, C), whose rare classes are small."""
-    before = np.random.default_rng(0).random(shape, np.float32)
-    before[:, :3] *= scale
-    after = before.copy()
-    after[:, 3:] *= kept
-    tally = ErrorTally()
-    tally.add(len(before), {"y": before}, {"y": after})
-    assert tally.hidden() == ()
-
-
-def test_along_an_axis_of_varying_length_nothing_is_told() -> None:
-    tally = ErrorTally()
-    for length in (5, 6, 5):
-        before = np.random.default_rng(0).random((2, length, 4), np.float32)
-        before[:, 0] *= 1000.0
-        after = before.copy()
-        after[:, 1:] *= 0.4
-        tally.add(2, {"y": before}, {"y": after})
-    assert tally.hidden() == ()
-
-
-def test_classes_that_are_not_seen_are_not_hidden() -> None:
-    """As of the places of a segmentation, whose probabilities sum to one."""
-    before = np.full((4, 10, 6, 6), 1e-5, np.float32)
-    before[:, :3] = (1.0 - 7e-5) / 3
-    after = before.copy()
-    after[:, 3:] *= 0.4
-    for scale, told in ((1.0, 0), (2.0, 1)):
-        tally = ErrorTally()
-        tally.add(4, {"y": scale * before}, {"y": scale * after})
-        assert len(tally.hidden()) == told
+def test_small_numbers_of_a_batch_that_does_not_tell_samples_apart() -> None:
+    before = np.array([[300.0, 1.0], [200.0, 0.5]], np.float32)[:, :, None]
+    tally = ErrorTally({"y": Division(1, np.array([False, True]))})
+    for _ in range(2):
+        tally.add(5, {"y": before}, {"y": before * np.array([1.0, 0.5], np.float32)[:, None]})
+    found = tally.result()
+    assert found is not None
+    assert (found.value, found.part) == (pytest.approx(0.5), SmallNumbers(1, 1, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ Arrays = dict[str, np.ndarray]
 SEED = 7
 
 
-def drawn(answer: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """The loss of an output, from its definition, with the targets that the generator draws."""
+def drawn(answer: torch.Tensor, generator: np.random.Generator, weights: np.ndarray | None = None) -> torch.Tensor:
+    """The loss of an output, from its definition, with the targets that the generator draws; weights None: 1."""
     if answer.dim() > 1 and answer.shape[1] > 1 and all(size == 1 for size in answer.shape[2:]):
         scores = answer.reshape(answer.shape[:2])
         probable = bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-2).all())
@@ -24,19 +24,24 @@ def drawn(answer: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
         noise = torch.from_numpy(generator.gumbel(size=tuple(scores.shape)).astype(np.float32))
         return functional.nll_loss(logarithms, (logarithms.detach() + noise).argmax(1), reduction="sum")
     noise = torch.from_numpy(generator.standard_normal(tuple(answer.shape)).astype(np.float32))
-    spread = answer.detach().std(correction=0)
-    return ((answer - (answer.detach() - noise * spread)).square() / (2 * spread.square())).sum()
+    own = torch.ones(1) if weights is None else torch.from_numpy(weights).float()
+    target = answer.detach() - noise / (2 * own).sqrt()
+    return (own * (answer - target).square()).sum()
 
 
 def gradients_by_torch(
-    model: Model, batch: Arrays, names: Sequence[str], compared: Sequence[str]
+    model: Model,
+    batch: Arrays,
+    names: Sequence[str],
+    compared: Sequence[str],
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Gradients at `names` of the losses at `compared`."""
     module = GraphModule(model).eval()
     feeds = {name: torch.from_numpy(array).requires_grad_() for name, array in batch.items()}
     values = module.run(feeds, [*compared, *names])
     generator = np.random.default_rng(SEED)
-    loss = torch.stack([drawn(values[name], generator) for name in compared]).sum()
+    loss = torch.stack([drawn(values[name], generator, (weights or {}).get(name)) for name in compared]).sum()
     gradients = torch.autograd.grad(loss, [values[name] for name in names])
     return {name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)}
 

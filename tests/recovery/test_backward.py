@@ -106,16 +106,18 @@ def test_labels_are_drawn_as_often_as_the_network_answers_them() -> None:
     np.testing.assert_allclose(np.square(found).mean(0), p * (1 - p), atol=0.02)
 
 
-def test_outputs_that_classify_nothing_get_noise_over_their_spread() -> None:
+def test_outputs_that_classify_nothing_get_noise_by_their_weights() -> None:
     model = classifier(outputs=("c", "s"))
-    found = gradients(model, ["c", "l"], IMAGES)
-    expected = gradients_by_torch(model, IMAGES, ["c", "l"], ["c", "s"])
+    own = {"c": np.array([0.3, 2.0, 0.1, 1.0, 7.0, 0.5, 0.2]).reshape(1, 7, 1, 1)}
+    found = Backward(model, ["c", "l"], weights=own).run(IMAGES, np.random.default_rng(SEED))
+    expected = gradients_by_torch(model, IMAGES, ["c", "l"], ["c", "s"], own)
     for name in ("c", "l"):
         assert_close(found[name], expected[name])
-    alone = gradients(classifier(outputs=("c",)), ["c"], IMAGES)["c"]
-    answer = run_all(model, IMAGES)["c"]
-    noise = np.random.default_rng(SEED).standard_normal(answer.shape)
-    np.testing.assert_allclose(alone, noise / answer.std(), rtol=1e-4, atol=1e-6)
+    only = classifier(outputs=("c",))
+    noise = np.random.default_rng(SEED).standard_normal(run_all(model, IMAGES)["c"].shape)
+    alone = Backward(only, ["c"], weights=own).run(IMAGES, np.random.default_rng(SEED))["c"]
+    np.testing.assert_allclose(alone, np.sqrt(2 * own["c"]) * noise, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradients(only, ["c"], IMAGES)["c"], np.sqrt(2) * noise, rtol=1e-4, atol=1e-6)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

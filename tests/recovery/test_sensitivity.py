@@ -11,7 +11,8 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.passes.recovery.refit_waves import BatchFiles
 from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_damages, measure_sensitivities
-from tests.tiny_models import conv_net, samples
+from tests.small_models import run_all
+from tests.tiny_models import conv_net, detector_net, samples
 
 
 def _disturbed(proto: onnx.ModelProto, name: str, slope: np.ndarray, shift: np.ndarray) -> onnx.ModelProto:
@@ -81,8 +82,34 @@ def test_an_output_before_the_layer_is_there_and_loses_nothing() -> None:
         zero[name] = {name: Disturbance(slope, np.zeros(16), 1.0)}
     found = measure_damages(model, layers, zero, [{"x": images}])
     only_last = measure_damages(Model.from_proto(conv_net()), layers, zero, [{"x": images}])
-    assert found == pytest.approx(only_last)
+    assert found["second"] == pytest.approx(only_last["second"])
+    changed = _disturbed(proto, "first", zero["first"]["first"].slope, np.zeros(16))
+    before, after = (run_all(Model.from_proto(each), {"x": images})["r1"] for each in (proto, changed))
+    of_map = float(np.square(after - before).sum() / np.square(before).sum())
+    assert found["first"] == pytest.approx(only_last["first"] + of_map, rel=1e-5)
     assert min(found.values()) > 0.0
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_numbers_of_every_size_count(joined: bool) -> None:
+    """Boxes in pixels beside scores, in one output or in two: each head's damage is relative to its own numbers."""
+    proto, images = detector_net(joined=joined), samples(24)
+    model = Model.from_proto(proto)
+    layers = find_refit_layers(model, model, PassContext())[0]
+    changes = {}
+    for layer in layers:
+        slope = layer.original[0].reshape(-1, layer.original.shape[-1])
+        changes[layer.node] = {layer.node: Disturbance(0.8 * slope, np.zeros(slope.shape[1]), 1.0)}
+    found = measure_damages(model, layers, changes, [{"x": images[:10]}, {"x": images[10:]}])
+    for name in ("first", "boxes_head", "scores_head"):
+        changed = _disturbed(proto, name, changes[name][name].slope, np.zeros(1))
+        before, after = (run_all(Model.from_proto(each), {"x": images}) for each in (proto, changed))
+        errors = [
+            float(np.square(after[kind].astype(np.float64) - before[kind]).sum() / np.square(before[kind]).sum())
+            for kind in ("boxes", "scores")
+        ]
+        assert found[name] == pytest.approx(np.mean(errors) if joined else np.sum(errors), rel=1e-3)
+    assert 0.02 < found["scores_head"] / found["boxes_head"] < 50.0
 
 
 def test_batches_are_written_once_and_read_by_name() -> None:

@@ -15,7 +15,7 @@ import pytest
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.accuracy import Accuracy, Hits
 from onnxcompress.evaluation.latency import Latency
-from onnxcompress.evaluation.relative_error import HiddenError
+from onnxcompress.evaluation.relative_error import SmallNumbers
 from onnxcompress.evaluation.timing import Milliseconds
 from onnxcompress.recipe import Recipe
 from onnxcompress.report import environment, text
@@ -284,9 +284,13 @@ def test_outputs_beside_the_classes_are_told_of() -> None:
     assert left_out.startswith(
         "Not compared: 'kept'. The second model does not have them, on some samples the two give them other"
     )
-    hidden = dataclasses.replace(accuracy(78.5, 78.5), hidden_errors=(HiddenError("map", 1, 18, 22, 0.977),))
-    (line,) = comparison_warnings(report(accuracy=hidden))
-    assert "along axis 1: the small ones (18 of 22) differ from the original's by 97.7 % of their own size" in line
+    small = dataclasses.replace(beside, relative_error_part=SmallNumbers(1, 18, 22), not_compared=())
+    (line,) = comparison_warnings(report(accuracy=small))
+    assert line.startswith(
+        "The small numbers of output 'boxes' (18 of 22 along axis 1) differ from the original's by 30.0 % of their size"
+    )
+    rows = {row[0]: row[2] for row in before_and_after(report(accuracy=small))}
+    assert rows["Relative error of 'boxes', small numbers (18 of 22 along axis 1)"] == "30.0 %"
     scores = dataclasses.replace(beside, relative_error_output=beside.output, not_compared=())
     assert comparison_warnings(report(accuracy=scores)) == ()
     rows = {row[0]: row[2] for row in before_and_after(report(accuracy=beside))}

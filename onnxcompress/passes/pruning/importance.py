@@ -144,15 +144,18 @@ def _taylor_scores(model: Model, groups: ChannelGroups, count: int, context: Pas
     if samples is None:
         raise DataError("importance 'taylor' needs data; give --train, --calib or --data")
     from onnxcompress.passes.recovery.gradients import operand_contributions
+    from onnxcompress.passes.recovery.output_weights import output_weights
+    from onnxcompress.passes.recovery.outputs import compared_outputs
 
     consumers = {
         (consumer.node, consumer.position): consumer.labels
         for consumer in groups.analysis.findings.consumers
         if (consumer.labels.ids != FIXED).any()
     }
+    weights = output_weights(model, [output.compared for output in compared_outputs(model, model)], samples)
     batches = (_whole_batch(batch, model) for batch in samples())
     squares, seen = np.zeros(count), 0
-    for products in operand_contributions(model, frozenset(consumers), batches, context.seed):
+    for products in operand_contributions(model, frozenset(consumers), batches, context.seed, weights):
         changes: npt.NDArray[np.float64] = np.zeros((1, count))
         for edge, product in products.items():
             per_channel = _per_channel(product, consumers[edge])

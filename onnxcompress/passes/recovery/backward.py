@@ -20,6 +20,7 @@ from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.importing import names_read
+from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.execution import needed_nodes
 from onnxcompress.passes.recovery.backward_loss import Noise, begin
 from onnxcompress.passes.recovery.backward_nodes import Site, Tape
@@ -38,13 +39,15 @@ class Backward:
     """The gradients of a loss at inner tensors of a model.
 
     The loss of a sample is the cross-entropy with a label that is drawn from what the network itself answers, so that
-    the squares of the gradients estimate the Fisher information; see `backward_loss`. It is summed over samples and
-    outputs, so that a sample's gradient does not depend on the batch where the outputs classify.
+    the squares of the gradients estimate the Fisher information, and a weighted squared error elsewhere; see
+    `backward_loss`. It is summed over samples and outputs, so that a sample's gradient does not depend on the batch.
 
     Args:
         model: is not changed.
         tensors: names of graph inputs, or of tensors that nodes compute.
         settings: of the session that runs the graph.
+        weights: {output that does not classify: weights of its squared errors, broadcast over it}; 1 where there are
+            none.
 
     Attributes:
         tensors: those whose gradient can be computed, in graph order. None can of a model above 256 MB of weights,
@@ -56,14 +59,20 @@ class Backward:
         ModelError: the model has no such tensor, or onnxruntime cannot load the graph.
     """
 
-    def __init__(self, model: Model, tensors: Sequence[str], settings: SessionSettings | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tensors: Sequence[str],
+        settings: SessionSettings | None = None,
+        weights: Mapping[str, Matrix] | None = None,
+    ) -> None:
         order = [t.name for t in model.graph.inputs] + [t.name for node in model.nodes for t in node.outputs if t.name]
         if unknown := set(tensors).difference(order):
             raise ModelError(f"tensor '{min(unknown)}' is neither an input of the model nor computed by a node")
         self.tensors: tuple[str, ...] = ()
         if model.weight_bytes > IN_MEMORY_BYTES:
             return
-        graph = _Graph(with_banded_lrn(model), frozenset(tensors))
+        graph = _Graph(with_banded_lrn(model), frozenset(tensors), weights or {})
         self._gradients = {name: graph.gradients[name] for name in order if name in graph.gradients}
         self.tensors = tuple(self._gradients)
         if not self.tensors:
@@ -100,7 +109,7 @@ class _Graph:
         noises: random inputs, one for each output that has a loss.
     """
 
-    def __init__(self, model: Model, wanted: frozenset[str]) -> None:
+    def __init__(self, model: Model, wanted: frozenset[str], weights: Mapping[str, Matrix]) -> None:
         self.gradients: dict[str, str] = {}
         self.noises: list[Noise] = []
         self._model = model
@@ -121,7 +130,7 @@ class _Graph:
         # Sub-graphs read these, and have no rule.
         self._unknown = set(model.captured_names())
         self._reached = _reached(self._nodes, wanted)
-        self._begin()
+        self._begin(weights)
         for node in reversed(self._nodes):
             self._step(node)
         for name in wanted - self._unknown:
@@ -145,10 +154,11 @@ class _Graph:
         opsets, version = self._proto.opset_import, self._proto.ir_version
         return bytes(onnx.ModelProto(ir_version=version, graph=graph, opset_import=opsets).SerializeToString())
 
-    def _begin(self) -> None:
+    def _begin(self, weights: Mapping[str, Matrix]) -> None:
         for output in compared_outputs(self._model, self._model):
             name = output.compared
-            begun = begin(self._tape, name, self._model.shape_of(name)) if self._is_float32(name) else None
+            shape = self._model.shape_of(name)
+            begun = begin(self._tape, name, shape, weights.get(name)) if self._is_float32(name) else None
             if begun is None:
                 self._unknown.add(name)
                 continue

@@ -5,11 +5,12 @@ The loss of a sample is the sum over the outputs of
 - class scores s (N, C): the cross-entropy with a label drawn from p = softmax(s), whose gradient is p - onehot(label).
   The label is argmax(s + n) with n of the Gumbel distribution, which has just these probabilities. Scores that are
   probabilities already are told when the graph runs: p = s, with the gradient -onehot(label) / p.
-- anything else: the negative log-likelihood (y - t)^2 / 2 sigma^2 of a target t = y + sigma n with n of the standard
-  normal distribution and sigma the standard deviation of the answer in the batch, whose gradient is n / sigma up to
-  the sign of n, which is symmetric.
+- anything else: the weighted squared error w (y - t)^2 to a target t = y - n / sqrt(2 w) with n of the standard normal
+  distribution: the negative log-likelihood of t where errors are normally distributed with variance 1 / 2 w. Its
+  gradient is sqrt(2 w) n. The weights are those by which errors are judged (`output_weights`).
 
-The squares of such gradients estimate the diagonal of the Fisher information.
+The squares of such gradients estimate the diagonal of the Fisher information, whose half is the loss that a small error
+brings about: the divergence of classes, the weighted squared error of anything else.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import numpy as np
 import onnx
 
 from onnxcompress.graph import Shape
+from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.backward_nodes import Array, Tape, lengths
+from onnxcompress.passes.recovery.output_weights import classifies
 
 _SUM_TOLERANCE = 1e-2
 _SMALLEST_PROBABILITY = 1e-12
-_SMALLEST_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,18 @@ class Noise:
     Attributes:
         name: of the graph's input.
         shape: the batch is -1 where it is not fixed.
-        is_gumbel: of the Gumbel distribution, else of the standard normal one.
+        is_gumbel: of the Gumbel distribution, else of the normal one with `deviation`, which is broadcast over it.
     """
 
     name: str
     shape: tuple[int, ...]
     is_gumbel: bool
+    deviation: Matrix
 
     def draw(self, generator: np.random.Generator, batch: int) -> Array:
         """Return the noise of a batch, float32."""
         shape = tuple(batch if size < 0 else size for size in self.shape)
-        drawn = generator.gumbel(size=shape) if self.is_gumbel else generator.standard_normal(shape)
+        drawn = generator.gumbel(size=shape) if self.is_gumbel else self.deviation * generator.standard_normal(shape)
         return drawn.astype(np.float32)
 
     def info(self) -> onnx.ValueInfoProto:
@@ -53,29 +56,30 @@ class Noise:
         return onnx.helper.make_tensor_value_info(self.name, onnx.TensorProto.FLOAT, shape)
 
 
-def begin(tape: Tape, output: str, shape: Shape | None) -> tuple[str, Noise] | None:
+def begin(tape: Tape, output: str, shape: Shape | None, weights: Matrix | None) -> tuple[str, Noise] | None:
     """Append the gradient of the loss at a float32 output; return its name and the noise that it reads.
 
-    None where a length other than the batch is not known.
+    Args:
+        tape: of the nodes so far.
+        output: its name.
+        shape: of the output.
+        weights: of its squared errors, broadcast over it, where it does not classify; None: 1.
+
+    Returns:
+        None where a length other than the batch is not known.
     """
     sizes = None if shape is None else lengths(shape[1:])
     if not shape or sizes is None:
         return None
     batch = shape[0] if isinstance(shape[0], int) else -1
-    is_class = len(sizes) > 0 and sizes[0] > 1 and set(sizes[1:]) <= {1}
-    noise = Noise(tape.name("backward_noise"), (batch, sizes[0]) if is_class else (batch, *sizes), is_class)
+    is_class = classifies(shape)
+    deviation = np.sqrt(2.0 * (np.ones(1) if weights is None else weights))
+    noise = Noise(tape.name("backward_noise"), (batch, sizes[0]) if is_class else (batch, *sizes), is_class, deviation)
     if not is_class:
-        return tape.add("Div", noise.name, _spread(tape, output)), noise
+        return tape.add("Identity", noise.name), noise
     scores = tape.add("Reshape", output, [-1, sizes[0]]) if len(sizes) > 1 else output
     gradient = _cross_entropy(tape, scores, noise.name, sizes[0])
     return (tape.reshaped_as(gradient, output) if len(sizes) > 1 else gradient), noise
-
-
-def _spread(tape: Tape, answer: str) -> str:
-    centred = tape.add("Sub", answer, tape.add("ReduceMean", answer))
-    variance = tape.add("ReduceMean", tape.add("Mul", centred, centred))
-    # One number, but of the answer's rank.
-    return tape.add("Sqrt", tape.add("Max", variance, _SMALLEST_VARIANCE))
 
 
 def _cross_entropy(tape: Tape, scores: str, noise: str, classes: int) -> str:

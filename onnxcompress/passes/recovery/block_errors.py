@@ -10,10 +10,12 @@ from torch import Tensor
 
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
+from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Provenance
 from onnxcompress.passes.recovery.blocks import Block
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
 from onnxcompress.passes.recovery.output_errors import Output, compared_outputs, relative_error, sample_errors
+from onnxcompress.passes.recovery.output_weights import output_weights
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Pair:
         blocks: in their order.
         outputs: of the whole network.
         provenance: which channels of the original's tensors remain.
+        weights: of the outputs' squared errors, as `output_weights` gives them.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class Pair:
         blocks: Sequence[Block],
         outputs: tuple[Output, ...],
         provenance: Provenance,
+        weights: Mapping[str, Matrix],
     ) -> None:
         self.student = student
         self.teacher = teacher.eval()
         self.blocks = tuple(blocks)
         self.outputs = outputs
         self._kept = {name: torch.from_numpy(numbers).to(student.device) for name, numbers in provenance.items()}
+        self._weights = {name: torch.from_numpy(own).float().to(student.device) for name, own in weights.items()}
         self._cut = tuple(name for block in blocks for name in block.outputs)
         self._wanted = tuple(dict.fromkeys((*self._cut, *(output.compared for output in outputs))))
 
@@ -78,7 +83,7 @@ class Pair:
         expected = self.expected(feeds)
         computed = self.computed(feeds, apart=apart)
         blocks = [_mean_error(block.outputs, computed, expected) for block in self.blocks]
-        samples = sample_errors(self.outputs, computed, expected)
+        samples = sample_errors(self.outputs, computed, expected, self._weights)
         return computed, Errors(torch.stack(blocks) if blocks else samples.new_zeros(0), samples)
 
     def check_finite(self, feeds: Tensors) -> None:
@@ -102,7 +107,10 @@ def make_pair(model: Model, blocks: Sequence[Block], device: torch.device, conte
     """
     original = context.original or model
     student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
-    return Pair(student, teacher, blocks, compared_outputs(model, original), context.provenance)
+    outputs = compared_outputs(model, original)
+    samples = context.calibration or context.training
+    weights = output_weights(original, [each.compared for each in outputs], samples) if samples else {}
+    return Pair(student, teacher, blocks, outputs, context.provenance, weights)
 
 
 def first_not_finite(module: GraphModule, feeds: Tensors, wanted: Collection[str]) -> str | None:

@@ -9,7 +9,7 @@ worth what it keeps of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.recovery.allocation_samples import as_sampled, batched, sample_batch, spread
 from onnxcompress.passes.recovery.backward import Backward
+from onnxcompress.passes.recovery.output_weights import output_weights
+from onnxcompress.passes.recovery.outputs import compared_outputs
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.runtime.ahead import one_ahead
 
@@ -78,7 +80,9 @@ def gradient_moments(
         layers: as in `weighable`.
     """
     layers = _weighable(layers)
-    backward = _backward(model, [layer.output for layer in layers], calibration)
+    names = [output.compared for output in compared_outputs(model, model)]
+    weights = output_weights(model, names, calibration) if layers else {}
+    backward = _backward(model, [layer.output for layer in layers], calibration, weights)
     if backward is None:
         return {}
     channels = {layer.output: 1 if layer.op == "Conv" else -1 for layer in layers}
@@ -125,9 +129,11 @@ def _shrunk(mean: Matrix, square: float, count: int) -> Matrix:
     return (1.0 - intensity) * mean + intensity * level
 
 
-def _backward(model: Model, tensors: list[str], calibration: Samples) -> Backward | None:
+def _backward(
+    model: Model, tensors: list[str], calibration: Samples, weights: Mapping[str, Matrix] | None = None
+) -> Backward | None:
     """Return the way back to tensors; None where there are none, or onnxruntime does not take it."""
     try:
-        return Backward(as_sampled(model, calibration), tensors) if tensors else None
+        return Backward(as_sampled(model, calibration), tensors, weights=weights) if tensors else None
     except ModelError:
         return None

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
+from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import LABELS
 from onnxcompress.passes.recovery.block_errors import to_feeds
 from onnxcompress.passes.recovery.graph_module import Edge, GraphModule, Tensors
@@ -28,14 +29,25 @@ Array = npt.NDArray[Any]
 
 
 def operand_contributions(
-    model: Model, edges: Collection[Edge], batches: Iterable[Mapping[str, Array]], seed: int = 0
+    model: Model,
+    edges: Collection[Edge],
+    batches: Iterable[Mapping[str, Array]],
+    seed: int = 0,
+    weights: Mapping[str, Matrix] | None = None,
 ) -> Iterator[dict[Edge, Array]]:
     """Stream {edge: gradient times value, in the operand's shape (B, ...)} for each batch.
 
     The loss of a sample is the cross-entropy with its label (`LABELS`). Without labels they are drawn from what the
     network itself answers: the squares then estimate its Fisher information. Outputs that classify nothing are drawn
-    from a normal distribution around the network's answer, as wide as its values. Edges that nothing trainable lies
-    before are left out.
+    from a normal distribution around the network's answer, so wide that the loss is the weighted squared error, as in
+    `backward_loss`. Edges that nothing trainable lies before are left out.
+
+    Args:
+        model: is not changed.
+        edges: operands of nodes.
+        batches: inputs.
+        seed: of what is drawn.
+        weights: of outputs' squared errors, as `output_weights` gives them; 1 where there are none.
 
     Raises:
         UnsupportedOpError: a node cannot be computed in torch.
@@ -44,6 +56,7 @@ def operand_contributions(
     module = GraphModule(model).eval()
     outputs = compared_outputs(model, model)
     generator = torch.Generator().manual_seed(seed)
+    own, one = {name: torch.from_numpy(each).float() for name, each in (weights or {}).items()}, torch.ones(1)
     count = 0
     for batch in batches:
         arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
@@ -51,7 +64,8 @@ def operand_contributions(
         taps: dict[Edge, Tensor] = {}
         feeds = to_feeds(arrays, module.device)
         answers = module.run(feeds, [output.compared for output in outputs], tapped=edges, taps=taps)
-        loss = torch.stack([_loss(output, answers, labels, generator) for output in outputs]).sum()
+        losses = [_loss(output, answers, labels, generator, own.get(output.compared, one)) for output in outputs]
+        loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
         products: dict[Edge, Array] = {}
         for (edge, value), gradient in zip(taps.items(), gradients, strict=True):
@@ -67,14 +81,16 @@ def operand_contributions(
         raise DataError("no calibration samples")
 
 
-def _loss(output: Output, answers: Tensors, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+def _loss(
+    output: Output, answers: Tensors, labels: Tensor | None, generator: torch.Generator, weights: Tensor
+) -> Tensor:
     """Return the sum over the samples, whose gradients thus do not depend on how many there are."""
     answer = answers[output.compared]
     scores = class_scores(answer)
     if scores is None:
-        spread = answer.detach().std(correction=0).clamp_min(1e-12)
-        noise = torch.randn(answer.shape, generator=generator) * spread
-        return functional.mse_loss(answer, answer.detach() + noise) * len(answer) / spread.square()
+        drawn = (2.0 * weights).sqrt() * torch.randn(answer.shape, generator=generator)
+        # Its gradient is that of the weighted squared error to a target so drawn.
+        return (drawn * answer).sum()
     logarithms = log_probabilities(scores)
     if labels is None:
         labels = torch.multinomial(logarithms.detach().exp(), 1, generator=generator)[:, 0]

@@ -44,10 +44,16 @@ def relative_error(computed: Tensor, expected: Tensor) -> Tensor:
     return (computed.float() - expected.float()).square().sum() / energy.clamp_min(_NO_ENERGY)
 
 
-def sample_errors(outputs: tuple[Output, ...], computed: Tensors, expected: Tensors) -> Tensor:
+def sample_errors(
+    outputs: tuple[Output, ...], computed: Tensors, expected: Tensors, weights: Tensors | None = None
+) -> Tensor:
     """Return the error of each sample, summed over outputs: divergence where they classify, relative error elsewhere.
 
-    A sample's relative error is relative to the mean energy of all samples: the mean is `relative_error`.
+    Args:
+        outputs: what is compared.
+        computed, expected: {tensor: (B, ...)}.
+        weights: {tensor: weights of its squared errors, broadcast over it}. Where there are none, an error is relative
+            to the mean energy of these samples: their mean is `relative_error`.
 
     Returns:
         (B,), or (1,) where the outputs do not tell samples apart.
@@ -57,15 +63,17 @@ def sample_errors(outputs: tuple[Output, ...], computed: Tensors, expected: Tens
         first, second = computed[output.compared], expected[output.compared]
         scores, wanted = class_scores(first), class_scores(second)
         is_class = scores is not None and wanted is not None
-        errors.append(divergence(scores, wanted) if is_class else _relative_errors(first, second))  # type: ignore[arg-type]
+        own = None if weights is None else weights.get(output.compared)
+        errors.append(divergence(scores, wanted) if is_class else _relative_errors(first, second, own))  # type: ignore[arg-type]
     if len({len(each) for each in errors}) > 1:
         errors = [each.mean()[None] for each in errors]
     return torch.stack(errors).sum(0)
 
 
-def _relative_errors(computed: Tensor, expected: Tensor) -> Tensor:
-    """Return ||computed - expected||^2 of each sample over the mean ||expected||^2, (B,); (1,) of scalars."""
+def _relative_errors(computed: Tensor, expected: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the weighted ||computed - expected||^2 of each sample, (B,); (1,) of scalars."""
     missed = (computed.float() - expected.float()).square()
-    energy = expected.float().square().sum()
     samples = len(missed) if missed.dim() else 1
-    return samples * missed.reshape(samples, -1).sum(1) / energy.clamp_min(_NO_ENERGY)
+    if weights is None:
+        weights = samples / expected.float().square().sum().clamp_min(_NO_ENERGY)
+    return (weights * missed).reshape(samples, -1).sum(1)

@@ -1,9 +1,9 @@
 """How much a layer's error matters: the damage at the model's output when that layer alone is truncated.
 
-The damage of a classifier is the divergence KL(original || truncated) of its classes, otherwise the relative squared
-error of the outputs. Both grow with the square of a small disturbance, that is, in proportion to the share of a
-layer's response energy that is missed; their ratio is the layer's sensitivity. Each layer is disturbed by a truncation
-of its own weights, and only what comes behind it runs again.
+The damage is the sum over the outputs: the divergence KL(original || truncated) of those that classify, the relative
+squared error (`output_weights`) of the others. Both grow with the square of a small disturbance, that is, in proportion
+to the share of a layer's response energy that is missed; their ratio is the layer's sensitivity. Each layer is
+disturbed by a truncation of its own weights, and only what comes behind it runs again.
 
 Of classes the damage is the square of the mean root of the samples' divergences, not their mean, which a few samples
 decide: among 240 images of a GoogLeNet the mean root over 48 told the layers' damages on the others as well as the mean
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.recovery.output_weights import weights_of
 from onnxcompress.passes.recovery.outputs import judged_tensors
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, weight_of
 from onnxcompress.passes.recovery.refit_waves import Part, Waves
@@ -80,10 +81,12 @@ def measure_damages(
     outputs = judged_tensors(model)
     nodes = {node.name: node for node in model.nodes}
     current = [dict(batch) for batch in batches]
+    sizes = [len(next(iter(batch.values()))) for batch in current]
     given = [tensor.name for tensor in model.graph.inputs]
     by_name = {layer.node: layer for layer in layers}
     first = {name: min(waves.depth[node] for node in together) for name, together in disturbances.items()}
     reference: list[dict[str, Array]] = []
+    error_weights: dict[str, Matrix] = {}
     found: dict[str, float] = {}
     for depth in range(max(first.values(), default=-1) + 1):
         live = waves.live(depth, outputs)
@@ -98,11 +101,21 @@ def measure_damages(
         behind = Part(model, later, [*live, *weights], outputs)
         if not reference:
             reference = [behind.run({**batch, **weights}) for batch in current]
+            error_weights = weights_of(sizes, reference)
         for name in own:
             changed = {**weights}
             for node, disturbance in disturbances[name].items():
                 changed.update(_changed(model, by_name[node], disturbance))
-            found[name] = _damage(reference, [behind.run({**batch, **changed}) for batch in current], outputs)
+            seen = [behind.run({**batch, **changed}) for batch in current]
+            found[name] = sum(
+                _damage(
+                    [one[output] for one in reference],
+                    [one[output] for one in seen],
+                    error_weights.get(output),
+                    sum(sizes),
+                )
+                for output in outputs
+            )
     return found
 
 
@@ -119,20 +132,13 @@ def _changed(model: Model, layer: RefitLayer, disturbance: Disturbance) -> dict[
     return changed
 
 
-def _damage(
-    reference: Sequence[Mapping[str, Array]], seen: Sequence[Mapping[str, Array]], outputs: Sequence[str]
-) -> float:
-    for name in outputs:
-        first, second = (np.concatenate([batch[name] for batch in each]) for each in (reference, seen))
-        if first.ndim >= 2 and first.shape[1] > 1 and all(s == 1 for s in first.shape[2:]):
-            return _divergence(first.reshape(len(first), -1), second.reshape(len(first), -1))
-    squares = [0.0, 0.0]
-    for one, other in zip(reference, seen, strict=True):
-        for name in outputs:
-            wide = one[name].astype(np.float64)
-            squares[0] += float(np.square(other[name] - wide).sum())
-            squares[1] += float(np.square(wide).sum())
-    return squares[0] / squares[1] if squares[1] > 0.0 else 0.0
+def _damage(reference: Sequence[Array], seen: Sequence[Array], weights: Matrix | None, samples: int) -> float:
+    """Return the damage of one output, batch by batch; `weights` of its squared errors where it does not classify."""
+    if weights is None:
+        first, second = (np.concatenate(each) for each in (reference, seen))
+        return _divergence(first.reshape(len(first), -1), second.reshape(len(second), -1))
+    missed = (np.square(other.astype(np.float64) - one) for one, other in zip(reference, seen, strict=True))
+    return sum(float((weights * each).sum()) for each in missed) / samples
 
 
 def _divergence(first: Array, second: Array) -> float:

@@ -1,0 +1,52 @@
+"""How errors of a network's outputs count where they do not classify: relative to what the original answers there.
+
+An output's error is ||computed - original||^2 / ||original||^2, and where it holds numbers of two sizes, such as boxes
+in pixels beside scores, the mean of the large and the small numbers' (`linalg.sizes`): as weights of squared errors,
+which are the same wherever such errors are weighed, in sensitivities, gradients and training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from onnxcompress.graph import Model
+from onnxcompress.linalg.sizes import Sizes
+from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.base import LABELS, Samples
+from onnxcompress.passes.recovery.allocation_samples import batched, sample_batch, spread
+from onnxcompress.runtime.capture import Capture
+from onnxcompress.runtime.tensors import Array
+
+_IMAGES = 48
+
+
+def classifies(shape: Sequence[object]) -> bool:
+    """Whether an output of this shape holds class scores: (N, C) or (N, C, 1, ...) with C > 1."""
+    return len(shape) > 1 and shape[1] not in (0, 1) and all(length == 1 for length in shape[2:])
+
+
+def output_weights(model: Model, names: Collection[str], calibration: Samples) -> dict[str, Matrix]:
+    """Return {tensor: weights of squared errors, broadcast over it}, without those that classify.
+
+    The weighted sum over a sample is its relative squared error. A few dozen samples tell how large the answers are;
+    those that are not finite weigh nothing.
+    """
+    own = [name for name in names if not classifies(model.shape_of(name) or ())]
+    if not own:
+        return {}
+    size, filled = sample_batch(model)
+    inputs = [{name: array for name, array in each.items() if name != LABELS} for each in spread(calibration, _IMAGES)]
+    batches = batched(inputs, size, filled=filled)
+    samples = [len(next(iter(batch.values()))) for batch in batches]
+    capture = Capture(model, own)
+    return weights_of(samples, (capture.run(batch, checked=False) for batch in batches))
+
+
+def weights_of(samples: Iterable[int], answers: Iterable[Mapping[str, Array]]) -> dict[str, Matrix]:
+    """Return the weights of answers {tensor: (B, ...)} to batches of so many samples; see `output_weights`."""
+    sizes: dict[str, Sizes] = {}
+    for size, answer in zip(samples, answers, strict=True):
+        for name, array in answer.items():
+            if not classifies(array.shape):
+                sizes.setdefault(name, Sizes()).add(array, size)
+    return {name: own.weights() for name, own in sizes.items()}

@@ -1,0 +1,111 @@
+"""Numbers of two sizes in one output: where the small ones lie, and how errors of both weigh."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcompress.linalg.sizes import Sizes
+
+Rows = np.ndarray
+
+
+def sizes_of(array: Rows, batch: int = 5) -> Sizes:
+    sizes = Sizes()
+    for at in range(0, len(array), batch):
+        sizes.add(array[at : at + batch], len(array[at : at + batch]))
+    return sizes
+
+
+def boxes_and_scores(count: int = 12, places: int = 50) -> Rows:
+    """(N, 4 + 6, places)."""
+    generator = np.random.default_rng(0)
+    boxes, scores = 300.0 * generator.random((count, 4, places)), generator.random((count, 6, places))
+    return np.concatenate([boxes, scores], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_small_numbers_are_found(axis: int) -> None:
+    array = np.moveaxis(boxes_and_scores(), 1, axis)
+    division = sizes_of(array).division()
+    assert division is not None
+    assert division.axis == axis
+    np.testing.assert_array_equal(division.small, np.arange(10) >= 4)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_an_error_is_the_mean_of_both_kinds(axis: int) -> None:
+    before = np.moveaxis(boxes_and_scores(), 1, axis)
+    noise = np.moveaxis(np.random.default_rng(1).standard_normal((12, 10, 50)), 1, axis)
+    noise *= np.moveaxis(np.where(np.arange(10)[:, None] < 4, 20.0, 0.3), 0, axis - 1)
+    weights = sizes_of(before).weights()
+    kinds = [np.split(each, [4], axis=axis) for each in (before.astype(np.float64), noise)]
+    errors = [np.square(missed).sum() / np.square(whole).sum() for whole, missed in zip(*kinds, strict=True)]
+    assert (weights * np.square(noise)).sum() / len(before) == pytest.approx(np.mean(errors))
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 1), (6, 1, 9), (6,), (6, 3, 9), (6, 0, 9), (6, 5, 0)])
+def test_numbers_of_one_size_have_one_weight(shape: tuple[int, ...]) -> None:
+    """Also class scores (N, C), of which rare classes' are small."""
+    array = np.random.default_rng(0).standard_normal(shape)
+    if array.ndim == 2:
+        array[:, 2:] *= 1e-4
+    sizes = sizes_of(array)
+    assert sizes.division() is None
+    weights = sizes.weights()
+    assert weights.shape == (1,) * len(shape)
+    assert (weights * np.square(array)).sum() / len(array) == pytest.approx(1.0 if array.size else 0.0)
+
+
+def test_what_is_not_there_is_not_a_kind() -> None:
+    """Numbers from 0 to 1, such as the probabilities of classes that no picture shows."""
+    array = np.random.default_rng(0).random((8, 10, 5))
+    array[:, 3:] *= 1e-4
+    assert sizes_of(array).division() is None
+    assert sizes_of(1.1 * array / array.max()).division() is not None
+
+
+def test_along_places_numbers_fade() -> None:
+    """A map that is empty towards its edges is of one kind; so is what only lacks a gap."""
+    fading = np.exp(-0.3 * np.abs(np.arange(60) - 30.0))
+    array = 50.0 * fading * np.random.default_rng(0).random((8, 1, 20, 60))
+    assert sizes_of(array).division() is None
+    kinds = boxes_and_scores()
+    kinds[:, 4] *= 8.0
+    assert sizes_of(kinds).division() is None
+
+
+@pytest.mark.parametrize("shape", [(8, 30, 7, 7), (8, 3, 7, 7, 30), (8, 7, 7, 30), (8, 7, 30)])
+def test_kinds_may_be_more_than_places(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).random(shape)
+    axis = shape.index(30)
+    np.moveaxis(array, axis, -1)[..., :4] *= 300.0
+    division = sizes_of(array).division()
+    assert division is not None
+    assert (division.axis, int(division.small.sum())) == (axis, 26)
+
+
+def test_zeros_are_not_a_kind() -> None:
+    array = boxes_and_scores()
+    array[:, 4:] = 0.0
+    sizes = sizes_of(array)
+    assert sizes.division() is None
+    assert sizes_of(np.zeros((4, 3, 5))).weights().item() == 0.0
+
+
+def test_along_an_axis_of_varying_length_there_are_no_kinds() -> None:
+    sizes, energy = Sizes(), 0.0
+    for length in (5, 6, 5):
+        array = np.random.default_rng(0).standard_normal((2, length, 9))
+        array[:, 0] *= 1000.0
+        sizes.add(array, 2)
+        energy += float(np.square(array).sum())
+    assert sizes.division() is None
+    assert sizes.weights() == pytest.approx(6 / energy)
+
+
+def test_numbers_that_are_not_finite_weigh_nothing() -> None:
+    array = boxes_and_scores()
+    for value in (np.inf, np.nan):
+        array[3, 1, 7] = value
+        assert sizes_of(array).weights().item() == 0.0
