@@ -30,7 +30,7 @@ from onnxcompress.report import environment
 from onnxcompress.report.figures import ModelFigures
 from onnxcompress.report.json_file import plain_json
 from onnxcompress.report.progress import Progress, no_progress
-from onnxcompress.report.sweep_figures import SweepPoint, SweepReport, fronts_of, gains_of
+from onnxcompress.report.sweep_figures import YARDSTICKS, SweepPoint, SweepReport, fronts_of, gains_of
 from onnxcompress.runtime.providers import Provider
 from onnxcompress.runtime.session import Session
 
@@ -200,9 +200,8 @@ def _check_data(asked: _Sweep, tell: Progress) -> None:
         Session(content, asked.providers[0]),
         sets.evaluation,
         progress=lambda done: tell("accuracy of the original", done, length),
-    ) as reference:
-        if reference.output is None:
-            raise DataError("a sweep needs a model that classifies: no output of shape [N, C] to tell accuracy from")
+    ):
+        pass
 
 
 def _run(asked: _Sweep, tasks: Sequence[Task], tell: Progress) -> Generator[Outcome, None, None]:
@@ -245,13 +244,16 @@ def _report(
     recipe, given = asked.asked.to_json(), asked.given
     recipe |= {use: str(value) for use, value in given.items() if isinstance(value, (str, Path))}
     source: ModelFigures = asked.source.figures(cost)
+    classifies = not done or first["output"] is not None
+    judged_by = "top1" if first["labels"] else "agreement" if classifies else "relative_error"
     return SweepReport(
         input=source,
         labels=bool(first["labels"]),
         samples=int(first["samples"]),
-        original_accuracy=first["original"]["top1"] if first["labels"] else 100.0,
+        original_accuracy=first["original"]["top1"] if first["labels"] else 100.0 if classifies else None,
+        judged_by=judged_by,
         points=tuple(points),
-        gains=gains_of(points),
+        gains=gains_of(points, YARDSTICKS[judged_by].losses),
         fronts=fronts_of(points),
         sweep=asked.options.to_json(),
         recipe=recipe,

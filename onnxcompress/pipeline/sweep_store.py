@@ -106,9 +106,15 @@ def point_of(point: GridPoint, value: Mapping[str, Any], model: str | None, *, r
     seen, output = report.get("accuracy") or {}, report["output"]
     labels = bool(seen.get("labels"))
     agreement, interval = seen.get("agreement"), seen.get("agreement_interval")
-    lost = None if agreement is None else 100.0 - agreement
-    turned = None if interval is None else (100.0 - interval[1], 100.0 - interval[0])
-    drop_interval = seen.get("drop_top1_interval") if labels else turned
+    if labels:
+        lost, drop_interval = seen.get("drop_top1"), seen.get("drop_top1_interval")
+    elif agreement is not None:
+        lost = 100.0 - agreement
+        drop_interval = None if interval is None else (100.0 - interval[1], 100.0 - interval[0])
+    else:
+        error, interval = seen.get("relative_error"), seen.get("relative_error_interval")
+        lost = None if error is None else 100.0 * error
+        drop_interval = None if interval is None else (100.0 * interval[0], 100.0 * interval[1])
     timed = next(iter((value.get("latency") or {}).get("entries", ())), None)
     ratios = {name: ratio for name, ratio in (report.get("compression") or {}).items() if ratio is not None}
     if timed is not None:
@@ -118,7 +124,8 @@ def point_of(point: GridPoint, value: Mapping[str, Any], model: str | None, *, r
         accuracy=seen["compressed"]["top1"] if labels else agreement,
         agreement=agreement,
         kl=seen.get("kl"),
-        drop=seen.get("drop_top1") if labels else lost,
+        relative_error=seen.get("relative_error"),
+        drop=lost,
         drop_interval=None if drop_interval is None else tuple(drop_interval),
         bytes=output["bytes"],
         params=output["params"],

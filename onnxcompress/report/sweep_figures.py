@@ -12,8 +12,40 @@ from typing import Any
 from onnxcompress.evaluation.intervals import Interval
 from onnxcompress.report.figures import ModelFigures
 
-LOSSES = (0.5, 1.0, 2.0)
-"""Percentage points of accuracy that may be lost: the rows of the table of gains."""
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the points of a sweep are judged by.
+
+    Attributes:
+        title: as a plot has it; `column`: as a table has it.
+        losses: that are allowed, in the rows of the table of gains: percentage points of accuracy, or percent.
+        told: the one of them that is told first.
+        unit: behind one loss, and behind any other.
+        deep: what loses more must not squeeze the others in a plot.
+    """
+
+    title: str
+    column: str
+    losses: tuple[float, ...]
+    told: float
+    unit: tuple[str, str]
+    deep: float
+
+    def loss(self, loss: float | None = None) -> str:
+        """Return a loss in words, the one that is told first by itself: `1 point lost`, `2 % error`."""
+        loss = self.told if loss is None else loss
+        return f"{loss:g} {self.unit[loss != 1.0]}"
+
+
+_POINTS = ("point lost", "points lost")
+_PERCENT = ("% relative error", "% relative error")
+YARDSTICKS = {
+    "top1": Yardstick("Top-1 accuracy", "top-1", (0.5, 1.0, 2.0), 1.0, _POINTS, 20.0),
+    "agreement": Yardstick("Agreement with the original", "agreement", (0.5, 1.0, 2.0), 1.0, _POINTS, 20.0),
+    "relative_error": Yardstick("Relative error of the outputs", "error", (1.0, 2.0, 5.0, 10.0), 5.0, _PERCENT, 50.0),
+}
+"""By what is measured: with labels, without, and where nothing classifies."""
 
 MEASURES = ("bytes", "params", "macs", "latency")
 """What is compressed: `compression` has original / compressed of each."""
@@ -30,8 +62,11 @@ class SweepPoint:
         options: those that make the point, as recipe keys.
         reason: why it failed; None where it did not, and then every figure below that was measured is set.
         exit_code: what `compress` would have ended with.
-        accuracy: percent of top-1, or of agreement with the original where there are no labels.
-        drop: points of it that are lost, with its 95 % interval.
+        accuracy: percent of top-1, or of agreement with the original where there are no labels; None where nothing
+            classifies.
+        relative_error: of the outputs, a share.
+        drop: points of accuracy that are lost, the relative error in percent where nothing classifies; with its 95 %
+            interval.
         latency_ms, original_latency_ms: p50 on the first provider.
         compression: original / compressed, by `MEASURES`; what was not measured is missing.
         model: the file's name in the sweep's folder.
@@ -45,6 +80,7 @@ class SweepPoint:
     accuracy: float | None = None
     agreement: float | None = None
     kl: float | None = None
+    relative_error: float | None = None
     drop: float | None = None
     drop_interval: Interval | None = None
     bytes: int | None = None
@@ -86,14 +122,16 @@ class SweepReport:
     """Everything a sweep has to tell.
 
     Attributes:
-        original_accuracy: percent of top-1, 100 where there are no labels; `labels` tells which.
-        fronts: {measure: names of the points that no other beats in both accuracy and that measure}.
+        original_accuracy: percent of top-1, 100 where there are no labels; None where nothing classifies.
+        judged_by: a name of `YARDSTICKS`.
+        fronts: {measure: names of the points that no other beats in both what is lost and that measure}.
     """
 
     input: ModelFigures
     labels: bool
     samples: int
-    original_accuracy: float
+    original_accuracy: float | None
+    judged_by: str
     points: tuple[SweepPoint, ...]
     gains: tuple[Gain, ...]
     fronts: Mapping[str, tuple[str, ...]]
@@ -111,15 +149,20 @@ class SweepReport:
         return tuple(m for m in MEASURES if any(m in point.compression for point in self.points))
 
     @property
+    def yardstick(self) -> Yardstick:
+        """What the points are judged by."""
+        return YARDSTICKS[self.judged_by]
+
+    @property
     def failed(self) -> tuple[SweepPoint, ...]:
         """The points without a result."""
         return tuple(point for point in self.points if not point.done)
 
 
-def gains_of(points: Sequence[SweepPoint], losses: Iterable[float] = LOSSES) -> tuple[Gain, ...]:
+def gains_of(points: Sequence[SweepPoint], losses: Iterable[float] = YARDSTICKS["top1"].losses) -> tuple[Gain, ...]:
     """Return the table of Goyal et al. (IPDPSW 2019): for each measure and loss the best measured point of each method.
 
-    A point holds a loss if the fall of accuracy that was measured is at most that.
+    A point holds a loss if what was measured to be lost is at most that.
     """
     measured = [measure for measure in MEASURES if any(measure in point.compression for point in points)]
     return tuple(_gain(points, measure, loss) for measure in measured for loss in losses)
@@ -139,15 +182,15 @@ def _gain(points: Sequence[SweepPoint], measure: str, loss: float) -> Gain:
 
 
 def fronts_of(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:
-    """Return {measure: names of the points that no other beats}, from the most accurate on.
+    """Return {measure: names of the points that no other beats}, from the one that loses least on.
 
-    A point is beaten by one that is at least as accurate and at least as small, and better in one of the two.
+    A point is beaten by one that loses no more and is at least as small, and better in one of the two.
     """
     fronts: dict[str, tuple[str, ...]] = {}
     for measure in MEASURES:
-        known = [p for p in points if p.accuracy is not None and measure in p.compression]
+        known = [(p.drop, p) for p in points if p.drop is not None and measure in p.compression]
         front: list[SweepPoint] = []
-        for point in sorted(known, key=lambda p: (-(p.accuracy or 0.0), -p.compression[measure])):
+        for _, point in sorted(known, key=lambda each: (each[0], -each[1].compression[measure])):
             if not front or point.compression[measure] > front[-1].compression[measure]:
                 front.append(point)
         if front:

@@ -12,21 +12,25 @@ from onnxcompress.report.sweep_text import (
     gain_row,
     gain_sentence,
     gain_text,
+    judged_columns,
     point_row,
     sweep_command,
 )
 from onnxcompress.report.text import count, counted, duration, milliseconds, percent, size
 
 _NOTHING = Markup("")
-_TILE_LOSS = 1.0
 
 
 def sweep_html(report: SweepReport) -> str:
     """Return the sweep as a page that opens offline."""
     title = f"Sweep of {report.input.path or 'a model'}"
-    what = "top-1" if report.labels else "agreement with the original's class"
+    what = {
+        "top1": "accuracy is top-1",
+        "agreement": "accuracy is agreement with the original's class",
+        "relative_error": "the error is relative to the original's outputs",
+    }[report.judged_by]
     failed = f", {len(report.failed)} without a result" if report.failed else ""
-    about = f"{counted(len(report.points), 'point')}{failed}; accuracy is {what} on {counted(report.samples, 'sample')}"
+    about = f"{counted(len(report.points), 'point')}{failed}; {what}, on {counted(report.samples, 'sample')}"
     main = element(
         "main",
         element(
@@ -48,10 +52,10 @@ def sweep_html(report: SweepReport) -> str:
 
 
 def _tiles(report: SweepReport) -> Markup:
-    """The best of both methods at one point of loss, for each measure."""
+    """The best of both methods at the loss that is told first, for each measure."""
     tiles = []
     for gain in report.gains:
-        if gain.loss != _TILE_LOSS:
+        if gain.loss != report.yardstick.told:
             continue
         bars = []
         largest = max((best[0] for best in gain.best.values()), default=1.0)
@@ -62,7 +66,7 @@ def _tiles(report: SweepReport) -> Markup:
             bars.append(element("span", name))
             bars.append(element("span", class_=f"bar {method}", style=f"width:{100 * width:.2f}%"))
             bars.append(element("span", shown))
-        heading = element("div", f"{_headline(gain.measure)}, {_TILE_LOSS:g} point lost or less", class_="what")
+        heading = element("div", f"{_headline(gain.measure)}, {report.yardstick.loss()} or less", class_="what")
         about = "no comparison" if gain.gain is None else f"both: {gain_text(gain)}"
         tiles.append(
             element(
@@ -95,7 +99,7 @@ def _plots(report: SweepReport) -> Markup:
     hollow = " Hollow marks on the axis lie deeper." if any_below(report) else ""
     return element(
         "section",
-        element("h2", "Accuracy against what it costs"),
+        element("h2", f"{'Error' if report.original_accuracy is None else 'Accuracy'} against what it costs"),
         join_plots(report),
         element("p", note + paced + hollow, class_="soft small"),
         id="plots",
@@ -105,7 +109,7 @@ def _plots(report: SweepReport) -> Markup:
 def _gains(report: SweepReport) -> Markup:
     if not report.gains:
         return _NOTHING
-    columns = [Column("of"), Column("points lost at most", "number")]
+    columns = [Column("of"), Column(f"{report.yardstick.unit[1]} at most", "number")]
     columns += [Column(title, "number") for title in METHOD_TITLES.values()]
     columns += [Column("gain", "number")]
     return element(
@@ -139,8 +143,7 @@ def _points(report: SweepReport) -> Markup:
     on_front = {name for names in report.fronts.values() for name in names}
     columns = [
         Column("point", "name"),
-        Column("top-1" if report.labels else "agreement", "number"),
-        Column("lost", "number"),
+        *(Column(title, "number") for title in judged_columns(report)),
     ]
     columns += [Column(MEASURE_TITLES[measure], "number") for measure in report.measures]
     columns += [Column("time", "number wide")]
@@ -149,7 +152,8 @@ def _points(report: SweepReport) -> Markup:
     own = {"bytes": size(before.bytes), "params": count(before.params), "macs": count(before.macs)}
     times = [p.original_latency_ms for p in done if p.original_latency_ms is not None]
     own["latency"] = milliseconds(sorted(times)[len(times) // 2] if times else None)
-    original = f"Original: {percent(report.original_accuracy)}, " + ", ".join(own[m] for m in report.measures) + "."
+    accuracy = [] if report.original_accuracy is None else [percent(report.original_accuracy)]
+    original = f"Original: {', '.join([*accuracy, *(own[m] for m in report.measures)])}."
     return element(
         "section",
         element("h2", f"Points ({len(done)})"),
@@ -163,14 +167,13 @@ def _points(report: SweepReport) -> Markup:
 
 
 def _point_cells(point: SweepPoint, report: SweepReport, on_front: bool) -> list[str | Cell]:
-    name, accuracy, lost, *ratios = point_row(point, report)
+    name, *cells_of = point_row(point, report)
+    figures = [point.drop] if report.original_accuracy is None else [point.accuracy, point.drop]
+    figures += [point.compression.get(measure) for measure in report.measures]
     key = element("span", class_=f"key {point.method}")
     dot = element("span", " ●", title="no other point beats it", class_="soft") if on_front else _NOTHING
     cells: list[str | Cell] = [join([key, text(name), dot])]
-    cells += [Cell(accuracy, point.accuracy), Cell(lost, point.drop)]
-    cells += [
-        Cell(ratio, point.compression.get(measure)) for ratio, measure in zip(ratios, report.measures, strict=True)
-    ]
+    cells += [Cell(written, figure) for written, figure in zip(cells_of, figures, strict=True)]
     return [*cells, Cell(duration(point.seconds), point.seconds)]
 
 

@@ -1,4 +1,4 @@
-"""The Pareto plot of a sweep: accuracy against size, MACs, parameters or latency, as SVG in a page or a file."""
+"""The Pareto plot of a sweep: accuracy or error against size, MACs, parameters or latency, as SVG in a page or file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,6 @@ METHOD_TITLES = {"prune": "pruning alone", "tucker": "Tucker alone", "both": "bo
 _HEIGHT, _TOP, _BOTTOM = 340, 18, 296
 _LEFT_PERCENT, _RIGHT_PERCENT = 14.0, 97.0
 _FILE_WIDTH = 760
-_SHOWN_POINTS = 20.0
-"""What lies more points of accuracy below the original stands on the axis, hollow: it must not squeeze the others."""
-
-_LOSS = 1.0
 _LOSS_KIND = "loss"
 _SHAPES = {
     "prune": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0z",
@@ -109,17 +105,22 @@ def _methods(report: SweepReport) -> list[str]:
 
 
 def any_below(report: SweepReport) -> bool:
-    """Return whether a point lies too deep to be shown at its accuracy."""
+    """Return whether a point lies too deep to be shown where it belongs: it stands on the axis, hollow."""
     return any(_is_below(point, report) for point in report.points)
 
 
 def _is_below(point: SweepPoint, report: SweepReport) -> bool:
-    return point.accuracy is not None and point.accuracy < report.original_accuracy - _SHOWN_POINTS
+    return point.drop is not None and point.drop > report.yardstick.deep
+
+
+def _height(point: SweepPoint) -> float:
+    """Return how high a point stands: its accuracy, or as far below zero as its error."""
+    return -(point.drop or 0.0) if point.accuracy is None else point.accuracy
 
 
 def _legend(report: SweepReport) -> list[tuple[str, str]]:
     methods = [(method, METHOD_TITLES[method]) for method in _methods(report)]
-    return [("original", "original"), *methods, (_LOSS_KIND, f"{_LOSS:g} point lost")]
+    return [("original", "original"), *methods, (_LOSS_KIND, report.yardstick.loss())]
 
 
 def _key(kind: str, x: int, y: int) -> Markup:
@@ -129,8 +130,7 @@ def _key(kind: str, x: int, y: int) -> Markup:
 
 
 def _title(report: SweepReport, measure: str) -> str:
-    what = "Top-1 accuracy" if report.labels else "Agreement with the original"
-    return f"{what} in percent against {_scale(report, measure).title}"
+    return f"{report.yardstick.title} in percent against {_scale(report, measure).title}"
 
 
 def _scale(report: SweepReport, measure: str) -> _Scale:
@@ -158,14 +158,17 @@ def _scale(report: SweepReport, measure: str) -> _Scale:
 
 
 class _Frame:
-    """Where a value and an accuracy stand: across in percent, so that text keeps its size on a phone."""
+    """Where a value and a height stand: across in percent, so that text keeps its size on a phone."""
 
-    def __init__(self, report: SweepReport, values: Sequence[float], accuracies: Sequence[float]) -> None:
+    def __init__(self, report: SweepReport, values: Sequence[float], heights: Sequence[float]) -> None:
         low, high = min(values), max(values)
         room = 0.05 * (high - low) or 0.05 * high or 1.0
         self.low, self.high = max(0.0, low - room), high + room
-        best, least = max(accuracies), min([report.original_accuracy - 2 * _LOSS, *accuracies])
-        self.floor = max(0.0, least)
+        self.original = report.original_accuracy or 0.0
+        self.loss = self.original - report.yardstick.told
+        best, least = max(heights), min([self.original - 2 * report.yardstick.told, *heights])
+        self.floor = least if report.original_accuracy is None else max(0.0, least)
+        self.most = 0.0 if report.original_accuracy is None else 100.0
         head = 0.06 * (best - self.floor) or 1.0
         self.bottom, self.top = self.floor - head, best + head
 
@@ -173,8 +176,8 @@ class _Frame:
         across = (value - self.low) / (self.high - self.low)
         return f"{_LEFT_PERCENT + (_RIGHT_PERCENT - _LEFT_PERCENT) * across:.2f}%"
 
-    def y(self, accuracy: float) -> str:
-        down = (self.top - max(accuracy, self.bottom)) / (self.top - self.bottom)
+    def y(self, height: float) -> str:
+        down = (self.top - max(height, self.bottom)) / (self.top - self.bottom)
         return f"{_TOP + (_BOTTOM - _TOP) * down:.1f}"
 
 
@@ -182,36 +185,36 @@ def _drawn(report: SweepReport, measure: str) -> Iterator[Markup]:
     scale = _scale(report, measure)
 
     def place(point: SweepPoint) -> tuple[float, float]:
-        return (scale.of(point) or 0.0) / scale.divisor, point.accuracy or 0.0
+        return (scale.of(point) or 0.0) / scale.divisor, _height(point)
 
-    points = [p for p in report.points if p.accuracy is not None and scale.of(p) is not None]
+    points = [p for p in report.points if p.drop is not None and scale.of(p) is not None]
     original = None if scale.original is None else scale.original / scale.divisor
     values = [*(place(p)[0] for p in points), *([] if original is None else [original])]
-    shown = [report.original_accuracy, *(place(p)[1] for p in points if not _is_below(p, report))]
+    shown = [report.original_accuracy or 0.0, *(place(p)[1] for p in points if not _is_below(p, report))]
     frame = _Frame(report, values, shown)
     yield element("title", _title(report, measure))
     for tick in ticks(frame.bottom, frame.top):
-        if frame.floor <= tick <= 100.0:
+        if frame.floor <= tick <= frame.most:
             yield element("line", class_="grid", x1="0", x2="100%", y1=frame.y(tick), y2=frame.y(tick))
-            yield element("text", f"{tick:g} %", class_="faint", x="0", y=f"{float(frame.y(tick)) - 4:.1f}")
+            yield element("text", f"{abs(tick):g} %", class_="faint", x="0", y=f"{float(frame.y(tick)) - 4:.1f}")
     for tick in ticks(frame.low, frame.high):
         yield element("line", class_="grid", x1=frame.x(tick), x2=frame.x(tick), y1=_BOTTOM, y2=_BOTTOM + 5)
         yield element("text", f"{tick:,g}", class_="faint", x=frame.x(tick), y=_BOTTOM + 22, text_anchor="middle")
     yield element("line", class_="grid", x1="0", x2="100%", y1=_BOTTOM, y2=_BOTTOM)
     yield element("text", scale.title, class_="faint", x="100%", y=_HEIGHT - 4, text_anchor="end")
-    for level, kind in ((report.original_accuracy, "zero"), (report.original_accuracy - _LOSS, _LOSS_KIND)):
+    for level, kind in ((frame.original, "zero"), (frame.loss, _LOSS_KIND)):
         yield element("line", class_=kind, x1="0", x2="100%", y1=frame.y(level), y2=frame.y(level))
     for method in _methods(report):
         yield from _front(method, points, measure, place, frame)
     for point in points:
-        value, accuracy = place(point)
+        value, height = place(point)
         below = _is_below(point, report)
-        told = f"{point.name}: {percent(accuracy)}, {value:.4g} ({point.compression[measure]:.2f} x)"
-        height = frame.y(frame.bottom if below else accuracy)
-        yield _mark(point.method, frame.x(value), height, f"mark {point.method}{' below' if below else ''}", told)
+        told = f"{point.name}: {percent(abs(height))}, {value:.4g} ({point.compression[measure]:.2f} x)"
+        y = frame.y(frame.bottom if below else height)
+        yield _mark(point.method, frame.x(value), y, f"mark {point.method}{' below' if below else ''}", told)
     if original is not None:
-        name = f"original: {percent(report.original_accuracy)}, {original:.4g}"
-        yield _mark("original", frame.x(original), frame.y(report.original_accuracy), "mark original", name)
+        name = f"original: {percent(frame.original)}, {original:.4g}"
+        yield _mark("original", frame.x(original), frame.y(frame.original), "mark original", name)
 
 
 def _front(

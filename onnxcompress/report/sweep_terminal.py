@@ -6,7 +6,7 @@ from rich.console import Console
 
 from onnxcompress.report.sweep_figures import SweepReport
 from onnxcompress.report.sweep_plots import METHOD_TITLES
-from onnxcompress.report.sweep_text import MEASURE_TITLES, gain_row, gain_sentence, point_row
+from onnxcompress.report.sweep_text import MEASURE_TITLES, gain_row, gain_sentence, judged_columns, point_row
 from onnxcompress.report.terminal import cell, new_table
 from onnxcompress.report.text import count, counted, percent, size
 
@@ -14,16 +14,15 @@ from onnxcompress.report.text import count, counted, percent, size
 def print_sweep(report: SweepReport, console: Console) -> None:
     """Show every point and the gains."""
     before = report.input
-    what = "top-1" if report.labels else "agreement"
     table = new_table(
         f"{counted(len(report.points), 'point')} on {counted(report.samples, 'sample')}",
         ("point", "left"),
-        (what, "right"),
-        ("lost", "right"),
+        *((title, "right") for title in judged_columns(report)),
         *((MEASURE_TITLES[measure], "right") for measure in report.measures),
     )
     original = {"bytes": size(before.bytes), "params": count(before.params), "macs": count(before.macs)}
-    table.add_row("(original)", percent(report.original_accuracy), "", *(original.get(m, "") for m in report.measures))
+    own = [] if report.original_accuracy is None else [percent(report.original_accuracy)]
+    table.add_row("(original)", *own, "", *(original.get(m, "") for m in report.measures))
     for point in report.points:
         if point.done:
             name, *figures = point_row(point, report)
@@ -35,9 +34,9 @@ def print_sweep(report: SweepReport, console: Console) -> None:
             console.print(cell(f"  {point.name}: {point.reason}"))
         console.print("")
     gains = new_table(
-        "Best compression within a loss of accuracy (measured points; nothing is interpolated)",
+        "Best compression within a loss (measured points; nothing is interpolated)",
         ("of", "left"),
-        ("points lost", "right"),
+        (report.yardstick.unit[1], "right"),
         *((title, "right") for title in METHOD_TITLES.values()),
         ("both against the better one", "right"),
     )

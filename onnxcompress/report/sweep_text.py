@@ -20,6 +20,7 @@ _FIGURES = (
     "drop",
     "agreement",
     "kl",
+    "relative_error",
     "bytes",
     "params",
     "macs",
@@ -64,10 +65,22 @@ def _option(point: SweepPoint, name: str) -> str:
     return " ".join(f"{kind}={share:g}" for kind, share in value.items()) if isinstance(value, dict) else str(value)
 
 
+def judged_columns(report: SweepReport) -> list[str]:
+    """Return the titles of the columns that points are judged by."""
+    return [report.yardstick.column, *(["lost"] if report.original_accuracy is not None else [])]
+
+
 def point_row(point: SweepPoint, report: SweepReport) -> list[str]:
-    """Return a point's cells: name, accuracy, drop, then size, parameters, MACs, latency with their ratios."""
+    """Return a point's cells: name, what it is judged by, size, parameters, MACs, latency with their ratios.
+
+    It is judged by two cells, accuracy and what is lost of it, or by its error alone: `judged_columns`.
+    """
     before = report.input
-    cells = [point.name, percent(point.accuracy), "-" if point.drop is None else f"{point.drop:+.1f}"]
+    lost = "-" if point.drop is None else f"{point.drop:+.1f}"
+    cells = [
+        point.name,
+        *((percent(point.accuracy), lost) if report.original_accuracy is not None else (percent(point.drop),)),
+    ]
     written = {
         "bytes": size(point.bytes, before.bytes),
         "params": count(point.params, before.params),
@@ -95,22 +108,23 @@ def gain_text(gain: Gain) -> str:
 
 
 def gain_sentence(report: SweepReport) -> str:
-    """Return what the sweep shows at one point of loss, in one sentence."""
-    own = next((g for g in report.gains if g.loss == 1.0 and g.measure == "params"), None)
+    """Return what the sweep shows at the loss that is told first, in one sentence."""
+    told = report.yardstick.loss()
+    own = next((g for g in report.gains if g.loss == report.yardstick.told and g.measure == "params"), None)
     if own is None:
         return "No point has a result."
     alone = {method: best for method, best in own.best.items() if method != "both"}
     if "both" in own.best:
-        both = f"At 1 point lost or less both together reach {own.best['both'][0]:.2f} x fewer parameters"
+        both = f"At {told} or less both together reach {own.best['both'][0]:.2f} x fewer parameters"
         against = (
             "neither alone keeps within that" if own.gain is None else f"{gain_text(own)} against the better alone"
         )
         return f"{both}; {against}."
     if not alone:
-        return "No point keeps within 1 point lost."
+        return f"No point keeps within {told}."
     method, best = max(alone.items(), key=lambda item: item[1][0])
     reached = f"{METHOD_TITLES[method]} reaches {best[0]:.2f} x fewer parameters"
-    return f"At 1 point lost or less {reached}; no point that does both keeps within that."
+    return f"At {told} or less {reached}; no point that does both keeps within that."
 
 
 def sweep_command(report: SweepReport) -> str:

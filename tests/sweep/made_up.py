@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.sweep_options import SweepOptions
-from onnxcompress.report.sweep_figures import SweepPoint, SweepReport, fronts_of, gains_of
+from onnxcompress.report.sweep_figures import YARDSTICKS, SweepPoint, SweepReport, fronts_of, gains_of
 from tests.report.sample_reports import EVIL, ORIGINAL
 
 
@@ -34,14 +36,30 @@ def report_of(*points: SweepPoint) -> SweepReport:
         labels=True,
         samples=200,
         original_accuracy=78.5,
+        judged_by="top1",
         points=points,
-        gains=gains_of(points),
+        gains=gains_of(points, YARDSTICKS["top1"].losses),
         fronts=fronts_of(points),
         sweep=SweepOptions(points=3).to_json(),
         recipe=Recipe(recover="refit", data="val data/").to_json(),
         folder="out",
         seconds=100.0,
     )
+
+
+def errors_example() -> SweepReport:
+    """Of a network that does not classify: errors of its outputs in percent."""
+    given = (
+        point("prune", 0.9, 1.1),
+        point("prune", 8.0, 1.6),
+        point("prune", 90.0, 4.0),
+        point("tucker", 2.0, 1.4),
+        point("both", 4.5, 2.1),
+        point("both", 5.1, 2.8),
+    )
+    points = tuple(replace(p, accuracy=None, agreement=None, relative_error=(p.drop or 0.0) / 100) for p in given)
+    gains = gains_of(points, YARDSTICKS["relative_error"].losses)
+    return replace(report_of(*points), labels=False, original_accuracy=None, judged_by="relative_error", gains=gains)
 
 
 def example() -> SweepReport:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from onnxcompress.report.sweep_terminal import print_sweep
 from onnxcompress.report.sweep_text import gain_sentence, sweep_command, sweep_csv
 from onnxcompress.report.terminal import console_for
 from onnxcompress.report.text import printable
-from tests.sweep.made_up import example, point, report_of
+from tests.sweep.made_up import errors_example, example, point, report_of
 
 
 def test_gain_is_that_of_both_over_the_better_one_within_the_loss() -> None:
@@ -101,6 +103,36 @@ def test_the_plot_has_a_mark_for_each_point_and_one_for_the_original(measure: st
     assert len(fronts) == 2 + 1 + 1
 
 
+def test_what_does_not_classify_is_judged_by_its_error(capsys: pytest.CaptureFixture[str]) -> None:
+    report = errors_example()
+    gains = {(gain.measure, gain.loss): gain for gain in report.gains}
+    assert [loss for measure, loss in gains if measure == "macs"] == [1.0, 2.0, 5.0, 10.0]
+    assert gains["macs", 5.0].gain == pytest.approx(2.1 / 1.4 - 1.0)
+    assert gain_sentence(report).startswith("At 5 % relative error or less both together reach 2.10 x")
+    assert report.fronts["macs"] == ("prune-1.1", "tucker-1.4", "both-2.1", "both-2.8", "prune-4")
+    root = ElementTree.fromstring(pareto_file(report, "macs"))
+    texts = [element.text for element in root.iter() if element.text]
+    assert "Relative error of the outputs in percent against MACs of a sample (M)" in texts
+    assert not any("-" in text.split(" %")[0] for text in texts if text.endswith(" %"))
+    marks = {m[0].text.split(":")[0]: m for m in root.iter() if m.tag.endswith("path") and len(m) == 1 and m[0].text}
+    assert set(marks) == {"original", *(p.name for p in report.points)}
+    assert [name for name, mark in marks.items() if "below" in mark.get("class", "")] == ["prune-4"]
+    assert marks["both-2.1"][0].text.startswith("both-2.1: 4.5 %, ")
+    heights = {m[0][0].text.split(":")[0]: float(m.get("y")) for m in root.iter() if m.get("overflow") and len(m[0])}
+    order = ["original", "prune-1.1", "tucker-1.4", "both-2.1", "both-2.8", "prune-1.6", "prune-4"]
+    assert sorted(heights, key=lambda name: heights[name]) == order
+    page = html.unescape(sweep_html(report))
+    assert "the error is relative to the original's outputs, on 200 samples" in page
+    assert "5 % relative error or less" in page
+    assert "top-1" not in page
+    print_sweep(report, console_for(sys.stdout))
+    shown = capsys.readouterr().out
+    assert "error" in shown
+    assert "agreement" not in shown
+    rows = list(csv.DictReader(io.StringIO(sweep_csv(report))))
+    assert (rows[1]["accuracy"], float(rows[1]["drop"]), float(rows[1]["relative_error"])) == ("", 8.0, 0.08)
+
+
 def test_latencies_are_those_beside_the_original_where_the_machine_changed_its_pace() -> None:
     steady = point("prune", 0.1, 2.0, name="steady")
     slowed = dataclasses.replace(steady, name="slowed", latency_ms=3 * (steady.latency_ms or 0.0))
@@ -129,8 +161,6 @@ def test_the_command_repeats_what_was_asked() -> None:
 
 
 def test_the_terminal_shows_points_and_gains(capsys: pytest.CaptureFixture[str]) -> None:
-    import sys
-
     print_sweep(example(), console_for(sys.stdout))
     shown = capsys.readouterr().out
     assert "tucker-1.4" in shown

@@ -17,7 +17,7 @@ import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import BudgetInfeasibleError, DataError, ModelError, ProviderUnavailableError, RecipeError
 from onnxcompress.pipeline import sweep_executors, sweep_work
-from tests.tiny_models import conv_net, samples, save_data
+from tests.tiny_models import conv_net, map_net, samples, save_data
 
 GRID: dict[str, Any] = {"prune_range": "0.25,0.5", "tucker_range": "ratio=0.5", "latency": False}
 NAMES = ["prune-0.25", "prune-0.5", "tucker-ratio-0.5", "prune-0.25-tucker-ratio-0.5", "prune-0.5-tucker-ratio-0.5"]
@@ -64,6 +64,27 @@ def test_every_point_is_compressed_evaluated_and_kept(folder: Path) -> None:
     assert [point["name"] for point in written["points"]] == NAMES
     assert written["input"]["sha256"] == report.input.sha256
     assert {"sweep.csv", "sweep.html", "pareto-size.svg"} <= {path.name for path in Path("out").iterdir()}
+
+
+def test_a_network_that_does_not_classify_is_judged_by_its_error(folder: Path) -> None:
+    onnx.save(map_net(), "map.onnx")
+    np.savez("maps.npz", x=samples(24, seed=3))
+    report = onnxcompress.sweep("map.onnx", out="out", data="maps.npz", **GRID)
+    assert (report.judged_by, report.original_accuracy, report.labels) == ("relative_error", None, False)
+    for point in report.points:
+        direct = onnxcompress.compress("map.onnx", dict(point.options), data="maps.npz", latency=False).report.accuracy
+        assert direct is not None
+        assert direct.relative_error is not None
+        assert point.accuracy is None
+        assert point.relative_error == direct.relative_error
+        assert point.drop == pytest.approx(100 * direct.relative_error)
+        assert point.drop_interval == pytest.approx([100 * end for end in direct.relative_error_interval or ()])
+    written = json.loads(Path("out/sweep.json").read_text())
+    assert [gain["loss"] for gain in written["gains"] if gain["measure"] == "macs"] == [1.0, 2.0, 5.0, 10.0]
+    # The same call again reads the same from what was kept.
+    again = onnxcompress.sweep("map.onnx", out="out", data="maps.npz", **GRID)
+    assert all(point.resumed for point in again.points)
+    assert (again.judged_by, again.gains) == (report.judged_by, report.gains)
 
 
 def test_a_sweep_goes_on_with_what_is_missing(folder: Path, counted: list[str]) -> None:
