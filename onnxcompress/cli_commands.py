@@ -25,7 +25,7 @@ from onnxcompress.pipeline.time_table_file import make_time_table
 from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
 from onnxcompress.report.figures import Report
-from onnxcompress.report.gate_text import gate_sentence
+from onnxcompress.report.gate_text import gate_advice, gate_sentence
 from onnxcompress.report.inspection_tables import print_inspection
 from onnxcompress.report.json_file import json_text
 from onnxcompress.report.progress import progress_bar
@@ -129,7 +129,8 @@ def _verdict(report: Report, output: Location | None) -> int:
         sys.stderr.write(f"onnxcompress: warning: {printable(line)}\n")
     for gate in report.gates:
         if not gate.passed:
-            sys.stderr.write(f"onnxcompress: gate failed: {gate_sentence(gate)}\n")
+            advice = gate_advice(gate, report) if gate.value is None else ""
+            sys.stderr.write(f"onnxcompress: gate failed: {gate_sentence(gate)}{'. ' if advice else ''}{advice}\n")
     if not report.passed and output is not None and report.output is not None and report.output.path is None:
         sys.stderr.write(f"onnxcompress: {printable(str(output))} was not written (--keep-failed would write it)\n")
     return EXIT_OK if report.passed else EXIT_GATE

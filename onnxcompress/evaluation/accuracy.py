@@ -46,6 +46,8 @@ class Accuracy:
             (of whole numbers the share that differs: `evaluation.relative_error`), a share; None where the compressed
             model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
             output's name, `relative_error_part` which of its numbers alone: the small ones beside larger ones.
+        numbers: outputs of the shape of class scores that are judged as numbers of another kind.
+        confidence: mean probability of the class that the original gives, a share.
         not_compared: other outputs, which the second model does not have, which have another shape in the two on some
             samples, or in which the original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
@@ -69,6 +71,8 @@ class Accuracy:
     relative_error_interval: intervals.Interval | None = None
     relative_error_output: str | None = None
     relative_error_part: SmallNumbers | None = None
+    numbers: tuple[str, ...] = ()
+    confidence: float | None = None
     not_compared: tuple[str, ...] = ()
     not_finite: int = 0
 
@@ -100,7 +104,13 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
     if error is None:
         raise ModelError(f"the models differ: {', '.join(sorted(errors.apart))}: other shapes on the same samples")
     not_compared = tuple(sorted(errors.apart | reference.left_out))
-    accuracy = replace(accuracy, not_compared=not_compared, not_finite=not_finite)
+    accuracy = replace(
+        accuracy,
+        numbers=reference.numbers,
+        confidence=reference.confidence,
+        not_compared=not_compared,
+        not_finite=not_finite,
+    )
     if not_finite:
         return replace(accuracy, kl=None)
     return replace(

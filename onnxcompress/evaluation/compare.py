@@ -47,6 +47,7 @@ def compare_models(
     providers: Sequence[Provider] = (CPU_PROVIDER,),
     cleaned: ModelSource | None = None,
     progress: Progress | None = None,
+    numbers: frozenset[str] = frozenset(),
 ) -> Evaluation:
     """Compare two models.
 
@@ -57,6 +58,8 @@ def compare_models(
         latency: how to measure it; None leaves it out.
         providers: each is timed; accuracy is measured on the first.
         cleaned: the original after exact clean-up only, timed with the two to tell what of the speed-up is its.
+        progress: told of each step.
+        numbers: outputs of the shape of class scores that hold numbers of another kind.
 
     Raises:
         RecipeError: nothing is to be compared.
@@ -68,7 +71,7 @@ def compare_models(
         raise RecipeError("nothing to compare on: give a provider")
     accuracy = None
     if data is not None:
-        accuracy = _accuracy(original, compressed, data, preprocess, samples, providers[0], progress)
+        accuracy = _accuracy(original, compressed, data, preprocess, samples, providers[0], progress, numbers)
     timed: list[Latency] = []
     for number, provider in enumerate(providers if latency is not None else ()):
         if progress:
@@ -88,6 +91,7 @@ def _accuracy(
     samples: int | None,
     provider: Provider,
     progress: Progress | None,
+    numbers: frozenset[str],
 ) -> Accuracy:
     session = Session(original, provider, SessionSettings())
     opened = dataset_for(session, data, preprocess=preprocess)
@@ -96,7 +100,8 @@ def _accuracy(
     def tell(doing: str) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(doing, done, dataset.length)
 
-    with Reference(session, dataset, batch_size=DEFAULT_BATCH, progress=tell("accuracy of the original")) as reference:
+    told = tell("accuracy of the original")
+    with Reference(session, dataset, batch_size=DEFAULT_BATCH, progress=told, numbers=numbers) as reference:
         del session
         second = Session(compressed, provider, SessionSettings())
         return measure_accuracy(second, reference, progress=tell("accuracy of the compressed model"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
 import numpy as np
 
 from onnxcompress.errors import DataError
-from onnxcompress.evaluation.metrics import are_probabilities, class_scores
+from onnxcompress.evaluation.metrics import Float64, are_probabilities, class_scores, probabilities
 from onnxcompress.linalg.sizes import Division, Sizes
 from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.capture import check_finite
@@ -23,11 +23,13 @@ Told = Callable[[int], None]
 class Reference:
     """What the original gives on every sample; a context manager that deletes the files.
 
-    The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies. All floating-point outputs
-    are kept, to be compared as numbers too; where there are none, all whole numbers and truth values.
+    The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies, but for those that are
+    said to hold `numbers` of another kind. All floating-point outputs are kept, to be compared as numbers too; where
+    there are none, all whole numbers and truth values.
 
     Attributes:
         output: the name of the classifying output, or None.
+        numbers: names of outputs of the same shape that hold numbers of another kind.
         left_out: other outputs beside it, in which the original gave NaN or infinity.
         normalised: whether it is a distribution already, such as a Softmax.
         divisions: {output: where it holds smaller numbers than elsewhere}, which are to be compared by themselves.
@@ -39,9 +41,17 @@ class Reference:
     """
 
     def __init__(
-        self, original: Session, data: Dataset, *, batch_size: int = DEFAULT_BATCH, progress: Told | None = None
+        self,
+        original: Session,
+        data: Dataset,
+        *,
+        batch_size: int = DEFAULT_BATCH,
+        progress: Told | None = None,
+        numbers: Collection[str] = (),
     ) -> None:
         self.data = data
+        self.numbers: tuple[str, ...] = ()
+        self._numbers = frozenset(numbers)
         self.output: str | None = None
         self.normalised = False
         self.samples = 0
@@ -49,14 +59,15 @@ class Reference:
         self.divisions: dict[str, Division] = {}
         self._batch_size = batch_size
         self._sizes: list[int] = []
+        self._confidences: list[Float64] = []
         self._files: dict[str, ArrayFile] = {}
-        self._numbers: dict[str, Sizes] = {}
+        self._sizes_of: dict[str, Sizes] = {}
         try:
             for batch in data.batches(batch_size):
                 self._add(real_outputs(original, batch), batch)
                 if progress:
                     progress(self.samples)
-            found = {name: sizes.division() for name, sizes in self._numbers.items() if name in self._files}
+            found = {name: sizes.division() for name, sizes in self._sizes_of.items() if name in self._files}
             self.divisions = {name: division for name, division in found.items() if division is not None}
         except BaseException:
             self._close()
@@ -69,6 +80,11 @@ class Reference:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    @property
+    def confidence(self) -> float | None:
+        """Mean probability of the class that the original gives, None where no output classifies."""
+        return float(np.concatenate(self._confidences).mean()) if self._confidences else None
 
     def batches(self) -> Iterator[tuple[Batch, dict[str, Array]]]:
         """Stream the data again, each batch with the original's outputs on it, cut to the real samples.
@@ -101,8 +117,12 @@ class Reference:
                 continue
             check_finite(outputs[name], f"output '{name}' of the original, at samples from {self.samples}")
             file.append(outputs[name])
-            if outputs[name].dtype.kind == "f":
-                self._numbers.setdefault(name, Sizes()).add(outputs[name], batch.size)
+            if class_scores(outputs[name], batch.size) is None or name in self.numbers:
+                if outputs[name].dtype.kind == "f":
+                    self._sizes_of.setdefault(name, Sizes()).add(outputs[name], batch.size)
+            elif name == self.output:
+                scores = outputs[name].reshape(batch.size, -1)
+                self._confidences.append(probabilities(scores, self.normalised).max(axis=1))
         if self.output is not None and batch.labels is not None:
             classes = outputs[self.output].shape[1]
             if batch.labels.max() >= classes:
@@ -114,9 +134,10 @@ class Reference:
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
         compared = [name for name, array in outputs.items() if array.dtype.kind == "f"] or list(outputs)
         self._files = {name: ArrayFile() for name in compared}
-        for name in compared:
-            scores = class_scores(outputs[name], batch.size)
-            if scores is not None:
+        shaped = {name: class_scores(outputs[name], batch.size) for name in compared}
+        self.numbers = tuple(name for name in compared if shaped[name] is not None and name in self._numbers)
+        for name, scores in shaped.items():
+            if scores is not None and name not in self.numbers:
                 self.output, self.normalised = name, are_probabilities(scores)
                 return
 

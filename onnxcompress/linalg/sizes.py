@@ -49,8 +49,7 @@ class Sizes:
         self._dimensions = array.ndim
         squares = np.square(array, dtype=np.float64)
         self._energy += float(squares.sum())
-        # Of class scores (N, C) and (N, C, 1, ...) rare classes' are small, which is all that they have to say.
-        if array.size == 0 or math.prod(array.shape[2:]) <= 1:
+        if array.size == 0 or array.ndim < 2:
             return
         self._lowest, self._highest = min(self._lowest, float(array.min())), max(self._highest, float(array.max()))
         for axis in {1, array.ndim - 1} if first else set(self._along):

@@ -105,6 +105,7 @@ class PassContext:
         measured: what passes measured on `original` and these data, for the passes behind them; see `with_original`.
         original_cost: of the model as it was given: shares of a budget are of this.
         labelled: samples for what learns from labels without training; class numbers as in `training`.
+        numbers: tensors of the shape of class scores (N, C) that hold numbers of another kind.
         training: training data; its batches hold class numbers under `LABELS` where there are any.
         checkpoint: where a training keeps its progress; `resume`: whether it goes on from what is there.
         tell: for passes that take minutes.
@@ -130,6 +131,7 @@ class PassContext:
     original: Model | None = None
     original_cost: ModelCost | None = None
     labelled: Samples | None = None
+    numbers: frozenset[str] = frozenset()
     training: Samples | None = None
     checkpoint: Path | None = None
     resume: bool = False

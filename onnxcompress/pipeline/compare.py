@@ -16,6 +16,7 @@ from onnxcompress.pipeline.outputs import check_outputs, write_together
 from onnxcompress.pipeline.report_files import report_files, report_paths
 from onnxcompress.pipeline.request import RecipeLike, resolve_recipe
 from onnxcompress.pipeline.source import ModelLike, read_source
+from onnxcompress.pipeline.task import number_outputs
 from onnxcompress.report import environment
 from onnxcompress.report.advice import comparison_warnings
 from onnxcompress.report.figures import Report, compression_between
@@ -58,7 +59,10 @@ def compare(
     costs = [model_cost(each.model) for each in (first, second)]
     figures = [each.figures(cost) for each, cost in zip((first, second), costs, strict=True)]
     data_sets = open_data(first.content, asked, data)
-    measured = measure(first.content, second.content, data_sets.evaluation, providers, asked, progress or no_progress)
+    numbers = number_outputs(first.model, first.content, asked, data_sets.in_use)
+    tell = progress or no_progress
+    evaluation = data_sets.evaluation
+    measured = measure(first.content, second.content, evaluation, providers, asked, tell, numbers=numbers)
     profile: ProfileComparison | None = None
     layers = layer_changes(*costs)
     if asked.latency and (asked.html is not None or asked.profile):

@@ -31,6 +31,7 @@ from onnxcompress.pipeline.stages import (
     passes_of,
 )
 from onnxcompress.pipeline.structure import structure_sha256
+from onnxcompress.pipeline.task import number_outputs
 from onnxcompress.remote import Location
 from onnxcompress.report import environment
 from onnxcompress.report.figures import Report
@@ -119,6 +120,7 @@ def compress(
         align_to=request.align_to,
         original_cost=original_cost,
         labelled=data_sets.labelled_samples,
+        numbers=number_outputs(source.model, source.content, asked, data_sets.in_use),
         training=data_sets.training_samples,
         resume=asked.resume,
         tell=tell,

@@ -164,7 +164,8 @@ def finish_search(job: Job, request: Request, search: Search) -> Finished:
 
 
 def _measured(job: Job, asked: Recipe, compressed: bytes | Path, cleaned: bytes | None = None) -> Evaluation:
-    return measure(job.source.content, compressed, job.data_sets.evaluation, job.providers, asked, job.tell, cleaned)
+    data, numbers = job.data_sets.evaluation, job.context.numbers
+    return measure(job.source.content, compressed, data, job.providers, asked, job.tell, cleaned, numbers)
 
 
 def _checkpoints(work: Work, output: Location | None, run: int) -> list[Path | None]:

@@ -40,6 +40,11 @@ class DataSets:
     """Of data that lie elsewhere, kept as long as they are read."""
 
     @property
+    def in_use(self) -> tuple[Dataset | None, ...]:
+        """The data sets, those to calibrate on first."""
+        return self.calibration, self.evaluation, self.training
+
+    @property
     def calibration_samples(self) -> Samples | None:
         """A fresh stream of calibration batches at each call."""
         return None if self.calibration is None else self.calibration.samples()
@@ -131,10 +136,12 @@ def measure(
     recipe: Recipe,
     progress: Progress,
     cleaned: bytes | Path | None = None,
+    numbers: frozenset[str] = frozenset(),
 ) -> Evaluation:
     """Measure accuracy where there are data, and latency unless the recipe turns it off.
 
     With `cleaned`, the original after clean-up alone, latency tells what clean-up earned and what compression.
+    `numbers` are outputs of the shape of class scores that hold none.
 
     Raises:
         DataError, ModelError, ProviderUnavailableError: as the measurements raise them.
@@ -149,6 +156,7 @@ def measure(
         providers=providers,
         cleaned=cleaned,
         progress=progress,
+        numbers=numbers,
     )
 
 

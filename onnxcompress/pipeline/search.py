@@ -116,11 +116,11 @@ class Search:
             return Found("cost", 0, self._by_cost(), self._trials())
         held_out, fitted = self.calibration.split(HELD_OUT_SHARE, recipe.seed)
         self.context = replace(self.context, calibration=fitted.samples(), measured={})
-        with Reference(Session(self.content), held_out) as reference:
+        with Reference(Session(self.content), held_out, numbers=self.context.numbers) as reference:
             if reference.output is None and recipe.max_drop is not None:
                 raise DataError(
-                    "--max-drop needs a model that classifies: no output of shape [N, C] to tell a drop from; "
-                    "give --max-error P"
+                    "--max-drop needs a model that classifies: no output of shape [N, C] whose scores tell a drop; "
+                    "give --max-error P, or --task classification"
                 )
             if recipe.target:
                 chosen = self._under_target(reference)

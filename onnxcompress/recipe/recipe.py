@@ -165,6 +165,14 @@ class Recipe:
         "PRESET|FILE",
         "how images become input: caffe, imagenet, tf, unit, or a TOML file",
     )
+    task: str = option(
+        "auto",
+        Choice("auto", "classification", "regression"),
+        DATA,
+        "TASK",
+        "what outputs of shape N x C hold: classification, scores of classes; regression, numbers such as embeddings, "
+        "landmarks or tags; auto: scores, unless there are no labels and they favour no class",
+    )
 
     train: str | None = option(
         None, Text("a path or module:callable"), TRAINING, "PATH", "training data for --recover finetune"

@@ -20,6 +20,9 @@ FASTER = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gent
 WORTH_SAYING_ERROR = 0.01
 """A smaller relative error of an output that classifies nothing is left to the table."""
 
+_UNSURE = 0.2
+"""Where the original's class is less probable than this, on average, it may be none."""
+
 WORTH_SAYING_WAITS = 0.05
 """A smaller share of the timed runs that waited for a CPU is left to the JSON report."""
 
@@ -45,7 +48,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Give --data PATH, and --preprocess for images"
         )
     lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
-    lines += not_compared_lines(report.accuracy)
+    lines += [*task_lines(report), *not_compared_lines(report.accuracy)]
     lines += _few_samples(report)
     lines += _unused(report, recipe)
     lines += _dearer(report, recipe)
@@ -76,6 +79,7 @@ def comparison_warnings(report: Report) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a comparison, one line each."""
     return (
         *accuracy_lines(report.accuracy),
+        *task_lines(report),
         *not_compared_lines(report.accuracy),
         *latency_lines(report.latency),
         *noise_lines(report.latency),
@@ -115,6 +119,25 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
         )
     if drop >= WORTH_SAYING_POINTS:
         lines.append(f"{fell}{': the model is not usable as it is' if drop >= UNUSABLE_POINTS else ''}. ")
+    return lines
+
+
+def task_lines(report: Report) -> list[str]:
+    """Return a sentence on outputs of which it is not certain whether they hold class scores."""
+    accuracy = report.accuracy
+    if accuracy is None or report.recipe.get("task", "auto") != "auto":
+        return []
+    lines = [
+        f"Output '{name}' favours no class, and is judged as numbers, by its relative error: if it holds class scores, "
+        "give --task classification"
+        for name in accuracy.numbers
+    ]
+    if not accuracy.labels and accuracy.confidence is not None and accuracy.confidence < _UNSURE:
+        lines.append(
+            f"The likeliest class of output '{accuracy.output}' has a probability of "
+            f"{percent(100 * accuracy.confidence)} on average: if it holds no class scores, but an embedding or other "
+            "numbers, give --task regression"
+        )
     return lines
 
 

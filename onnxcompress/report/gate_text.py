@@ -68,7 +68,10 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     if gate.passed:
         return ""
     if gate.name == "max_drop" and report.accuracy is not None and report.accuracy.output is None:
-        return "The model does not classify, so it has no accuracy to lose: judge its outputs by --max-error P"
+        mistaken = "; --task classification, if they are class scores" if report.accuracy.numbers else ""
+        return (
+            f"The model does not classify, so it has no accuracy to lose: judge its outputs by --max-error P{mistaken}"
+        )
     if gate.noisy or failed_by_interval(gate):
         return _measure_more(gate, report)
     if report.command == "compare":

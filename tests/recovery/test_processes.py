@@ -58,6 +58,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     ended = run_together(["-m", "tests.recovery.together", str(out)])
     assert [each.returncode for each in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    # With a group that outlives the interpreter a process sometimes ends by SIGABRT.
+    assert [each.stdout for each in ended] == 2 * ["group: False\n"]
     model, done = pruned()[0], FineTuning(together.CONFIG)
     context = together.context()
     alone = weights(done.apply(model, done.plan(model, context), context).model.to_bytes())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from pathlib import Path
+
+import torch
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
@@ -20,7 +23,8 @@ def context() -> PassContext:
 
 
 def main() -> None:
-    """Fine-tune in the first process, take part in the others."""
+    """Fine-tune in the first process, take part in the others; at the end, say whether the group is still there."""
+    atexit.register(lambda: print("group:", torch.distributed.is_initialized()))
     with joined("cpu") as together:
         if together.is_first:
             model, done = pruned()[0], FineTuning(CONFIG)

@@ -152,7 +152,8 @@ def _taylor_scores(model: Model, groups: ChannelGroups, count: int, context: Pas
         for consumer in groups.analysis.findings.consumers
         if (consumer.labels.ids != FIXED).any()
     }
-    weights = output_weights(model, [output.compared for output in compared_outputs(model, model)], samples)
+    compared = [output.compared for output in compared_outputs(model, model)]
+    weights = output_weights(model, compared, samples, context.numbers)
     batches = (_whole_batch(batch, model) for batch in samples())
     squares, seen = np.zeros(count), 0
     for products in operand_contributions(model, frozenset(consumers), batches, context.seed, weights):

@@ -171,7 +171,8 @@ class Allocation(Pass):
         )
         disturbed = dict(zip(worth, disturbances, strict=True))
         sharers = {family[0].node: tuple(layer.node for layer in family) for family in families}
-        sensitivity = measure_sensitivities(fast, layers, disturbed, batched(judging, batch, filled=filled), sharers)
+        judged = batched(judging, batch, filled=filled)
+        sensitivity = measure_sensitivities(fast, layers, disturbed, judged, sharers, context.numbers)
         considered = tuple(name for first in choices for name in sharers[first])
         return _Measured(considered, sharers, worth, sensitivity, tuple(skipped))
 

@@ -63,7 +63,8 @@ def begin(tape: Tape, output: str, shape: Shape | None, weights: Matrix | None) 
         tape: of the nodes so far.
         output: its name.
         shape: of the output.
-        weights: of its squared errors, broadcast over it, where it does not classify; None: 1.
+        weights: of its squared errors, broadcast over it, where it does not classify; None: 1, unless its shape is that
+            of class scores.
 
     Returns:
         None where a length other than the batch is not known.
@@ -72,7 +73,7 @@ def begin(tape: Tape, output: str, shape: Shape | None, weights: Matrix | None) 
     if not shape or sizes is None:
         return None
     batch = shape[0] if isinstance(shape[0], int) else -1
-    is_class = classifies(shape)
+    is_class = weights is None and classifies(shape)
     deviation = np.sqrt(2.0 * (np.ones(1) if weights is None else weights))
     noise = Noise(tape.name("backward_noise"), (batch, sizes[0]) if is_class else (batch, *sizes), is_class, deviation)
     if not is_class:

@@ -43,7 +43,7 @@ class Pair:
         blocks: in their order.
         outputs: of the whole network.
         provenance: which channels of the original's tensors remain.
-        weights: of the outputs' squared errors, as `output_weights` gives them.
+        weights: of the outputs' squared errors, as `output_weights` gives them: of those that do not classify.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Pair:
         self.blocks = tuple(blocks)
         self.outputs = outputs
         self._kept = {name: torch.from_numpy(numbers).to(student.device) for name, numbers in provenance.items()}
-        self._weights = {name: torch.from_numpy(own).float().to(student.device) for name, own in weights.items()}
+        self.weights = {name: torch.from_numpy(own).float().to(student.device) for name, own in weights.items()}
         self._cut = tuple(name for block in blocks for name in block.outputs)
         self._wanted = tuple(dict.fromkeys((*self._cut, *(output.compared for output in outputs))))
 
@@ -83,7 +83,7 @@ class Pair:
         expected = self.expected(feeds)
         computed = self.computed(feeds, apart=apart)
         blocks = [_mean_error(block.outputs, computed, expected) for block in self.blocks]
-        samples = sample_errors(self.outputs, computed, expected, self._weights)
+        samples = sample_errors(self.outputs, computed, expected, self.weights)
         return computed, Errors(torch.stack(blocks) if blocks else samples.new_zeros(0), samples)
 
     def check_finite(self, feeds: Tensors) -> None:
@@ -109,7 +109,7 @@ def make_pair(model: Model, blocks: Sequence[Block], device: torch.device, conte
     student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
     outputs = compared_outputs(model, original)
     samples = context.calibration or context.training
-    weights = output_weights(original, [each.compared for each in outputs], samples) if samples else {}
+    weights = output_weights(original, [each.compared for each in outputs], samples, context.numbers) if samples else {}
     return Pair(student, teacher, blocks, outputs, context.provenance, weights)
 
 

@@ -49,7 +49,7 @@ def output_metrics(model: Model, layers: Collection[RefitLayer], context: PassCo
     if __name__ not in measured:
         original = context.original or model
         own = find_refit_layers(original, original, PassContext())[0]
-        measured[__name__] = gradient_moments(original, own, context.calibration, context.seed)
+        measured[__name__] = gradient_moments(original, own, context.calibration, context.seed, context.numbers)
     metrics = {}
     for layer in layers:
         moment = measured[__name__].get(layer.node)
@@ -67,7 +67,7 @@ def weighable(model: Model, layers: Collection[RefitLayer], calibration: Samples
 
 
 def gradient_moments(
-    model: Model, layers: Collection[RefitLayer], calibration: Samples, seed: int
+    model: Model, layers: Collection[RefitLayer], calibration: Samples, seed: int, numbers: Collection[str] = ()
 ) -> dict[str, Matrix]:
     """Return {layer: mean over samples of the sum of g g^T over positions, (O, O)}, without those that are not finite.
 
@@ -78,10 +78,11 @@ def gradient_moments(
     Args:
         model: the original.
         layers: as in `weighable`.
+        numbers: tensors that do not classify, whatever their shape.
     """
     layers = _weighable(layers)
     names = [output.compared for output in compared_outputs(model, model)]
-    weights = output_weights(model, names, calibration) if layers else {}
+    weights = output_weights(model, names, calibration, numbers) if layers else {}
     backward = _backward(model, [layer.output for layer in layers], calibration, weights)
     if backward is None:
         return {}

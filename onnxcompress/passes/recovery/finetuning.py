@@ -214,7 +214,7 @@ class _FineTuning:
         answers = self._pair.expected(feeds)
         for output in self._pair.outputs:
             scores = class_scores(answers[output.compared])
-            if scores is not None:
+            if scores is not None and output.compared not in self._pair.weights:
                 self._classes = scores.shape[1]
                 self._data.check_labels(self._classes)
                 return output

@@ -47,7 +47,7 @@ def operand_contributions(
         edges: operands of nodes.
         batches: inputs.
         seed: of what is drawn.
-        weights: of outputs' squared errors, as `output_weights` gives them; 1 where there are none.
+        weights: of outputs' squared errors, as `output_weights` gives them: of those that do not classify.
 
     Raises:
         UnsupportedOpError: a node cannot be computed in torch.
@@ -56,7 +56,7 @@ def operand_contributions(
     module = GraphModule(model).eval()
     outputs = compared_outputs(model, model)
     generator = torch.Generator().manual_seed(seed)
-    own, one = {name: torch.from_numpy(each).float() for name, each in (weights or {}).items()}, torch.ones(1)
+    own = {name: torch.from_numpy(each).float() for name, each in (weights or {}).items()}
     count = 0
     for batch in batches:
         arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
@@ -64,7 +64,7 @@ def operand_contributions(
         taps: dict[Edge, Tensor] = {}
         feeds = to_feeds(arrays, module.device)
         answers = module.run(feeds, [output.compared for output in outputs], tapped=edges, taps=taps)
-        losses = [_loss(output, answers, labels, generator, own.get(output.compared, one)) for output in outputs]
+        losses = [_loss(output, answers, labels, generator, own.get(output.compared)) for output in outputs]
         loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
         products: dict[Edge, Array] = {}
@@ -82,12 +82,13 @@ def operand_contributions(
 
 
 def _loss(
-    output: Output, answers: Tensors, labels: Tensor | None, generator: torch.Generator, weights: Tensor
+    output: Output, answers: Tensors, labels: Tensor | None, generator: torch.Generator, weights: Tensor | None
 ) -> Tensor:
     """Return the sum over the samples, whose gradients thus do not depend on how many there are."""
     answer = answers[output.compared]
     scores = class_scores(answer)
-    if scores is None:
+    if scores is None or weights is not None:
+        weights = torch.ones(1) if weights is None else weights
         drawn = (2.0 * weights).sqrt() * torch.randn(answer.shape, generator=generator)
         # Its gradient is that of the weighted squared error to a target so drawn.
         return (drawn * answer).sum()

@@ -62,8 +62,8 @@ def sample_errors(
     for output in outputs:
         first, second = computed[output.compared], expected[output.compared]
         scores, wanted = class_scores(first), class_scores(second)
-        is_class = scores is not None and wanted is not None
         own = None if weights is None else weights.get(output.compared)
+        is_class = own is None and scores is not None and wanted is not None
         errors.append(divergence(scores, wanted) if is_class else _relative_errors(first, second, own))  # type: ignore[arg-type]
     if len({len(each) for each in errors}) > 1:
         errors = [each.mean()[None] for each in errors]

@@ -25,13 +25,17 @@ def classifies(shape: Sequence[object]) -> bool:
     return len(shape) > 1 and shape[1] not in (0, 1) and all(length == 1 for length in shape[2:])
 
 
-def output_weights(model: Model, names: Collection[str], calibration: Samples) -> dict[str, Matrix]:
+def output_weights(
+    model: Model, names: Collection[str], calibration: Samples, numbers: Collection[str] = ()
+) -> dict[str, Matrix]:
     """Return {tensor: weights of squared errors, broadcast over it}, without those that classify.
+
+    Those in `numbers` do not, whatever their shape.
 
     The weighted sum over a sample is its relative squared error. A few dozen samples tell how large the answers are;
     those that are not finite weigh nothing.
     """
-    own = [name for name in names if not classifies(model.shape_of(name) or ())]
+    own = [name for name in names if name in numbers or not classifies(model.shape_of(name) or ())]
     if not own:
         return {}
     size, filled = sample_batch(model)
@@ -39,14 +43,16 @@ def output_weights(model: Model, names: Collection[str], calibration: Samples) -
     batches = batched(inputs, size, filled=filled)
     samples = [len(next(iter(batch.values()))) for batch in batches]
     capture = Capture(model, own)
-    return weights_of(samples, (capture.run(batch, checked=False) for batch in batches))
+    return weights_of(samples, (capture.run(batch, checked=False) for batch in batches), numbers)
 
 
-def weights_of(samples: Iterable[int], answers: Iterable[Mapping[str, Array]]) -> dict[str, Matrix]:
+def weights_of(
+    samples: Iterable[int], answers: Iterable[Mapping[str, Array]], numbers: Collection[str] = ()
+) -> dict[str, Matrix]:
     """Return the weights of answers {tensor: (B, ...)} to batches of so many samples; see `output_weights`."""
     sizes: dict[str, Sizes] = {}
     for size, answer in zip(samples, answers, strict=True):
         for name, array in answer.items():
-            if not classifies(array.shape):
+            if name in numbers or not classifies(array.shape):
                 sizes.setdefault(name, Sizes()).add(array, size)
     return {name: own.weights() for name, own in sizes.items()}

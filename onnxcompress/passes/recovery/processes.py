@@ -6,6 +6,7 @@ the others wait, and take part where it trains: each computes its share of every
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -185,3 +186,13 @@ def joined(device: str) -> Iterator[SharedProcesses]:
     # Not after an error: whoever waits then is ended by the launcher.
     if together.is_first:
         together.end()
+    # Later: the process may join again. Threads of a group that is still there when the interpreter goes end the
+    # process with a signal, now and then.
+    atexit.unregister(_disband)
+    atexit.register(_disband)
+
+
+def _disband() -> None:
+    """Leave the group of processes, if there is one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

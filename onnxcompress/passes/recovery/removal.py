@@ -132,9 +132,9 @@ def removal_scores(
     readers = {layer.node: reader for layer, reader in zip(own, found, strict=True) if reader.energy > 0.0}
     disturbed = dict(zip(readers, parallel_map(_disturbance, readers.values()), strict=True))
     judged = batched(judging, batch, filled=filled)
-    sensitivities = measure_sensitivities(fast, layers, disturbed, judged)
+    sensitivities = measure_sensitivities(fast, layers, disturbed, judged, numbers=context.numbers)
     together = _read_together(readers, _damages(readers, sensitivities, len(saved)))
-    damages_together = measure_damages(fast, layers, together.disturbances, judged)
+    damages_together = measure_damages(fast, layers, together.disturbances, judged, context.numbers)
     factors = together.factors(sensitivities, damages_together, len(saved))
     scores = np.full(len(saved), np.nan)
     least = 0.0

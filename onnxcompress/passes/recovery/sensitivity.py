@@ -12,7 +12,7 @@ over 96 (rms of the logarithm 0.23 and 0.22; the mean over 48: 0.27).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ def measure_sensitivities(
     disturbances: Mapping[str, Disturbance],
     batches: Iterable[Mapping[str, Array]],
     sharers: Mapping[str, Sequence[str]] | None = None,
+    numbers: Collection[str] = (),
 ) -> dict[str, float]:
     """Return {layer: damage at the output for each unit of its relative response error}; see `measure_damages`.
 
@@ -56,10 +57,11 @@ def measure_sensitivities(
         model, layers, batches: as `measure_damages` takes them.
         disturbances: {layer: how it is disturbed}.
         sharers: {layer: it and those that share its weight}, which are disturbed with it; None: every layer is alone.
+        numbers: as `measure_damages` takes them.
     """
     together = sharers or {node: (node,) for node in disturbances}
     disturbed = {node: dict.fromkeys(together[node], own) for node, own in disturbances.items()}
-    damages = measure_damages(model, layers, disturbed, batches)
+    damages = measure_damages(model, layers, disturbed, batches, numbers)
     return {node: damage / disturbances[node].error for node, damage in damages.items()}
 
 
@@ -68,6 +70,7 @@ def measure_damages(
     layers: Sequence[RefitLayer],
     disturbances: Mapping[str, Mapping[str, Disturbance]],
     batches: Iterable[Mapping[str, Array]],
+    numbers: Collection[str] = (),
 ) -> dict[str, float]:
     """Return {name: damage at the output of layers disturbed together}.
 
@@ -76,6 +79,7 @@ def measure_damages(
         layers: of the original against itself: chains of one node.
         disturbances: {name: {layer: how it is disturbed}}.
         batches: a few dozen samples, which stay in memory.
+        numbers: tensors that do not classify, whatever their shape.
     """
     waves = Waves(model, {layer.node: layer.chain for layer in layers})
     outputs = judged_tensors(model)
@@ -101,7 +105,7 @@ def measure_damages(
         behind = Part(model, later, [*live, *weights], outputs)
         if not reference:
             reference = [behind.run({**batch, **weights}) for batch in current]
-            error_weights = weights_of(sizes, reference)
+            error_weights = weights_of(sizes, reference, numbers)
         for name in own:
             changed = {**weights}
             for node, disturbance in disturbances[name].items():
