@@ -47,7 +47,7 @@ class Accuracy:
             model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
             output's name, `relative_error_part` which of its numbers alone: the small ones beside larger ones.
         numbers: outputs of the shape of class scores that are judged as numbers of another kind.
-        confidence: mean probability of the class that the original gives, a share.
+        classes: how many there are; `confidence` the mean probability of the class that the original gives, a share.
         not_compared: other outputs, which the second model does not have, which have another shape in the two on some
             samples, or in which the original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
@@ -72,6 +72,7 @@ class Accuracy:
     relative_error_output: str | None = None
     relative_error_part: SmallNumbers | None = None
     numbers: tuple[str, ...] = ()
+    classes: int | None = None
     confidence: float | None = None
     not_compared: tuple[str, ...] = ()
     not_finite: int = 0
@@ -131,6 +132,7 @@ class _ClassTally:
         self._labels = reference.data.has_labels
         self._hits = np.zeros((2, 2), np.int64)  # rows: original, compressed; columns: top-1, top-5
         self._both = self._same = 0
+        self._classes = 0
         self._kl = 0.0
 
     def add(
@@ -138,6 +140,7 @@ class _ClassTally:
     ) -> None:
         first, second = (outputs[self._output].reshape(batch.size, -1) for outputs in (expected, seen))
         second = np.where(finite[:, None], second, 0)
+        self._classes = first.shape[1]
         self._same += int(((first.argmax(axis=1) == second.argmax(axis=1)) & finite).sum())
         divergence = kl_divergence(probabilities(first, self._normalised), probabilities(second, self._normalised))
         self._kl += float(divergence.sum())
@@ -154,6 +157,7 @@ class _ClassTally:
             samples=samples,
             labels=self._labels,
             output=self._output,
+            classes=self._classes,
             agreement=100.0 * self._same / samples,
             agreement_interval=_percent(intervals.proportion(self._same, samples)),
             kl=self._kl / samples,

@@ -23,6 +23,9 @@ WORTH_SAYING_ERROR = 0.01
 _UNSURE = 0.2
 """Where the original's class is less probable than this, on average, it may be none."""
 
+_FEWEST_JUDGED, _OVER_CHANCE, _USEFUL = 20, 2.0, 0.05
+"""Of so many labels or more an original in use meets this many times what guessing does (or half), and this share."""
+
 WORTH_SAYING_WAITS = 0.05
 """A smaller share of the timed runs that waited for a CPU is left to the JSON report."""
 
@@ -48,7 +51,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Give --data PATH, and --preprocess for images"
         )
     lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
-    lines += [*task_lines(report), *not_compared_lines(report.accuracy)]
+    lines += [*label_lines(report.accuracy), *task_lines(report), *not_compared_lines(report.accuracy)]
     lines += _few_samples(report)
     lines += _unused(report, recipe)
     lines += _dearer(report, recipe)
@@ -79,6 +82,7 @@ def comparison_warnings(report: Report) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a comparison, one line each."""
     return (
         *accuracy_lines(report.accuracy),
+        *label_lines(report.accuracy),
         *task_lines(report),
         *not_compared_lines(report.accuracy),
         *latency_lines(report.latency),
@@ -120,6 +124,20 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
     if drop >= WORTH_SAYING_POINTS:
         lines.append(f"{fell}{': the model is not usable as it is' if drop >= UNUSABLE_POINTS else ''}. ")
     return lines
+
+
+def label_lines(accuracy: Accuracy | None) -> list[str]:
+    """Return a sentence on labels that the original itself hardly meets: what is lost of that says nothing."""
+    top1 = None if accuracy is None else accuracy.original.top1
+    if accuracy is None or top1 is None or not accuracy.classes or accuracy.samples < _FEWEST_JUDGED:
+        return []
+    chance = 1.0 / accuracy.classes
+    if top1 >= 100.0 * max(min(_OVER_CHANCE * chance, 0.5), _USEFUL):
+        return []
+    return [
+        f"The original gives {percent(top1)} of the labels, where guessing gives {percent(100 * chance)}: no figure of "
+        "accuracy here says anything then. --preprocess is not the model's, or the labels are not its classes"
+    ]
 
 
 def task_lines(report: Report) -> list[str]:

@@ -298,6 +298,27 @@ def test_outputs_beside_the_classes_are_told_of() -> None:
     assert not any("Relative error" in row[0] for row in before_and_after(report(accuracy=scores)))
 
 
+@pytest.mark.parametrize(
+    ("classes", "top1", "samples", "told"),
+    [
+        (1000, 4.9, 200, True),
+        (1000, 5.1, 200, False),
+        (10, 19.0, 200, True),
+        (10, 21.0, 200, False),
+        (2, 49.0, 200, True),
+        (2, 51.0, 200, False),
+        (10, 0.0, 19, False),
+    ],
+)
+def test_labels_that_the_original_does_not_meet(classes: int, top1: float, samples: int, told: bool) -> None:
+    seen = dataclasses.replace(accuracy(top1, top1), classes=classes, samples=samples)
+    for lines in (
+        comparison_warnings(report(accuracy=seen)),
+        compression_warnings(report(accuracy=seen), Recipe(prune=0.4)),
+    ):
+        assert any("of the labels, where guessing gives" in line for line in lines) == told
+
+
 def test_a_small_fall_and_a_gain_are_left_to_the_table() -> None:
     assert compression_warnings(report(accuracy=accuracy(78.5, 78.0)), Recipe(prune=0.4)) == ()
     assert compression_warnings(report(accuracy=accuracy(78.5, 79.0)), Recipe(prune=0.4)) == ()
