@@ -47,7 +47,8 @@ class Accuracy:
             model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
             output's name, `relative_error_part` which of its numbers alone: the small ones beside larger ones.
         numbers: outputs of the shape of class scores that are judged as numbers of another kind.
-        classes: how many there are; `confidence` the mean probability of the class that the original gives, a share.
+        classes: how many there are; `confidence` the mean probability of the class that the original gives, a share;
+            `majority` the percentage of samples to which it gives the class that it gives most often.
         not_compared: other outputs, which the second model does not have, which have another shape in the two on some
             samples, or in which the original gave NaN or infinity.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
@@ -74,6 +75,7 @@ class Accuracy:
     numbers: tuple[str, ...] = ()
     classes: int | None = None
     confidence: float | None = None
+    majority: float | None = None
     not_compared: tuple[str, ...] = ()
     not_finite: int = 0
 
@@ -132,7 +134,7 @@ class _ClassTally:
         self._labels = reference.data.has_labels
         self._hits = np.zeros((2, 2), np.int64)  # rows: original, compressed; columns: top-1, top-5
         self._both = self._same = 0
-        self._classes = 0
+        self._given = np.zeros(0, np.int64)  # how often the original gives each class
         self._kl = 0.0
 
     def add(
@@ -140,7 +142,8 @@ class _ClassTally:
     ) -> None:
         first, second = (outputs[self._output].reshape(batch.size, -1) for outputs in (expected, seen))
         second = np.where(finite[:, None], second, 0)
-        self._classes = first.shape[1]
+        given = np.bincount(first.argmax(axis=1), minlength=first.shape[1])
+        self._given = given + self._given if self._given.size else given
         self._same += int(((first.argmax(axis=1) == second.argmax(axis=1)) & finite).sum())
         divergence = kl_divergence(probabilities(first, self._normalised), probabilities(second, self._normalised))
         self._kl += float(divergence.sum())
@@ -157,7 +160,8 @@ class _ClassTally:
             samples=samples,
             labels=self._labels,
             output=self._output,
-            classes=self._classes,
+            classes=len(self._given),
+            majority=100.0 * int(self._given.max(initial=0)) / samples,
             agreement=100.0 * self._same / samples,
             agreement_interval=_percent(intervals.proportion(self._same, samples)),
             kl=self._kl / samples,

@@ -20,6 +20,9 @@ FASTER = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gent
 WORTH_SAYING_ERROR = 0.01
 """A smaller relative error of an output that classifies nothing is left to the table."""
 
+_ONE_SIDED, _MANY_CLASSES = 50.0, 20
+"""More percent of the samples than this have the same class only where there are few classes."""
+
 _UNSURE = 0.2
 """Where the original's class is less probable than this, on average, it may be none."""
 
@@ -51,7 +54,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
             "Give --data PATH, and --preprocess for images"
         )
     lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
-    lines += [*label_lines(report.accuracy), *task_lines(report), *not_compared_lines(report.accuracy)]
+    lines += [*sample_lines(report.accuracy), *task_lines(report), *not_compared_lines(report.accuracy)]
     lines += _few_samples(report)
     lines += _unused(report, recipe)
     lines += _dearer(report, recipe)
@@ -82,7 +85,7 @@ def comparison_warnings(report: Report) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a comparison, one line each."""
     return (
         *accuracy_lines(report.accuracy),
-        *label_lines(report.accuracy),
+        *sample_lines(report.accuracy),
         *task_lines(report),
         *not_compared_lines(report.accuracy),
         *latency_lines(report.latency),
@@ -126,14 +129,18 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
     return lines
 
 
-def label_lines(accuracy: Accuracy | None) -> list[str]:
-    """Return a sentence on labels that the original itself hardly meets: what is lost of that says nothing."""
-    top1 = None if accuracy is None else accuracy.original.top1
-    if accuracy is None or top1 is None or not accuracy.classes or accuracy.samples < _FEWEST_JUDGED:
+def sample_lines(accuracy: Accuracy | None) -> list[str]:
+    """Return a sentence on samples that the original itself does not recognise: what is lost on them says nothing."""
+    if accuracy is None or not accuracy.classes or accuracy.samples < _FEWEST_JUDGED:
         return []
-    chance = 1.0 / accuracy.classes
-    if top1 >= 100.0 * max(min(_OVER_CHANCE * chance, 0.5), _USEFUL):
-        return []
+    chance, top1, majority = 1.0 / accuracy.classes, accuracy.original.top1, accuracy.majority or 0.0
+    if top1 is None or top1 >= 100.0 * max(min(_OVER_CHANCE * chance, 0.5), _USEFUL):
+        if majority < _ONE_SIDED or accuracy.classes < _MANY_CLASSES:
+            return []
+        return [
+            f"The original gives {percent(majority)} of the samples the same one of {accuracy.classes} classes: "
+            "--preprocess is not the model's, or the samples are all of a kind, and tell little of what others lose"
+        ]
     return [
         f"The original gives {percent(top1)} of the labels, where guessing gives {percent(100 * chance)}: no figure of "
         "accuracy here says anything then. --preprocess is not the model's, or the labels are not its classes"

@@ -60,6 +60,8 @@ def test_a_model_against_itself() -> None:
     assert seen.drop_top1_interval[0] < 0 < seen.drop_top1_interval[1]
     assert (seen.relative_error, seen.relative_error_interval, seen.relative_error_output) == (0.0, (0.0, 0.0), "y")
     assert seen.not_compared == ()
+    assert (seen.classes, seen.majority) == (4, 25.0)
+    assert seen.confidence == pytest.approx(np.exp(3) / (np.exp(3) + 3), rel=1e-6)
 
 
 def test_counts_by_hand() -> None:

@@ -319,6 +319,18 @@ def test_labels_that_the_original_does_not_meet(classes: int, top1: float, sampl
         assert any("of the labels, where guessing gives" in line for line in lines) == told
 
 
+@pytest.mark.parametrize(
+    ("classes", "majority", "labels", "told"),
+    [(1000, 51.0, False, True), (1000, 51.0, True, True), (1000, 49.0, False, False), (10, 90.0, False, False)],
+)
+def test_samples_to_which_the_original_gives_one_class(classes: int, majority: float, labels: bool, told: bool) -> None:
+    seen = dataclasses.replace(accuracy(78.5, 78.5), classes=classes, majority=majority)
+    if not labels:
+        seen = Accuracy(200, False, output="y", agreement=100.0, classes=classes, majority=majority)
+    lines = comparison_warnings(report(accuracy=seen))
+    assert any("of the samples the same one of" in line for line in lines) == told
+
+
 def test_a_small_fall_and_a_gain_are_left_to_the_table() -> None:
     assert compression_warnings(report(accuracy=accuracy(78.5, 78.0)), Recipe(prune=0.4)) == ()
     assert compression_warnings(report(accuracy=accuracy(78.5, 79.0)), Recipe(prune=0.4)) == ()
