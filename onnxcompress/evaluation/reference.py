@@ -61,13 +61,13 @@ class Reference:
         self._sizes: list[int] = []
         self._confidences: list[Float64] = []
         self._files: dict[str, ArrayFile] = {}
-        self._sizes_of: dict[str, Sizes] = {}
+        self._kinds: dict[str, Sizes] = {}
         try:
             for batch in data.batches(batch_size):
                 self._add(real_outputs(original, batch), batch)
                 if progress:
                     progress(self.samples)
-            found = {name: sizes.division() for name, sizes in self._sizes_of.items() if name in self._files}
+            found = {name: sizes.division() for name, sizes in self._kinds.items() if name in self._files}
             self.divisions = {name: division for name, division in found.items() if division is not None}
         except BaseException:
             self._close()
@@ -119,7 +119,7 @@ class Reference:
             file.append(outputs[name])
             if class_scores(outputs[name], batch.size) is None or name in self.numbers:
                 if outputs[name].dtype.kind == "f":
-                    self._sizes_of.setdefault(name, Sizes()).add(outputs[name], batch.size)
+                    self._kinds.setdefault(name, Sizes()).add(outputs[name], batch.size)
             elif name == self.output:
                 scores = outputs[name].reshape(batch.size, -1)
                 self._confidences.append(probabilities(scores, self.normalised).max(axis=1))

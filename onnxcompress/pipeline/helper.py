@@ -24,5 +24,6 @@ def take_part(model: ModelLike, recipe: Recipe, together: SharedProcesses) -> No
             original=Model.from_bytes(job.original),
             provenance=dict(job.provenance),
             training=data.training_samples,
+            numbers=job.numbers,
         )
         FineTuning(job.config).take_part(Model.from_bytes(job.model), context, together)

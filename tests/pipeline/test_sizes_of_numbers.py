@@ -16,7 +16,7 @@ import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.evaluation.relative_error import SmallNumbers
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.base import LABELS, PassContext
 from onnxcompress.passes.recovery.output_weights import output_weights
 from tests.small_models import run_all
 from tests.tiny_models import BOXES, SCORES, conv_net, detector_net, samples
@@ -95,6 +95,14 @@ def test_training_counts_both() -> None:
         _, found = pair.compared({"x": torch.from_numpy(IMAGES)})
     # Each kind's energy is that of the calibration samples, near to that of these.
     assert float(found.outputs) == pytest.approx(np.mean(np.square(errors(model))), rel=0.05)
+    # Processes that train together know the training data alone: the same weights come of these in all of them.
+    training = PassContext(original=original, training=lambda: [{"x": IMAGES, LABELS: np.zeros(len(IMAGES))}])
+    first, other = (
+        make_pair(model, (), torch.device("cpu"), each).weights["found"]
+        for each in (training, replace(training, calibration=lambda: CALIB))
+    )
+    assert torch.equal(first, other)
+    assert not torch.equal(first, pair.weights["found"])
 
 
 def test_taylor_counts_what_only_small_numbers_read() -> None:

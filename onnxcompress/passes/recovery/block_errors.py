@@ -108,7 +108,8 @@ def make_pair(model: Model, blocks: Sequence[Block], device: torch.device, conte
     original = context.original or model
     student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
     outputs = compared_outputs(model, original)
-    samples = context.calibration or context.training
+    # Processes that train together have the same training data, and no others.
+    samples = context.training or context.calibration
     weights = output_weights(original, [each.compared for each in outputs], samples, context.numbers) if samples else {}
     return Pair(student, teacher, blocks, outputs, context.provenance, weights)
 

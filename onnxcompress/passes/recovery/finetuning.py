@@ -125,7 +125,8 @@ class FineTuning(Pass):
         together = processes()
         if together.size > 1:
             original = (context.original or model).to_bytes()
-            together.begin(Job(model.to_bytes(), original, self.config, context.provenance, context.seed))
+            job = Job(model.to_bytes(), original, self.config, context.provenance, context.seed, context.numbers)
+            together.begin(job)
         with SampleFiles("training data") as files:
             run = self._prepared(model, files, together, context, context.training)
             checkpoint = None

@@ -35,6 +35,7 @@ class Job:
         config: of the pass that trains.
         provenance: which channels of the original's tensors remain.
         seed: of order and views.
+        numbers: tensors of the shape of class scores that hold numbers of another kind.
     """
 
     model: bytes
@@ -42,6 +43,7 @@ class Job:
     config: Any
     provenance: Provenance
     seed: int
+    numbers: frozenset[str]
 
 
 class Processes:
