@@ -7,91 +7,24 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from onnxcompress.errors import RecipeError
-from onnxcompress.evaluation.accuracy import Accuracy, Hits
-from onnxcompress.evaluation.latency import Latency
-from onnxcompress.evaluation.relative_error import SmallNumbers
-from onnxcompress.evaluation.timing import Milliseconds
-from onnxcompress.recipe import Recipe
 from onnxcompress.report import environment, text
-from onnxcompress.report.advice import comparison_warnings, compression_warnings, how_to_keep_more
 from onnxcompress.report.figures import (
     CompressionFigures,
     GateResult,
-    ModelFigures,
     Report,
     SkippedNode,
     StageFigures,
     compression_between,
 )
 from onnxcompress.report.json_file import json_text, plain_json, report_to_json, write_json
-from onnxcompress.report.rows import before_and_after
 from onnxcompress.report.terminal import console_for, print_report
+from tests.report.measured import COMPRESSED, ORIGINAL, accuracy, report
 from tests.report.sample_reports import sample_report
-
-ORIGINAL = ModelFigures("a.onnx", "0a", 28_010_000, 6_998_552, 1_582_671_616, 17, {"Conv": 57, "Gemm": 1})
-COMPRESSED = ModelFigures("b.onnx", "0b", 11_020_000, 2_749_000, 596_000_000, 17, {"Conv": 57, "Gemm": 1})
-
-
-LATENCY = Latency(
-    provider="CPUExecutionProvider",
-    requested="cpu",
-    options={},
-    batch=1,
-    threads=2,
-    affinity=(0, 1),
-    copies=True,
-    warmup=5,
-    runs=50,
-    original_ms=Milliseconds(18.0, 19.0),
-    compressed_ms=Milliseconds(9.0, 9.5),
-    speedup=2.0,
-    interval=(1.9, 2.1),
-)
-
-
-def accuracy(before: float = 78.5, after: float = 1.0, *, labels: bool = True, agreement: float = 2.0) -> Accuracy:
-    if not labels:
-        return Accuracy(200, False, "prob", agreement=agreement, kl=4.2)
-    drop = before - after
-    return Accuracy(
-        samples=200,
-        labels=True,
-        output="prob",
-        original=Hits(before, 93.5),
-        compressed=Hits(after, 3.0),
-        drop_top1=drop,
-        drop_top1_interval=(drop - 2.0, drop + 3.0),
-        agreement=agreement,
-        kl=4.2,
-    )
-
-
-def report(**changes: Any) -> Report:
-    stage = StageFigures(
-        "pruning", 0.4, 2_749_000, 596_000_000, ({"group": "g", "removed": [1, 2]},), (), bytes=11_020_000
-    )
-    full = Report(
-        input=ORIGINAL,
-        output=COMPRESSED,
-        stages=(stage,),
-        accuracy=accuracy(),
-        latency=(LATENCY,),
-        compression=compression_between(ORIGINAL, COMPRESSED),
-        gates=(GateResult("max_drop", 1.0, 77.5, False),),
-        recipe=Recipe(prune=0.4).to_json(),
-        seed=0,
-        versions={"onnx": "1"},
-        platform={"cores": 2},
-        seconds=1.5,
-        peak_rss_bytes=1,
-    )
-    return dataclasses.replace(full, **changes)
 
 
 def shown(value: Report, *, verbose: bool = False) -> str:
@@ -242,151 +175,6 @@ def test_colour_only_where_a_terminal_wants_it(monkeypatch: pytest.MonkeyPatch) 
     assert "31m" not in plain.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("figures", "expected"),
-    [
-        (accuracy(), "Top-1 fell from 78.5 % to 1.0 %: the model is not usable as it is. To keep more"),
-        (accuracy(78.5, 76.0), "Top-1 fell from 78.5 % to 76.0 %. To keep more"),
-        (accuracy(labels=False), "agrees with the original on 2.0 % of the samples: the model is not usable"),
-        (accuracy(labels=False, agreement=98.0), "agrees with the original on 98.0 % of the samples. To keep more"),
-        (Accuracy(9, False, relative_error=0.5), "outputs differ from the original's by 50.0 % of their size. To keep"),
-        (Accuracy(9, False, "y", agreement=100.0, not_finite=3), "NaN or infinity on 3 of 9 samples. To keep more"),
-    ],
-)
-def test_a_fall_of_accuracy_is_said_with_what_to_do(figures: Accuracy, expected: str) -> None:
-    (line,) = compression_warnings(report(accuracy=figures), Recipe(prune=0.4, tucker="auto"))
-    assert expected in line
-    assert "--prune (now 0.4" in line
-    assert "--tucker energy=0.98" in line
-    assert "--svd" not in line
-    assert "\n" not in line
-    (compared,) = comparison_warnings(report(accuracy=figures))
-    assert "--prune" not in compared
-    assert line.startswith(compared.strip())
-
-
-def test_the_gate_that_is_recommended_is_one_that_can_judge() -> None:
-    error = Accuracy(9, False, relative_error=0.5)
-    (line,) = compression_warnings(report(accuracy=error), Recipe(prune=0.4))
-    assert line.endswith("With --max-error P such a difference is an error (exit code 3)")
-    (line,) = compression_warnings(report(accuracy=accuracy()), Recipe(prune=0.4))
-    assert line.endswith("With --max-drop P such a fall is an error (exit code 3)")
-    for limit in ({"max_drop": 1.0}, {"max_error": 1.0}):
-        (line,) = compression_warnings(report(accuracy=error), Recipe(prune=0.4, **limit))
-        assert "exit code 3" not in line
-
-
-def test_outputs_beside_the_classes_are_told_of() -> None:
-    beside = dataclasses.replace(accuracy(78.5, 78.5), relative_error=0.3, relative_error_output="boxes")
-    beside = dataclasses.replace(beside, not_compared=("kept",))
-    error, left_out = comparison_warnings(report(accuracy=beside))
-    assert error.startswith("Output 'boxes' of the compressed model differs from the original's by 30.0 %")
-    assert left_out.startswith(
-        "Not compared: 'kept'. The second model does not have them, on some samples the two give them other"
-    )
-    small = dataclasses.replace(beside, relative_error_part=SmallNumbers(1, 18, 22), not_compared=())
-    (line,) = comparison_warnings(report(accuracy=small))
-    assert line.startswith(
-        "The small numbers of output 'boxes' (18 of 22 along axis 1) differ from the original's by 30.0 % of their size"
-    )
-    rows = {row[0]: row[2] for row in before_and_after(report(accuracy=small))}
-    assert rows["Relative error of 'boxes', small numbers (18 of 22 along axis 1)"] == "30.0 %"
-    scores = dataclasses.replace(beside, relative_error_output=beside.output, not_compared=())
-    assert comparison_warnings(report(accuracy=scores)) == ()
-    rows = {row[0]: row[2] for row in before_and_after(report(accuracy=beside))}
-    assert rows["Relative error of 'boxes'"] == "30.0 %"
-    assert not any("Relative error" in row[0] for row in before_and_after(report(accuracy=scores)))
-
-
-@pytest.mark.parametrize(
-    ("classes", "top1", "samples", "told"),
-    [
-        (1000, 4.9, 200, True),
-        (1000, 5.1, 200, False),
-        (10, 19.0, 200, True),
-        (10, 21.0, 200, False),
-        (2, 49.0, 200, True),
-        (2, 51.0, 200, False),
-        (10, 0.0, 19, False),
-    ],
-)
-def test_labels_that_the_original_does_not_meet(classes: int, top1: float, samples: int, told: bool) -> None:
-    seen = dataclasses.replace(accuracy(top1, top1), classes=classes, samples=samples)
-    for lines in (
-        comparison_warnings(report(accuracy=seen)),
-        compression_warnings(report(accuracy=seen), Recipe(prune=0.4)),
-    ):
-        assert any("of the labels, where guessing gives" in line for line in lines) == told
-
-
-@pytest.mark.parametrize(
-    ("classes", "majority", "labels", "told"),
-    [(1000, 51.0, False, True), (1000, 51.0, True, True), (1000, 49.0, False, False), (10, 90.0, False, False)],
-)
-def test_samples_to_which_the_original_gives_one_class(classes: int, majority: float, labels: bool, told: bool) -> None:
-    seen = dataclasses.replace(accuracy(78.5, 78.5), classes=classes, majority=majority)
-    if not labels:
-        seen = Accuracy(200, False, output="y", agreement=100.0, classes=classes, majority=majority)
-    lines = comparison_warnings(report(accuracy=seen))
-    assert any("of the samples the same one of" in line for line in lines) == told
-
-
-def test_a_small_fall_and_a_gain_are_left_to_the_table() -> None:
-    assert compression_warnings(report(accuracy=accuracy(78.5, 78.0)), Recipe(prune=0.4)) == ()
-    assert compression_warnings(report(accuracy=accuracy(78.5, 79.0)), Recipe(prune=0.4)) == ()
-    assert compression_warnings(report(accuracy=Accuracy(9, False, relative_error=0.001)), Recipe(prune=0.4)) == ()
-
-
-def test_unmeasured_accuracy_slowness_and_idleness_are_said() -> None:
-    (line,) = compression_warnings(report(accuracy=None), Recipe(prune=0.4))
-    assert "Accuracy was not measured" in line
-    assert compression_warnings(report(accuracy=None), Recipe(prune=0.4, dry_run=True)) == ()
-    slow = dataclasses.replace(LATENCY, speedup=0.8, interval=(0.7, 0.9))
-    (line,) = compression_warnings(report(accuracy=accuracy(78.5, 78.5), latency=(slow,)), Recipe(prune=0.4))
-    assert "1.25 x slower" in line
-    unknown = dataclasses.replace(LATENCY, interval=(0.6, 2.1), noisy=True, original_interrupted=0.6)
-    (line,) = compression_warnings(report(accuracy=accuracy(78.5, 78.5), latency=(unknown,)), Recipe(prune=0.4))
-    assert "too noisy to say which model is faster: the ratio is somewhere from 0.60 to 2.10, and 60.0 %" in line
-    few = dataclasses.replace(unknown, interval=None, runs=3)
-    *_, line = comparison_warnings(report(accuracy=None, latency=(few,)))
-    assert "3 runs of each are too few" in line
-    (line,) = compression_warnings(report(accuracy=None, stages=()), Recipe())
-    assert "give --prune R, --tucker SPEC, --svd SPEC, --target KIND=F or --quantize KIND" in line
-    (line,) = compression_warnings(report(accuracy=None, stages=()), Recipe(prune=0.4))
-    assert "no pass found anything to change" in line
-
-
-def test_a_model_that_costs_more_is_said() -> None:
-    dearer = dataclasses.replace(COMPRESSED, macs=2 * 1_582_671_616)
-    costly = report(accuracy=accuracy(78.5, 78.5), compression=compression_between(ORIGINAL, dearer))
-    (line,) = compression_warnings(costly, Recipe(tucker="energy=0.99"))
-    assert line.startswith("The compressed model has 2.00 x more MACs than the original; --tucker auto")
-    (line,) = compression_warnings(costly, Recipe(prune=0.01))
-    assert line == "The compressed model has 2.00 x more MACs than the original"
-
-
-@pytest.mark.parametrize("interval", [None, (0.7, 1.01)])
-def test_slowness_within_the_noise_is_not_said(interval: tuple[float, float] | None) -> None:
-    doubtful = dataclasses.replace(LATENCY, speedup=0.9, interval=interval)
-    assert compression_warnings(report(accuracy=accuracy(78.5, 78.5), latency=(doubtful,)), Recipe(prune=0.4)) == ()
-
-
-def test_advice_names_only_options_that_exist() -> None:
-    from onnxcompress.recipe.options import options_of
-
-    known = {f"--{name.replace('_', '-')}" for name in options_of(Recipe)}
-    recipe = Recipe(prune=0.4, tucker="auto", svd="auto")
-    slow = dataclasses.replace(LATENCY, speedup=0.8, interval=(0.7, 0.9))
-    everything = [
-        *compression_warnings(report(latency=(slow,)), recipe),
-        *compression_warnings(report(accuracy=None), recipe),
-        *compression_warnings(report(stages=()), Recipe()),
-    ]
-    named = {word.strip(".,;:()") for line in everything for word in line.split() if word.startswith(("--", "(--"))}
-    assert len(named) > 5
-    assert named <= known
-
-
 def test_figures_in_words() -> None:
     assert [text.count(n) for n in (0, 9_999, 12_345, 1_234_567, 12_345_678_901)] == [
         "0",
@@ -418,35 +206,3 @@ def test_where_a_run_took_place() -> None:
     assert environment.machine()["cores"] >= 1
     peak = environment.peak_rss_bytes()
     assert peak is None or 10_000_000 < peak < 10**13
-
-
-def test_what_was_given_and_had_no_effect_is_said() -> None:
-    quiet = report(accuracy=accuracy(78.5, 78.5))
-    (line,) = compression_warnings(quiet, Recipe(prune=0.4, epochs=3, lr=0.1))
-    assert line.startswith("--epochs, --lr have no effect, because nothing is trained")
-    (line,) = compression_warnings(quiet, Recipe(prune=0.4, device="cpu"))
-    assert line.startswith("--device has no effect")
-    (line,) = compression_warnings(quiet, Recipe(prune=0.4, train="d", recover="none"))
-    assert "not used to train, because of --recover none" in line
-    (line,) = compression_warnings(quiet, Recipe(prune=0.4, calib="d"))
-    assert "--quantize int8" in line
-    trained = StageFigures("finetune", 1.0, 1, 1, ({"kind": "finetune"},))
-    done = dataclasses.replace(quiet, stages=(*quiet.stages, trained))
-    assert compression_warnings(done, Recipe(prune=0.4, train="d", epochs=3)) == ()
-
-
-def test_the_advice_goes_as_far_as_the_recipe_has_not() -> None:
-    assert "lower --prune (now 0.02)" in how_to_keep_more(Recipe(prune=0.02))
-    plain = how_to_keep_more(Recipe(prune=0.4, tucker="auto"))
-    assert "--recover refit" in plain
-    assert "--target macs=F" in plain
-    assert "--train PATH" in plain
-    refitted = how_to_keep_more(Recipe(target={"macs": 0.5}, recover="refit"))
-    assert "ask for less (--target, now macs=0.5)" in refitted
-    assert "--recover reconstruct" in refitted
-    assert "--recover refit" not in refitted
-    trained = how_to_keep_more(Recipe(prune=0.4, train="d", quantize="int8"))
-    assert "train it longer (--epochs N)" in trained
-    assert "--quantize fp16" in trained
-    only = how_to_keep_more(Recipe(quantize="int8"))
-    assert "refit" not in only
