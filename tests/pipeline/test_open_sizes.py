@@ -77,6 +77,12 @@ def test_open_sizes_are_those_of_the_input_shape(options: dict[str, Any], data: 
 def test_sizes_that_are_not_known_are_asked_for_before_anything_is_measured(kind: str, data: Path) -> None:
     told: list[str] = []
     given = {"target": {kind: 0.5}, "calib": data, "latency": False, "progress": lambda what, *_: told.append(what)}
-    with pytest.raises(RecipeError, match="input 'x' leaves sizes open: give --input-shape x:1x3xNxN"):
+    with pytest.raises(RecipeError, match="target: input 'x' leaves sizes open: give --input-shape x:1x3xNxN"):
         onnxcompress.compress(network(), **given)
     assert told == ["loading the model"]
+
+
+def test_a_search_asks_for_sizes_too(data: Path) -> None:
+    given = {"tucker": "auto", "max_error": 5.0, "calib": data, "data": data, "latency": False}
+    with pytest.raises(RecipeError, match="a search counts MACs: input 'x' leaves sizes open: give --input-shape"):
+        onnxcompress.compress(network(), **given)
