@@ -6,36 +6,17 @@ import dataclasses
 from typing import Any
 
 from onnxcompress.evaluation.accuracy import Accuracy, Hits
-from onnxcompress.evaluation.latency import Latency
-from onnxcompress.evaluation.timing import Milliseconds
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import (
     GateResult,
-    ModelFigures,
     Report,
     StageFigures,
     compression_between,
 )
+from tests.report import sample_reports
+from tests.report.sample_reports import COMPRESSED, ORIGINAL
 
-ORIGINAL = ModelFigures("a.onnx", "0a", 28_010_000, 6_998_552, 1_582_671_616, 17, {"Conv": 57, "Gemm": 1})
-COMPRESSED = ModelFigures("b.onnx", "0b", 11_020_000, 2_749_000, 596_000_000, 17, {"Conv": 57, "Gemm": 1})
-
-
-LATENCY = Latency(
-    provider="CPUExecutionProvider",
-    requested="cpu",
-    options={},
-    batch=1,
-    threads=2,
-    affinity=(0, 1),
-    copies=True,
-    warmup=5,
-    runs=50,
-    original_ms=Milliseconds(18.0, 19.0),
-    compressed_ms=Milliseconds(9.0, 9.5),
-    speedup=2.0,
-    interval=(1.9, 2.1),
-)
+LATENCY = dataclasses.replace(sample_reports.LATENCY, credit=None)
 
 
 def accuracy(before: float = 78.5, after: float = 1.0, *, labels: bool = True, agreement: float = 2.0) -> Accuracy:

@@ -15,7 +15,8 @@ from onnxcompress.report.figures import (
     compression_between,
 )
 from onnxcompress.report.rows import before_and_after
-from tests.report.measured import COMPRESSED, LATENCY, ORIGINAL, accuracy, report
+from tests.report.measured import LATENCY, accuracy, report
+from tests.report.sample_reports import COMPRESSED, ORIGINAL
 
 
 @pytest.mark.parametrize(

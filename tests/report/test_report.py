@@ -23,8 +23,8 @@ from onnxcompress.report.figures import (
 )
 from onnxcompress.report.json_file import json_text, plain_json, report_to_json, write_json
 from onnxcompress.report.terminal import console_for, print_report
-from tests.report.measured import COMPRESSED, ORIGINAL, accuracy, report
-from tests.report.sample_reports import sample_report
+from tests.report.measured import accuracy, report
+from tests.report.sample_reports import COMPRESSED, ORIGINAL, sample_report
 
 
 def shown(value: Report, *, verbose: bool = False) -> str:
