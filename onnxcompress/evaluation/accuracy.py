@@ -110,7 +110,6 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
     accuracy = replace(
         accuracy,
         numbers=reference.numbers,
-        confidence=reference.confidence,
         not_compared=not_compared,
         not_finite=not_finite,
     )
@@ -135,18 +134,20 @@ class _ClassTally:
         self._hits = np.zeros((2, 2), np.int64)  # rows: original, compressed; columns: top-1, top-5
         self._both = self._same = 0
         self._given = np.zeros(0, np.int64)  # how often the original gives each class
-        self._kl = 0.0
+        self._kl = self._confidence = 0.0
 
     def add(
         self, batch: Batch, expected: Mapping[str, Array], seen: Mapping[str, Array], finite: npt.NDArray[np.bool_]
     ) -> None:
         first, second = (outputs[self._output].reshape(batch.size, -1) for outputs in (expected, seen))
         second = np.where(finite[:, None], second, 0)
-        given = np.bincount(first.argmax(axis=1), minlength=first.shape[1])
+        classes = first.argmax(axis=1)
+        given = np.bincount(classes, minlength=first.shape[1])
         self._given = given + self._given if self._given.size else given
-        self._same += int(((first.argmax(axis=1) == second.argmax(axis=1)) & finite).sum())
-        divergence = kl_divergence(probabilities(first, self._normalised), probabilities(second, self._normalised))
-        self._kl += float(divergence.sum())
+        self._same += int(((classes == second.argmax(axis=1)) & finite).sum())
+        own = probabilities(first, self._normalised)
+        self._confidence += float(own.max(axis=1).sum())
+        self._kl += float(kl_divergence(own, probabilities(second, self._normalised)).sum())
         if batch.labels is None:
             return
         # A sample without finite scores is wrong: its label stands behind all classes.
@@ -161,6 +162,7 @@ class _ClassTally:
             labels=self._labels,
             output=self._output,
             classes=len(self._given),
+            confidence=self._confidence / samples,
             majority=100.0 * int(self._given.max(initial=0)) / samples,
             agreement=100.0 * self._same / samples,
             agreement_interval=_percent(intervals.proportion(self._same, samples)),

@@ -8,7 +8,7 @@ from types import TracebackType
 import numpy as np
 
 from onnxcompress.errors import DataError
-from onnxcompress.evaluation.metrics import Float64, are_probabilities, class_scores, probabilities
+from onnxcompress.evaluation.metrics import are_probabilities, class_scores
 from onnxcompress.linalg.sizes import Division, Sizes
 from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.capture import check_finite
@@ -59,7 +59,6 @@ class Reference:
         self.divisions: dict[str, Division] = {}
         self._batch_size = batch_size
         self._sizes: list[int] = []
-        self._confidences: list[Float64] = []
         self._files: dict[str, ArrayFile] = {}
         self._kinds: dict[str, Sizes] = {}
         try:
@@ -80,11 +79,6 @@ class Reference:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
-
-    @property
-    def confidence(self) -> float | None:
-        """Mean probability of the class that the original gives, None where no output classifies."""
-        return float(np.concatenate(self._confidences).mean()) if self._confidences else None
 
     def batches(self) -> Iterator[tuple[Batch, dict[str, Array]]]:
         """Stream the data again, each batch with the original's outputs on it, cut to the real samples.
@@ -117,12 +111,8 @@ class Reference:
                 continue
             check_finite(outputs[name], f"output '{name}' of the original, at samples from {self.samples}")
             file.append(outputs[name])
-            if class_scores(outputs[name], batch.size) is None or name in self.numbers:
-                if outputs[name].dtype.kind == "f":
-                    self._kinds.setdefault(name, Sizes()).add(outputs[name], batch.size)
-            elif name == self.output:
-                scores = outputs[name].reshape(batch.size, -1)
-                self._confidences.append(probabilities(scores, self.normalised).max(axis=1))
+            if name in self._kinds:
+                self._kinds[name].add(outputs[name], batch.size)
         if self.output is not None and batch.labels is not None:
             classes = outputs[self.output].shape[1]
             if batch.labels.max() >= classes:
@@ -136,6 +126,8 @@ class Reference:
         self._files = {name: ArrayFile() for name in compared}
         shaped = {name: class_scores(outputs[name], batch.size) for name in compared}
         self.numbers = tuple(name for name in compared if shaped[name] is not None and name in self._numbers)
+        floating = [name for name in compared if outputs[name].dtype.kind == "f"]
+        self._kinds = {name: Sizes() for name in floating if shaped[name] is None or name in self.numbers}
         for name, scores in shaped.items():
             if scores is not None and name not in self.numbers:
                 self.output, self.normalised = name, are_probabilities(scores)

@@ -244,13 +244,17 @@ def _report(
     recipe, given = asked.asked.to_json(), asked.given
     recipe |= {use: str(value) for use, value in given.items() if isinstance(value, (str, Path))}
     source: ModelFigures = asked.source.figures(cost)
-    classifies = not done or first["output"] is not None
-    judged_by = "top1" if first["labels"] else "agreement" if classifies else "relative_error"
+    judged_by: str = "agreement"
+    original_accuracy: float | None = 100.0
+    if first["labels"]:
+        judged_by, original_accuracy = "top1", first["original"]["top1"]
+    elif done and first["output"] is None:
+        judged_by, original_accuracy = "relative_error", None
     return SweepReport(
         input=source,
         labels=bool(first["labels"]),
         samples=int(first["samples"]),
-        original_accuracy=first["original"]["top1"] if first["labels"] else 100.0 if classifies else None,
+        original_accuracy=original_accuracy,
         judged_by=judged_by,
         points=tuple(points),
         gains=gains_of(points, YARDSTICKS[judged_by].losses),

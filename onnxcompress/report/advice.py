@@ -134,17 +134,18 @@ def sample_lines(accuracy: Accuracy | None) -> list[str]:
     if accuracy is None or not accuracy.classes or accuracy.samples < _FEWEST_JUDGED:
         return []
     chance, top1, majority = 1.0 / accuracy.classes, accuracy.original.top1, accuracy.majority or 0.0
-    if top1 is None or top1 >= 100.0 * max(min(_OVER_CHANCE * chance, 0.5), _USEFUL):
-        if majority < _ONE_SIDED or accuracy.classes < _MANY_CLASSES:
-            return []
+    if top1 is not None and top1 < 100.0 * max(min(_OVER_CHANCE * chance, 0.5), _USEFUL):
+        return [
+            f"The original gives {percent(top1)} of the labels, where guessing gives {percent(100 * chance)}: no "
+            "figure of accuracy here says anything then. --preprocess is not the model's, or the labels are not its "
+            "classes"
+        ]
+    if majority >= _ONE_SIDED and accuracy.classes >= _MANY_CLASSES:
         return [
             f"The original gives {percent(majority)} of the samples the same one of {accuracy.classes} classes: "
             "--preprocess is not the model's, or the samples are all of a kind, and tell little of what others lose"
         ]
-    return [
-        f"The original gives {percent(top1)} of the labels, where guessing gives {percent(100 * chance)}: no figure of "
-        "accuracy here says anything then. --preprocess is not the model's, or the labels are not its classes"
-    ]
+    return []
 
 
 def task_lines(report: Report) -> list[str]:
