@@ -2,8 +2,8 @@
 
     ||original - compressed|| / ||original||
 
-over all samples, of the output where it is largest, and of the small numbers alone where an output holds numbers of two
-sizes (`linalg.sizes`); of whole numbers and truth values, such as the classes of pixels, the share that differs. Such a
+over all samples, of the output where it is largest, and of smaller numbers alone where an output holds several kinds
+(`linalg.sizes`); of whole numbers and truth values, such as the classes of pixels, the share that differs. Such a
 share, and the error's square, is a ratio of two sums over samples, so its scatter follows by linearisation (W. G.
 Cochran, Sampling Techniques, 1977, chapter 6).
 """
@@ -29,13 +29,18 @@ class SmallNumbers:
     """The small numbers of an output that holds larger ones, too: scores beside boxes in pixels, say.
 
     Attributes:
-        axis: along which numbers are of two sizes.
-        count: entries of small ones, of the `length` that the axis has.
+        axis: along which numbers are of several kinds.
+        count: entries of this kind, of the `length` that the axis has.
+        first: the first of them, from 0.
     """
 
     axis: int
     count: int
     length: int
+    first: int
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.length} along axis {self.axis}, from {self.first} on"
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class ErrorTally:
     """Squared errors and energies of outputs, sample by sample; a batch counts as one where samples are not told apart.
 
     Args:
-        divisions: {output: where its small numbers lie}, which are judged by themselves, too.
+        divisions: {output: where numbers of several kinds lie}: smaller ones are judged by themselves, too.
 
     Attributes:
         apart: outputs that were missing or had another shape than the original's on some samples; they are left out.
@@ -99,9 +104,11 @@ class ErrorTally:
             missed, energies = (each.reshape(reference.shape) for each in both)
             self._add((name, None), rows, is_number, missed, energies)
             division = self._divisions.get(name)
-            if division is not None:
-                small = SmallNumbers(division.axis, int(division.small.sum()), len(division.small))
-                parts = (np.compress(division.small, each, axis=division.axis) for each in (missed, energies))
+            if division is None:
+                continue
+            for chosen in division.smaller:
+                small = SmallNumbers(division.axis, int(chosen.sum()), len(chosen), int(chosen.argmax()))
+                parts = (np.compress(chosen, each, axis=division.axis) for each in (missed, energies))
                 self._add((name, small), rows, is_number, *parts)
         return finite
 

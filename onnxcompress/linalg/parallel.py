@@ -43,8 +43,15 @@ def parallel_map(
             return function(item)
 
     workers = max(1, min(_MAX_WORKERS, _cores(), len(listed)))
-    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as executor:
+    with one_blas_thread(), ThreadPoolExecutor(workers) as executor:
         return list(executor.map(within_share, listed))
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let BLAS compute on the threads that call it alone, as beside a session of onnxruntime, which has all cores."""
+    with _blas().limit(limits=1, user_api="blas"):
+        yield
 
 
 @cache

@@ -1,9 +1,12 @@
-"""Numbers of two sizes in one output, such as boxes in pixels beside scores from 0 to 1: each kind is judged by itself.
+"""Numbers of several kinds in one output, such as boxes in pixels beside scores from 0 to 1: each is judged by itself.
 
-Kinds lie along an output's second axis or its last, (N, kinds, places...) or (N, places..., kinds). Small are entries
-of it whose mean square is below 1e-4 of the largest one's: numbers a hundredth as large. They are another kind where
-nothing lies between, a factor of 100 in the mean square: along places numbers fade. Where all numbers of an output lie
-between 0 and 1 they are of one kind: those near 0 say that something is not there.
+Kinds lie along an output's second axis or its last, (N, kinds, places...) or (N, places..., kinds), and differ in size,
+by the mean square of what an entry of that axis holds:
+
+- Probabilities, all above 0 and none above 1, are another kind than numbers at least twice as large. Where all numbers
+  of an output lie between 0 and 1 they are of one kind: those near 0 say that something is not there.
+- Of the other numbers small are those below a hundredth of the largest ones' size, where nothing lies between, a factor
+  of 10 in size: along places numbers fade.
 """
 
 from __future__ import annotations
@@ -16,20 +19,47 @@ import numpy.typing as npt
 
 from onnxcompress.linalg.spectrum import Matrix
 
-_SMALL, _GAP = 1e-4, 100.0
+_SMALL, _GAP, _GAP_TO_PROBABILITIES = 1e-4, 100.0, 4.0
 
 
 @dataclass(frozen=True)
 class Division:
-    """Where the small numbers of an output lie.
+    """Where numbers of different kinds lie in an output.
 
     Attributes:
-        axis: along which numbers are of two sizes.
-        small: whether an entry of that axis holds small ones, (length,).
+        axis: along which they differ.
+        kinds: the number of each entry's kind, (length,): 0 of the largest numbers, 1 of the next, and so on.
     """
 
     axis: int
-    small: npt.NDArray[np.bool_]
+    kinds: npt.NDArray[np.int64]
+
+    @property
+    def smaller(self) -> list[npt.NDArray[np.bool_]]:
+        """Of each kind but the largest numbers', whether an entry belongs to it, (length,)."""
+        return [np.asarray(self.kinds == kind) for kind in range(1, int(self.kinds.max()) + 1)]
+
+
+@dataclass(frozen=True)
+class _Along:
+    """What the entries of an axis hold, each (length,).
+
+    Attributes:
+        energies: sums of squares.
+        lowest, highest: numbers.
+    """
+
+    energies: Matrix
+    lowest: Matrix
+    highest: Matrix
+
+    def joined(self, other: _Along) -> _Along:
+        """Return both together."""
+        return _Along(
+            self.energies + other.energies,
+            np.minimum(self.lowest, other.lowest),
+            np.maximum(self.highest, other.highest),
+        )
 
 
 class Sizes:
@@ -39,8 +69,7 @@ class Sizes:
         self._samples = 0
         self._energy = 0.0
         self._dimensions = 0
-        self._along: dict[int, Matrix] = {}
-        self._lowest, self._highest = math.inf, -math.inf
+        self._along: dict[int, _Along] = {}
 
     def add(self, array: npt.NDArray[np.floating], samples: int) -> None:
         """Take the answers to so many samples in, (samples, ...) where samples are told apart."""
@@ -51,52 +80,64 @@ class Sizes:
         self._energy += float(squares.sum())
         if array.size == 0 or array.ndim < 2:
             return
-        self._lowest, self._highest = min(self._lowest, float(array.min())), max(self._highest, float(array.max()))
         for axis in {1, array.ndim - 1} if first else set(self._along):
-            energies = squares.sum(axis=tuple(each for each in range(array.ndim) if each != axis))
+            others = tuple(each for each in range(array.ndim) if each != axis)
+            own = _Along(squares.sum(axis=others), array.min(axis=others), array.max(axis=others))
             known = self._along.get(axis)
             if known is None:
-                self._along[axis] = energies
-            elif len(known) == len(energies):
-                self._along[axis] = known + energies
+                self._along[axis] = own
+            elif len(known.energies) == len(own.energies):
+                self._along[axis] = known.joined(own)
             else:  # of varying length: there is nothing to add to
                 del self._along[axis]
 
     def division(self) -> Division | None:
-        """Return where the small numbers lie, None where all are of one kind."""
-        if not math.isfinite(self._energy) or (self._lowest >= 0.0 and self._highest <= 1.0):
+        """Return where numbers of different kinds lie, None where all are of one kind."""
+        if not math.isfinite(self._energy):
             return None
-        gaps = {axis: _gap(energies) for axis, energies in self._along.items()}
-        axis = max(gaps, key=lambda each: gaps[each], default=None)
-        if axis is None or gaps[axis] < _GAP:
-            return None
-        return Division(axis, _is_small(self._along[axis]))
+        found = {axis: _kinds(own) for axis, own in self._along.items()}
+        axis = max(found, key=lambda each: found[each][1], default=None)
+        return None if axis is None or not found[axis][1] else Division(axis, found[axis][0])
 
     def weights(self) -> Matrix:
         """Return weights of squared errors, broadcast over an output.
 
         A sample's sum of weighted squared errors is on average, over samples, the relative squared error: the mean of
-        the small and the large numbers' where there are two kinds. 0 where all are zero, or some are not finite.
+        all kinds' where there are several. 0 where all are zero, or some are not finite.
         """
         division = self.division()
         if division is None:
             return np.full([1] * self._dimensions, _over(self._samples, self._energy))
-        energies = self._along[division.axis]
-        weights = np.empty(len(energies))
-        for part in (division.small, ~division.small):
-            weights[part] = _over(self._samples, 2.0 * float(energies[part].sum()))
+        energies, kinds = self._along[division.axis].energies, division.kinds
+        sums = np.bincount(kinds, energies)
+        weights = np.array([_over(self._samples, len(sums) * float(own)) for own in sums])[kinds]
         return weights.reshape([-1 if axis == division.axis else 1 for axis in range(self._dimensions)])
 
 
-def _is_small(energies: Matrix) -> npt.NDArray[np.bool_]:
-    return np.asarray(energies < _SMALL * energies.max())
+def _kinds(along: _Along) -> tuple[npt.NDArray[np.int64], float]:
+    """Return the kind of each entry of an axis, (length,), and the widest gap between two kinds; 0 of one kind."""
+    energies = along.energies
+    probable = (along.lowest > 0.0) & (along.highest <= 1.0)
+    if ((along.lowest >= 0.0) & (along.highest <= 1.0)).all():
+        return np.zeros(len(energies), np.int64), 0.0
+    gap = _gap(energies, probable)
+    if gap < _GAP_TO_PROBABILITIES:
+        probable, gap = np.zeros_like(probable), 0.0
+    small = ~probable & (energies < _SMALL * energies.max())
+    gap_of_small = _gap(energies[~probable], small[~probable])
+    if gap_of_small < _GAP:
+        small, gap_of_small = np.zeros_like(small), 0.0
+    parts = [part for part in (~probable & ~small, small, probable) if part.any()]
+    kinds = np.empty(len(energies), np.int64)
+    for kind, part in enumerate(sorted(parts, key=lambda each: float(energies[each].mean()), reverse=True)):
+        kinds[part] = kind
+    return kinds, max(gap, gap_of_small)
 
 
-def _gap(energies: Matrix) -> float:
+def _gap(energies: Matrix, small: npt.NDArray[np.bool_]) -> float:
     """Return how many times the small entries' largest energy (length,) fits into the others' smallest; 0 of none."""
-    small = _is_small(energies)
     largest = float(energies[small].max(initial=0.0))
-    return float(energies[~small].min()) / largest if largest > 0.0 else 0.0
+    return float(energies[~small].min(initial=math.inf)) / largest if largest > 0.0 and not small.all() else 0.0
 
 
 def _over(samples: int, energy: float) -> float:

@@ -112,8 +112,8 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
     error, output, part = accuracy.relative_error or 0.0, accuracy.relative_error_output, accuracy.relative_error_part
     if error >= WORTH_SAYING_ERROR and part is not None:
         lines.append(
-            f"The small numbers of output '{output}' ({part.count} of {part.length} along axis {part.axis}) differ "
-            f"from the original's by {percent(100 * error)} of their size. "
+            f"The small numbers of output '{output}' ({part}) differ from the original's by {percent(100 * error)} of "
+            "their size. "
         )
     elif error >= WORTH_SAYING_ERROR and accuracy.output is None:
         lines.append(

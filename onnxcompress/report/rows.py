@@ -46,7 +46,7 @@ def _accuracy_rows(report: Report) -> list[Row]:
     if accuracy.relative_error is not None and _shows_error(report, accuracy):
         output, part = accuracy.relative_error_output, accuracy.relative_error_part
         which = "the outputs" if output is None else f"'{output}'"
-        small = "" if part is None else f", small numbers ({part.count} of {part.length} along axis {part.axis})"
+        small = "" if part is None else f", small numbers ({part})"
         rows.append((f"Relative error of {which}{small}", "", _error(accuracy), ""))
     if accuracy.not_finite:
         rows.append(("Samples with NaN or infinity", "", str(accuracy.not_finite), ""))

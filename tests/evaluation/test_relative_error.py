@@ -128,30 +128,42 @@ def test_small_numbers_are_judged_by_themselves() -> None:
     after = np.concatenate([boxes * 1.002, 0.4 * scores], axis=1).astype(np.float32)
     for axis in (1, 2):
         first, second = (np.ascontiguousarray(np.moveaxis(each, 1, axis)) for each in (before, after))
-        tally = ErrorTally({"y": Division(axis, np.arange(10) >= 4)})
+        tally = ErrorTally({"y": Division(axis, np.repeat([0, 1], [4, 6]))})
         for at in (0, 5):
             tally.add(len(first[at : at + 5]), {"y": first[at : at + 5]}, {"y": second[at : at + 5]})
         found = tally.result()
         assert found is not None
-        assert (found.output, found.part) == ("y", SmallNumbers(axis, 6, 10))
+        assert (found.output, found.part) == ("y", SmallNumbers(axis, 6, 10, 4))
         assert found.value == pytest.approx(0.6, rel=1e-5)
         assert found.interval == pytest.approx((0.6, 0.6), rel=1e-5)
         whole = error_of(first, second)
         assert whole.part is None
         assert whole.value < 0.01
     # Where the large ones are worse, the whole tells it.
-    tally = ErrorTally({"y": Division(1, np.arange(10) >= 4)})
+    tally = ErrorTally({"y": Division(1, np.repeat([0, 1], [4, 6]))})
     tally.add(12, {"y": before}, {"y": np.concatenate([0.5 * before[:, :4], before[:, 4:]], axis=1)})
     found = tally.result()
     assert found is not None
     assert (found.value, found.part) == (pytest.approx(0.5, rel=1e-4), None)
 
 
+def test_of_several_kinds_the_worst_is_told() -> None:
+    before = np.random.default_rng(0).random((6, 5, 8)) * np.array([300.0, 300.0, 3.0, 3.0, 0.1])[:, None]
+    for wrong, part in (([2, 3], SmallNumbers(1, 2, 5, 2)), ([4], SmallNumbers(1, 1, 5, 4))):
+        after = before.copy()
+        after[:, wrong] *= 0.8
+        tally = ErrorTally({"y": Division(1, np.array([0, 0, 1, 1, 2]))})
+        tally.add(6, {"y": before}, {"y": after})
+        found = tally.result()
+        assert found is not None
+        assert (found.value, found.part) == (pytest.approx(0.2), part)
+
+
 def test_small_numbers_of_a_batch_that_does_not_tell_samples_apart() -> None:
     before = np.array([[300.0, 1.0], [200.0, 0.5]], np.float32)[:, :, None]
-    tally = ErrorTally({"y": Division(1, np.array([False, True]))})
+    tally = ErrorTally({"y": Division(1, np.array([0, 1]))})
     for _ in range(2):
         tally.add(5, {"y": before}, {"y": before * np.array([1.0, 0.5], np.float32)[:, None]})
     found = tally.result()
     assert found is not None
-    assert (found.value, found.part) == (pytest.approx(0.5), SmallNumbers(1, 1, 2))
+    assert (found.value, found.part) == (pytest.approx(0.5), SmallNumbers(1, 1, 2, 1))

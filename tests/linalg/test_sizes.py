@@ -1,4 +1,4 @@
-"""Numbers of two sizes in one output: where the small ones lie, and how errors of both weigh."""
+"""Numbers of several kinds in one output: where each kind lies, and how errors of all weigh."""
 
 from __future__ import annotations
 
@@ -30,7 +30,36 @@ def test_the_small_numbers_are_found(axis: int) -> None:
     division = sizes_of(array).division()
     assert division is not None
     assert division.axis == axis
-    np.testing.assert_array_equal(division.small, np.arange(10) >= 4)
+    np.testing.assert_array_equal(division.kinds, np.arange(10) >= 4)
+    (small,) = division.smaller
+    np.testing.assert_array_equal(small, np.arange(10) >= 4)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_probabilities_are_a_kind_beside_other_small_numbers(axis: int) -> None:
+    """Boxes in pixels, scores and coefficients of masks, as a network that segments what it detects joins them."""
+    boxes, scores = np.split(boxes_and_scores(), [4], axis=1)
+    coefficients = np.random.default_rng(1).standard_normal((12, 8, 50))
+    array = np.moveaxis(np.concatenate([boxes, 1e-3 + 0.1 * scores, coefficients], axis=1), 1, axis)
+    division = sizes_of(array).division()
+    assert division is not None
+    assert division.axis == axis
+    np.testing.assert_array_equal(division.kinds, np.repeat([0, 2, 1], [4, 6, 8]))
+    assert [int(each.sum()) for each in division.smaller] == [8, 6]
+    parts = np.split(np.square(array.astype(np.float64)), [4, 10], axis=axis)
+    weights = np.broadcast_to(sizes_of(array).weights(), array.shape)
+    for part, weight in zip(parts, np.split(weights, [4, 10], axis=axis), strict=True):
+        assert (weight * part).sum() / len(array) == pytest.approx(1 / 3)
+
+
+def test_probabilities_and_coefficients_alone_are_two_kinds() -> None:
+    scores, coefficients = 0.2 * boxes_and_scores()[:, 4:], np.random.default_rng(1).standard_normal((12, 8, 50))
+    division = sizes_of(np.concatenate([coefficients, scores], axis=1)).division()
+    assert division is not None
+    np.testing.assert_array_equal(division.kinds, np.repeat([0, 1], [8, 6]))
+    # Numbers as large, or that are 0 now and then as behind a Relu, are no other kind.
+    for others in (4.5 * scores, np.where(scores < 0.02, 0.0, scores)):
+        assert sizes_of(np.concatenate([coefficients, others], axis=1)).division() is None
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -67,7 +96,8 @@ def test_along_places_numbers_fade() -> None:
     fading = np.exp(-0.3 * np.abs(np.arange(60) - 30.0))
     array = 50.0 * fading * np.random.default_rng(0).random((8, 1, 20, 60))
     assert sizes_of(array).division() is None
-    kinds = boxes_and_scores()
+    kinds = boxes_and_scores() - 0.5  # no probabilities
+    assert sizes_of(kinds).division() is not None
     kinds[:, 4] *= 8.0
     assert sizes_of(kinds).division() is None
 
@@ -79,7 +109,7 @@ def test_kinds_may_be_more_than_places(shape: tuple[int, ...]) -> None:
     np.moveaxis(array, axis, -1)[..., :4] *= 300.0
     division = sizes_of(array).division()
     assert division is not None
-    assert (division.axis, int(division.small.sum())) == (axis, 26)
+    assert (division.axis, int(division.kinds.sum())) == (axis, 26)
 
 
 def test_zeros_are_not_a_kind() -> None:

@@ -70,8 +70,8 @@ def test_the_report_tells_the_error_of_the_small_ones(tmp_path: Path, capsys: py
     one, two = (answers(each)[1] for each in (original, changed))
     assert accuracy["relative_error"] == pytest.approx(np.linalg.norm(one - two) / np.linalg.norm(one), rel=1e-5)
     assert accuracy["relative_error_output"] == "found"
-    assert accuracy["relative_error_part"] == {"axis": 1, "count": SCORES, "length": BOXES + SCORES}
-    assert f"small numbers ({SCORES} of {BOXES + SCORES} along axis 1)" in capsys.readouterr().out
+    assert accuracy["relative_error_part"] == {"axis": 1, "count": SCORES, "length": BOXES + SCORES, "first": BOXES}
+    assert f"small numbers ({SCORES} of {BOXES + SCORES} along axis 1, from {BOXES} on)" in capsys.readouterr().out
 
 
 def test_a_search_keeps_the_limit_for_both() -> None:
@@ -81,7 +81,7 @@ def test_a_search_keeps_the_limit_for_both() -> None:
     found = result.report.accuracy
     assert found is not None
     assert found.relative_error == pytest.approx(max(errors(result.model)), rel=1e-3)
-    assert found.relative_error_part in (None, SmallNumbers(1, SCORES, BOXES + SCORES))
+    assert found.relative_error_part in (None, SmallNumbers(1, SCORES, BOXES + SCORES, BOXES))
 
 
 def test_training_counts_both() -> None:

@@ -61,13 +61,14 @@ def test_outputs_beside_the_classes_are_told_of() -> None:
     assert left_out.startswith(
         "Not compared: 'kept'. The second model does not have them, on some samples the two give them other"
     )
-    small = dataclasses.replace(beside, relative_error_part=SmallNumbers(1, 18, 22), not_compared=())
+    small = dataclasses.replace(beside, relative_error_part=SmallNumbers(1, 18, 22, 4), not_compared=())
     (line,) = comparison_warnings(report(accuracy=small))
     assert line.startswith(
-        "The small numbers of output 'boxes' (18 of 22 along axis 1) differ from the original's by 30.0 % of their size"
+        "The small numbers of output 'boxes' (18 of 22 along axis 1, from 4 on) differ from the original's by 30.0 % "
+        "of their size"
     )
     rows = {row[0]: row[2] for row in before_and_after(report(accuracy=small))}
-    assert rows["Relative error of 'boxes', small numbers (18 of 22 along axis 1)"] == "30.0 %"
+    assert rows["Relative error of 'boxes', small numbers (18 of 22 along axis 1, from 4 on)"] == "30.0 %"
     scores = dataclasses.replace(beside, relative_error_output=beside.output, not_compared=())
     assert comparison_warnings(report(accuracy=scores)) == ()
     rows = {row[0]: row[2] for row in before_and_after(report(accuracy=beside))}

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
+from onnxcompress.linalg.parallel import one_blas_thread
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Samples
@@ -94,21 +95,22 @@ def gradient_moments(
     size, filled = sample_batch(model)
     size = size if filled else min(size, _BATCH)
     batches = batched(spread(calibration, _IMAGES), size, filled=filled)
-    for samples, gradients in one_ahead((len(next(iter(b.values()))), backward.run(b, generator)) for b in batches):
-        count += samples
-        for name, gradient in gradients.items():
-            last = np.moveaxis(gradient, channels[name], -1)
-            rows = last.reshape(len(gradient), -1, last.shape[-1])
-            # |R^T R| = |R R^T|: of the samples' own sums the smaller ones say how far they differ.
-            if rows.shape[1] > rows.shape[2]:
-                own = np.matmul(rows.transpose(0, 2, 1), rows)
-                total = own.sum(axis=0)
-            else:
-                own = np.matmul(rows, rows.transpose(0, 2, 1))
-                flat = rows.reshape(-1, rows.shape[2])
-                total = flat.T @ flat
-            sums[name] = sums.get(name, 0.0) + total.astype(np.float64)
-            squares[name] = squares.get(name, 0.0) + float(np.square(own, dtype=np.float64).sum())
+    with one_blas_thread():
+        for samples, gradients in one_ahead((len(next(iter(b.values()))), backward.run(b, generator)) for b in batches):
+            count += samples
+            for name, gradient in gradients.items():
+                last = np.moveaxis(gradient, channels[name], -1)
+                rows = last.reshape(len(gradient), -1, last.shape[-1])
+                # |R^T R| = |R R^T|: of the samples' own sums the smaller ones say how far they differ.
+                if rows.shape[1] > rows.shape[2]:
+                    own = np.matmul(rows.transpose(0, 2, 1), rows)
+                    total = own.sum(axis=0)
+                else:
+                    own = np.matmul(rows, rows.transpose(0, 2, 1))
+                    flat = rows.reshape(-1, rows.shape[2])
+                    total = flat.T @ flat
+                sums[name] = sums.get(name, 0.0) + total.astype(np.float64)
+                squares[name] = squares.get(name, 0.0) + float(np.square(own, dtype=np.float64).sum())
     finite = {name for name, own in sums.items() if np.isfinite(own).all() and np.isfinite(squares[name])}
     return {
         layer.node: _shrunk(sums[layer.output] / count, squares[layer.output] / count, count)
