@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.runtime.tensors import Array
+from onnxcompress.runtime.tensors import Array, classifies
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -18,10 +18,9 @@ _SUM_TOLERANCE = 1e-2
 
 def class_scores(output: Array, samples: int) -> Array | None:
     """Return an output of shape [N, C] or [N, C, 1, ...] with C > 1 as (N, C), or None where it classifies nothing."""
-    if output.ndim < 2 or output.dtype.kind != "f":
+    if output.dtype.kind != "f" or output.shape[:1] != (samples,) or not classifies(output.shape):
         return None
-    is_flat = output.shape[0] == samples and all(size == 1 for size in output.shape[2:])
-    return output.reshape(output.shape[:2]) if is_flat and output.shape[1] > 1 else None
+    return output.reshape(output.shape[:2])
 
 
 def are_probabilities(scores: Array) -> bool:

@@ -13,11 +13,11 @@ from pathlib import Path
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores, probabilities
 from onnxcompress.evaluation.reference import real_outputs
 from onnxcompress.graph import Model
-from onnxcompress.passes.recovery.output_weights import classifies
 from onnxcompress.passes.recovery.outputs import Output, compared_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.dataset import Dataset
 from onnxcompress.runtime.session import Session
+from onnxcompress.runtime.tensors import classifies
 
 _SAMPLES = 32
 _LEAST_CONFIDENCE = 0.05

@@ -20,7 +20,7 @@ from onnxcompress.runtime.providers import (
     plain_message,
     preload_libraries,
 )
-from onnxcompress.runtime.tensors import Array, TensorInfo, fixed_batch, tensor_info
+from onnxcompress.runtime.tensors import Array, TensorInfo, classifies, fixed_batch, tensor_info
 
 ModelSource = bytes | str | os.PathLike[str]
 """A serialised model, or the path of one (needed above 2 GB, and where weights lie in side files)."""
@@ -94,10 +94,8 @@ class Session:
     def classes(self) -> int | None:
         """The number of classes where an output has shape [N, C] or [N, C, 1, ...] with a known C > 1, else None."""
         for info in self.outputs:
-            if len(info.shape) >= 2 and all(size == 1 for size in info.shape[2:]):
-                size = info.shape[1]
-                if isinstance(size, int) and size > 1:
-                    return size
+            if classifies(info.shape) and isinstance(size := info.shape[1], int):
+                return size
         return None
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

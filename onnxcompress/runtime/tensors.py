@@ -52,6 +52,11 @@ def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
     return next((info.fixed_batch for info in inputs if info.fixed_batch is not None), None)
 
 
+def classifies(shape: Sequence[object]) -> bool:
+    """Whether an output of this shape may hold class scores: (N, C) or (N, C, 1, ...) with C > 1, or not known."""
+    return len(shape) > 1 and shape[1] not in (0, 1) and all(length == 1 for length in shape[2:])
+
+
 def shown_shape(shape: Sequence[int | str | None]) -> str:
     """Return a shape as `[batch,3,?,224]`."""
     return "[" + ",".join("?" if size is None else str(size) for size in shape) + "]"

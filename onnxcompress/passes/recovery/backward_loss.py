@@ -23,7 +23,7 @@ import onnx
 from onnxcompress.graph import Shape
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.backward_nodes import Array, Tape, lengths
-from onnxcompress.passes.recovery.output_weights import classifies
+from onnxcompress.runtime.tensors import classifies
 
 _SUM_TOLERANCE = 1e-2
 _SMALLEST_PROBABILITY = 1e-12

@@ -9,6 +9,7 @@ from torch.nn import functional
 from onnxcompress.passes.recovery.graph_module import Tensors
 from onnxcompress.passes.recovery.outputs import Output as Output
 from onnxcompress.passes.recovery.outputs import compared_outputs as compared_outputs
+from onnxcompress.runtime.tensors import classifies
 
 _SUM_TOLERANCE = 1e-2
 # Of a tensor that is zero throughout: errors of float32 stay finite over it.
@@ -17,9 +18,7 @@ _NO_ENERGY = 1e-12
 
 def class_scores(output: Tensor) -> Tensor | None:
     """Return an output (N, C) or (N, C, 1, ...) with C > 1 as (N, C), None where it classifies nothing."""
-    if output.dim() < 2 or output.shape[1] < 2 or any(size != 1 for size in output.shape[2:]):
-        return None
-    return output.reshape(output.shape[:2])
+    return output.reshape(output.shape[:2]) if classifies(output.shape) else None
 
 
 def divergence(computed: Tensor, expected: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ which are the same wherever such errors are weighed, in sensitivities, gradients
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from onnxcompress.graph import Model
 from onnxcompress.linalg.sizes import Sizes
@@ -15,14 +15,9 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import LABELS, Samples
 from onnxcompress.passes.recovery.allocation_samples import batched, sample_batch, spread
 from onnxcompress.runtime.capture import Capture
-from onnxcompress.runtime.tensors import Array
+from onnxcompress.runtime.tensors import Array, classifies
 
 _IMAGES = 48
-
-
-def classifies(shape: Sequence[object]) -> bool:
-    """Whether an output of this shape holds class scores: (N, C) or (N, C, 1, ...) with C > 1."""
-    return len(shape) > 1 and shape[1] not in (0, 1) and all(length == 1 for length in shape[2:])
 
 
 def output_weights(
