@@ -3,10 +3,11 @@
 Kinds lie along an output's second axis or its last, (N, kinds, places...) or (N, places..., kinds), and differ in size,
 by the mean square of what an entry of that axis holds:
 
-- Probabilities, all above 0 and none above 1, are another kind than numbers at least twice as large. Where all numbers
-  of an output lie between 0 and 1 they are of one kind: those near 0 say that something is not there.
-- Of the other numbers small are those below a hundredth of the largest ones' size, where nothing lies between, a factor
-  of 10 in size: along places numbers fade.
+- Probabilities, between 0 and 1 and hardly ever 0 as behind a Relu, are another kind than numbers at least twice as
+  large. Where all numbers of an output lie between 0 and 1 they are of one kind: those near 0 say that something is not
+  there.
+- Of the other numbers small are those below the first gap, a factor of 10 in size in which nothing lies, as seen from
+  the largest: along places numbers fade.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import numpy.typing as npt
 
 from onnxcompress.linalg.spectrum import Matrix
 
-_SMALL, _GAP, _GAP_TO_PROBABILITIES = 1e-4, 100.0, 4.0
+_GAP, _GAP_TO_PROBABILITIES = 100.0, 4.0
+
+_MOST_ZEROS = 0.01
+"""Of probabilities. A sigmoid of onnxruntime gives 0 for what is very unlikely: 0.02 % of a class of a YOLOv8."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,14 @@ class _Along:
     """What the entries of an axis hold, each (length,).
 
     Attributes:
+        count: of an entry's numbers.
+        zeros: how many of them are 0.
         energies: sums of squares.
         lowest, highest: numbers.
     """
 
+    count: int
+    zeros: npt.NDArray[np.int64]
     energies: Matrix
     lowest: Matrix
     highest: Matrix
@@ -56,6 +64,8 @@ class _Along:
     def joined(self, other: _Along) -> _Along:
         """Return both together."""
         return _Along(
+            self.count + other.count,
+            self.zeros + other.zeros,
             self.energies + other.energies,
             np.minimum(self.lowest, other.lowest),
             np.maximum(self.highest, other.highest),
@@ -82,7 +92,8 @@ class Sizes:
             return
         for axis in {1, array.ndim - 1} if first else set(self._along):
             others = tuple(each for each in range(array.ndim) if each != axis)
-            own = _Along(squares.sum(axis=others), array.min(axis=others), array.max(axis=others))
+            zeros, count = (array == 0.0).sum(axis=others), array.size // array.shape[axis]
+            own = _Along(count, zeros, squares.sum(axis=others), array.min(axis=others), array.max(axis=others))
             known = self._along.get(axis)
             if known is None:
                 self._along[axis] = own
@@ -117,21 +128,28 @@ class Sizes:
 def _kinds(along: _Along) -> tuple[npt.NDArray[np.int64], float]:
     """Return the kind of each entry of an axis, (length,), and the widest gap between two kinds; 0 of one kind."""
     energies = along.energies
-    probable = (along.lowest > 0.0) & (along.highest <= 1.0)
-    if ((along.lowest >= 0.0) & (along.highest <= 1.0)).all():
+    within = (along.lowest >= 0.0) & (along.highest <= 1.0)
+    if within.all():
         return np.zeros(len(energies), np.int64), 0.0
+    probable = within & (along.zeros <= _MOST_ZEROS * along.count)
     gap = _gap(energies, probable)
     if gap < _GAP_TO_PROBABILITIES:
         probable, gap = np.zeros_like(probable), 0.0
-    small = ~probable & (energies < _SMALL * energies.max())
+    least = _least_of_large(energies[~probable])
+    small = ~probable & (energies < least)
     gap_of_small = _gap(energies[~probable], small[~probable])
-    if gap_of_small < _GAP:
-        small, gap_of_small = np.zeros_like(small), 0.0
     parts = [part for part in (~probable & ~small, small, probable) if part.any()]
     kinds = np.empty(len(energies), np.int64)
     for kind, part in enumerate(sorted(parts, key=lambda each: float(energies[each].mean()), reverse=True)):
         kinds[part] = kind
     return kinds, max(gap, gap_of_small)
+
+
+def _least_of_large(energies: Matrix) -> float:
+    """Return the energy (of those in (length,)) above the first gap, 0 where there is none."""
+    descending = np.sort(energies[energies > 0.0])[::-1]
+    (gaps,) = np.nonzero(descending[:-1] >= _GAP * descending[1:])
+    return float(descending[gaps[0]]) if len(gaps) else 0.0
 
 
 def _gap(energies: Matrix, small: npt.NDArray[np.bool_]) -> float:

@@ -12,6 +12,7 @@ from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
+from onnxcompress.pipeline.open_sizes import with_sizes_of_data
 from onnxcompress.pipeline.outputs import check_outputs, write_together
 from onnxcompress.pipeline.report_files import report_files, report_paths
 from onnxcompress.pipeline.request import RecipeLike, resolve_recipe
@@ -56,9 +57,10 @@ def compare(
     check_outputs(None, overwrite=False, reports=report_paths(asked), inputs=[original, compressed])
     providers = resolve_providers(asked)
     first, second = (read_source(each, asked.input_shape) for each in (original, compressed))
+    data_sets = open_data(first.content, asked, data)
+    (first, second), asked = with_sizes_of_data([first, second], asked, data_sets)
     costs = [model_cost(each.model) for each in (first, second)]
     figures = [each.figures(cost) for each, cost in zip((first, second), costs, strict=True)]
-    data_sets = open_data(first.content, asked, data)
     numbers = number_outputs(first.model, first.content, asked, data_sets.in_use)
     tell = progress or no_progress
     evaluation = data_sets.evaluation

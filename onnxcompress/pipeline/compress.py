@@ -17,6 +17,7 @@ from onnxcompress.pipeline.job import Job, finish, finish_search
 from onnxcompress.pipeline.latency_context import with_latency
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import latency_settings, open_data, resolve_providers
+from onnxcompress.pipeline.open_sizes import with_sizes_of_data
 from onnxcompress.pipeline.outputs import CompressedModel, write_together
 from onnxcompress.pipeline.plan_file import DECIDING_OPTIONS, SavedPlan
 from onnxcompress.pipeline.race import race_on
@@ -98,8 +99,6 @@ def compress(
     source = read_source(model, asked.input_shape)
     name = str(source.path or "model")
     check_something_can_be_compressed(source.model, asked, name)
-    original_cost = model_cost(source.model)
-    check_target_can_be_counted(source.model, original_cost, asked)
     saved = request.saved_plan
     if saved is not None:
         saved.check_is_for(source, asked)
@@ -111,6 +110,10 @@ def compress(
         request.train,
         needs_calibration=request.needs_calibration,
     )
+    (source,), asked = with_sizes_of_data([source], asked, data_sets)
+    request = replace(request, recipe=asked)
+    original_cost = model_cost(source.model)
+    check_target_can_be_counted(original_cost, asked)
     context = PassContext(
         asked.seed,
         int(asked.round_to or 1),

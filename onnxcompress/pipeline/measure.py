@@ -40,9 +40,9 @@ class DataSets:
     """Of data that lie elsewhere, kept as long as they are read."""
 
     @property
-    def in_use(self) -> tuple[Dataset | None, ...]:
-        """The data sets, those to calibrate on first."""
-        return self.calibration, self.evaluation, self.training
+    def in_use(self) -> tuple[Dataset, ...]:
+        """The data sets that there are, those to calibrate on first."""
+        return tuple(each for each in (self.calibration, self.evaluation, self.training) if each is not None)
 
     @property
     def calibration_samples(self) -> Samples | None:

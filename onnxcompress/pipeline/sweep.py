@@ -12,7 +12,8 @@ from typing import Any
 from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.evaluation.reference import Reference
-from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
+from onnxcompress.pipeline.measure import DataSets, measure, open_data, resolve_providers
+from onnxcompress.pipeline.open_sizes import with_sizes_of_data
 from onnxcompress.pipeline.outputs import write_together
 from onnxcompress.pipeline.request import RecipeLike, make_request, resolve_recipe
 from onnxcompress.pipeline.source import ModelLike, Source, read_source
@@ -31,6 +32,7 @@ from onnxcompress.report.figures import ModelFigures
 from onnxcompress.report.json_file import plain_json
 from onnxcompress.report.progress import Progress, no_progress
 from onnxcompress.report.sweep_figures import YARDSTICKS, SweepPoint, SweepReport, fronts_of, gains_of
+from onnxcompress.runtime.dataset import Dataset
 from onnxcompress.runtime.providers import Provider
 from onnxcompress.runtime.session import Session
 
@@ -92,8 +94,11 @@ def sweep(
     kept = {point.name: _kept(asked, point) for point in asked.grid}
     resumed = {name for name, value in kept.items() if value is not None}
     tasks = [_task(asked, point) for point in asked.grid if kept[point.name] is None]
+    data_sets = _open_data(asked)
+    (source,), sized = with_sizes_of_data([asked.source], asked.recipe, data_sets)
+    asked = replace(asked, source=source, recipe=sized)
     if tasks:
-        _check_data(asked, tell)
+        _check_data(asked, data_sets.evaluation, tell)
         by_name = {point.name: point for point in asked.grid}
         with interrupts_stop(), contextlib.closing(_run(asked, tasks, tell)) as outcomes:
             for outcome in outcomes:
@@ -187,20 +192,19 @@ def _task(asked: _Sweep, point: GridPoint) -> Task:
     )
 
 
-def _check_data(asked: _Sweep, tell: Progress) -> None:
-    """Run the original on the evaluation data, so that data which do not fit end the sweep before its first point."""
+def _open_data(asked: _Sweep) -> DataSets:
     recipe = asked.recipe
     data = {use: value if value is not None else getattr(recipe, use) for use, value in asked.given.items()}
-    content = asked.source.content
-    sets = open_data(content, recipe, data["data"], data["calib"], data["train"], needs_calibration=asked.calibrated)
-    if sets.evaluation is None:
+    paths = data["data"], data["calib"], data["train"]
+    return open_data(asked.source.content, recipe, *paths, needs_calibration=asked.calibrated)
+
+
+def _check_data(asked: _Sweep, evaluation: Dataset | None, tell: Progress) -> None:
+    """Run the original on the evaluation data, so that data which do not fit end the sweep before its first point."""
+    if evaluation is None:
         raise DataError("a sweep needs evaluation data: give --data PATH")
-    length = sets.evaluation.length
-    with Reference(
-        Session(content, asked.providers[0]),
-        sets.evaluation,
-        progress=lambda done: tell("accuracy of the original", done, length),
-    ):
+    session, length = Session(asked.source.content, asked.providers[0]), evaluation.length
+    with Reference(session, evaluation, progress=lambda done: tell("accuracy of the original", done, length)):
         pass
 
 

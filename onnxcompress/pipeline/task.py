@@ -28,27 +28,24 @@ _FEW_CLASSES = 20
 """So many always reach it."""
 
 
-def number_outputs(
-    model: Model, content: bytes | Path, recipe: Recipe, data: Sequence[Dataset | None]
-) -> frozenset[str]:
+def number_outputs(model: Model, content: bytes | Path, recipe: Recipe, data: Sequence[Dataset]) -> frozenset[str]:
     """Return the tensors of the shape of class scores that are judged as numbers: outputs, and what stands for them.
 
     Args:
         model: the original; `content` is what onnxruntime loads of it.
         recipe: its `task` decides. With `auto` an output classifies that ends with a Softmax or has few classes, and
             every one where there are labels; what is left is looked at on the first data that there are.
-        data: what is given, None where there are none.
+        data: what is given.
 
     Raises:
         DataError: the data cannot be read.
     """
     shaped = [each for each in compared_outputs(model, model) if classifies(model.shape_of(each.name) or ())]
-    given = [each for each in data if each is not None]
-    if recipe.task == "classification" or (recipe.task == "auto" and any(each.has_labels for each in given)):
+    if recipe.task == "classification" or (recipe.task == "auto" and any(each.has_labels for each in data)):
         shaped = []
     if recipe.task == "auto" and shaped:
         shaped = [each for each in shaped if _may_be_numbers(model, each)]
-        shaped = _undecided(shaped, content, given[0]) if shaped and given else []
+        shaped = _undecided(shaped, content, data[0]) if shaped and data else []
     return frozenset(name for each in shaped for name in (each.name, each.compared))
 
 

@@ -227,7 +227,7 @@ class Recipe:
         InputShapes(),
         LATENCY,
         "NAME:1x3x224x224",
-        "shape of an input whose sizes the model leaves open (repeatable)",
+        "shape of an input whose sizes the model leaves open (repeatable; default: as the data have it)",
     )
 
     profile: bool = option(

@@ -39,7 +39,7 @@ def test_the_small_numbers_are_found(axis: int) -> None:
 def test_probabilities_are_a_kind_beside_other_small_numbers(axis: int) -> None:
     """Boxes in pixels, scores and coefficients of masks, as a network that segments what it detects joins them."""
     boxes, scores = np.split(boxes_and_scores(), [4], axis=1)
-    coefficients = np.random.default_rng(1).standard_normal((12, 8, 50))
+    coefficients = 8.0 * np.random.default_rng(1).standard_normal((12, 8, 50))
     array = np.moveaxis(np.concatenate([boxes, 1e-3 + 0.1 * scores, coefficients], axis=1), 1, axis)
     division = sizes_of(array).division()
     assert division is not None
@@ -57,9 +57,14 @@ def test_probabilities_and_coefficients_alone_are_two_kinds() -> None:
     division = sizes_of(np.concatenate([coefficients, scores], axis=1)).division()
     assert division is not None
     np.testing.assert_array_equal(division.kinds, np.repeat([0, 1], [8, 6]))
-    # Numbers as large, or that are 0 now and then as behind a Relu, are no other kind.
-    for others in (4.5 * scores, np.where(scores < 0.02, 0.0, scores)):
-        assert sizes_of(np.concatenate([coefficients, others], axis=1)).division() is None
+    # Numbers as large, or that are often 0 as behind a Relu, are no other kind.
+    for others, kinds in (
+        (4.5 * scores, 1),
+        (np.where(scores < 0.02, 0.0, scores), 1),
+        (np.where(scores < 0.0005, 0.0, scores), 2),
+    ):
+        division = sizes_of(np.concatenate([coefficients, others], axis=1)).division()
+        assert (1 if division is None else 1 + int(division.kinds.max())) == kinds
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -98,7 +103,7 @@ def test_along_places_numbers_fade() -> None:
     assert sizes_of(array).division() is None
     kinds = boxes_and_scores() - 0.5  # no probabilities
     assert sizes_of(kinds).division() is not None
-    kinds[:, 4] *= 8.0
+    kinds[:, 4:9] *= np.array([100.0, 30.0, 10.0, 5.0, 2.0])[:, None]
     assert sizes_of(kinds).division() is None
 
 

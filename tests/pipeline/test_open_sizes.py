@@ -1,4 +1,4 @@
-"""A model that leaves height and width open: with `--input-shape` everything works as if it did not."""
+"""A model that leaves height and width open: with `--input-shape`, or data, everything works as if it did not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress
-from onnxcompress.errors import RecipeError
 
 SHAPE = {"x": (1, 3, 12, 10)}
 
@@ -73,16 +72,42 @@ def test_open_sizes_are_those_of_the_input_shape(options: dict[str, Any], data: 
         assert stage.decisions == same.decisions
 
 
-@pytest.mark.parametrize("kind", ["macs", "params", "size"])
-def test_sizes_that_are_not_known_are_asked_for_before_anything_is_measured(kind: str, data: Path) -> None:
-    told: list[str] = []
-    given = {"target": {kind: 0.5}, "calib": data, "latency": False, "progress": lambda what, *_: told.append(what)}
-    with pytest.raises(RecipeError, match="target: input 'x' leaves sizes open: give --input-shape x:1x3xNxN"):
-        onnxcompress.compress(network(), **given)
-    assert told == ["loading the model"]
+def test_open_sizes_are_those_of_the_data(data: Path, tmp_path: Path) -> None:
+    """Without `--input-shape` the first sample tells: what is counted, timed and searched is what will run."""
+    given = {"data": data, "round_to": 1, "repeat": 2, "warmup": 0}
+    search = {"calib": data, "tucker": "auto", "max_error": 30.0, "latency": False}
+    reports = []
+    for shape in ({}, {"input_shape": SHAPE}):
+        for options in ({"target": {"macs": 0.6}, "calib": data}, search):
+            result = onnxcompress.compress(network(), **{**given, **options, **shape})
+            reports.append(result.report)
+            assert result.report.recipe["input_shape"] == {"x": list(SHAPE["x"])}
+        compared = onnxcompress.compare(network(), result.model, **{**given, **shape})
+        reports.append(compared)
+        assert compared.latency
+        assert compared.input.macs
+    assert [each.output.macs for each in reports[:3]] == [each.output.macs for each in reports[3:]]
+    assert all(each.input.macs == reports[0].input.macs for each in reports)
+    onnx.save(network(), tmp_path / "open.onnx")
+    sweep = onnxcompress.sweep(
+        tmp_path / "open.onnx", out=tmp_path / "sweep", tucker_range="ratio=0.5", method=["tucker"], **given
+    )
+    assert sweep.input.macs == reports[0].input.macs
+    (point,) = [each for each in sweep.points if each.method == "tucker"]
+    assert point.compression["macs"] > 1.0
+    assert point.latency_ms is not None
 
 
-def test_a_search_asks_for_sizes_too(data: Path) -> None:
-    given = {"tucker": "auto", "max_error": 5.0, "calib": data, "data": data, "latency": False}
-    with pytest.raises(RecipeError, match="a search counts MACs: input 'x' leaves sizes open: give --input-shape"):
-        onnxcompress.compress(network(), **given)
+def test_a_shape_that_is_given_wins(data: Path) -> None:
+    """The data's samples are 12 x 10 pixels."""
+    report = onnxcompress.compress(
+        network(), input_shape={"x": (1, 3, 24, 10)}, target={"macs": 0.6}, calib=data, latency=False, round_to=1
+    ).report
+    fixed = onnxcompress.compress(network(12, 10), tucker="ratio=0.5", latency=False).report
+    assert report.input.macs == 2 * fixed.input.macs
+
+
+def test_without_data_open_sizes_are_not_known() -> None:
+    report = onnxcompress.compress(network(), tucker="ratio=0.5", latency=False).report
+    assert report.input.macs is None
+    assert report.recipe["input_shape"] == {}
