@@ -43,8 +43,8 @@ def embedding_net(*, width: int = 40, scale: float = 1.0, tail: str = "") -> onn
 
 def numbers(proto: onnx.ModelProto, data: Any = None, **options: Any) -> frozenset[str]:
     content = proto.SerializeToString()
-    given = None if data is None else dataset_for(Session(content), data)
-    return number_outputs(Model.from_proto(proto), content, Recipe(**options), (None, given))
+    given = () if data is None else (dataset_for(Session(content), data),)
+    return number_outputs(Model.from_proto(proto), content, Recipe(**options), given)
 
 
 UNLABELLED = [{"x": IMAGES}]
