@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,23 +21,31 @@ def with_sizes_of_data(
     Nothing changes without data, or where the models leave no size but the batch open.
 
     Args:
-        sources: models of the same inputs.
+        sources: models that take these data.
 
     Raises:
         DataError: the first sample is damaged or does not fit the models.
     """
-    open_inputs = {name for source in sources for name in _open_inputs(source.model)}.difference(recipe.input_shape)
-    if not open_inputs or not data_sets.in_use:
+    open_inputs = [_open_inputs(source.model, recipe) for source in sources]
+    if not any(open_inputs) or not data_sets.in_use:
         return tuple(sources), recipe
     data = data_sets.in_use[0]
     first = next(data.batches(1)).inputs
     batch = fixed_batch(data.inputs) or 1
-    shapes = {name: (batch, *first[name].shape[1:]) for name in sorted(open_inputs)}
-    recipe = replace(recipe, input_shape={**recipe.input_shape, **shapes})
-    return tuple(replace(source, model=source.model.at(recipe.input_shape)) for source in sources), recipe
+    found = {name: (batch, *array.shape[1:]) for name, array in first.items()}
+    shapes = [{name: found[name] for name in names if name in found} for names in open_inputs]
+    sized = [
+        replace(source, model=source.model.at({**recipe.input_shape, **own}))
+        for source, own in zip(sources, shapes, strict=True)
+    ]
+    return tuple(sized), replace(recipe, input_shape={**recipe.input_shape, **dict(ChainMap(*shapes))})
 
 
-def _open_inputs(model: Model) -> list[str]:
-    """Return the inputs with a length, other than the batch, that is not known."""
+def _open_inputs(model: Model, recipe: Recipe) -> list[str]:
+    """Return the inputs with a length, other than the batch, that neither the model nor the recipe gives."""
     shapes = {tensor.name: model.shape_of(tensor) or () for tensor in model.graph.inputs}
-    return [name for name, shape in shapes.items() if not all(isinstance(length, int) for length in shape[1:])]
+    return [
+        name
+        for name, shape in shapes.items()
+        if name not in recipe.input_shape and not all(isinstance(length, int) for length in shape[1:])
+    ]

@@ -111,3 +111,14 @@ def test_without_data_open_sizes_are_not_known() -> None:
     report = onnxcompress.compress(network(), tucker="ratio=0.5", latency=False).report
     assert report.input.macs is None
     assert report.recipe["input_shape"] == {}
+
+
+def test_sizes_are_those_of_the_inputs_that_the_data_name(data: Path) -> None:
+    other = network()
+    other.graph.input[0].name = other.graph.node[0].input[0] = "z"
+    report = onnxcompress.compare(network(), other, data=data, latency=False)
+    assert report.accuracy is not None
+    assert report.accuracy.relative_error == 0.0
+    assert report.input.macs
+    assert report.output.macs is None
+    assert report.recipe["input_shape"] == {"x": list(SHAPE["x"])}
