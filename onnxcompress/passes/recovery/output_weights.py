@@ -1,8 +1,8 @@
 """How errors of a network's outputs count where they do not classify: relative to what the original answers there.
 
-An output's error is ||computed - original||^2 / ||original||^2, and where it holds numbers of two sizes, such as boxes
-in pixels beside scores, the mean of the large and the small numbers' (`linalg.sizes`): as weights of squared errors,
-which are the same wherever such errors are weighed, in sensitivities, gradients and training.
+An output's error is ||computed - original||^2 / ||original||^2, and where it holds numbers of several kinds, such as
+boxes in pixels beside scores, the mean of all kinds' (`linalg.sizes`): as weights of squared errors, which are the same
+wherever such errors are weighed, in sensitivities, gradients and training.
 """
 
 from __future__ import annotations
