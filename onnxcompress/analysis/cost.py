@@ -141,6 +141,12 @@ def _quantised_constant(node: gs.Node) -> gs.Constant | None:
     return node.inputs[0]
 
 
+def open_inputs(model: Model) -> list[str]:
+    """Return the graph's inputs with a length, other than the batch, that is not known."""
+    shapes = {tensor.name: model.shape_of(tensor) or () for tensor in model.graph.inputs}
+    return [name for name, shape in shapes.items() if not all(isinstance(length, int) for length in shape[1:])]
+
+
 def sample_shapes(model: Model) -> tuple[dict[str, Shape], int]:
     """Return all shapes with every open batch set to 1 and `input_shapes` applied, and the batch that is left in them.
 

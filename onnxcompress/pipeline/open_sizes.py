@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxcompress.graph import Model
+from onnxcompress.analysis.cost import open_inputs
 from onnxcompress.pipeline.measure import DataSets
 from onnxcompress.pipeline.source import Source
 from onnxcompress.recipe import Recipe
@@ -26,26 +25,15 @@ def with_sizes_of_data(
     Raises:
         DataError: the first sample is damaged or does not fit the models.
     """
-    open_inputs = [_open_inputs(source.model, recipe) for source in sources]
-    if not any(open_inputs) or not data_sets.in_use:
+    unknown = [set(open_inputs(source.model)).difference(recipe.input_shape) for source in sources]
+    if not any(unknown) or not data_sets.in_use:
         return tuple(sources), recipe
     data = data_sets.in_use[0]
     first = next(data.batches(1)).inputs
     batch = fixed_batch(data.inputs) or 1
-    found = {name: (batch, *array.shape[1:]) for name, array in first.items()}
-    shapes = [{name: found[name] for name in names if name in found} for names in open_inputs]
-    sized = [
-        replace(source, model=source.model.at({**recipe.input_shape, **own}))
-        for source, own in zip(sources, shapes, strict=True)
-    ]
-    return tuple(sized), replace(recipe, input_shape={**recipe.input_shape, **dict(ChainMap(*shapes))})
-
-
-def _open_inputs(model: Model, recipe: Recipe) -> list[str]:
-    """Return the inputs with a length, other than the batch, that neither the model nor the recipe gives."""
-    shapes = {tensor.name: model.shape_of(tensor) or () for tensor in model.graph.inputs}
-    return [
-        name
-        for name, shape in shapes.items()
-        if name not in recipe.input_shape and not all(isinstance(length, int) for length in shape[1:])
-    ]
+    sized, found = [], dict(recipe.input_shape)
+    for source, names in zip(sources, unknown, strict=True):
+        own = {name: (batch, *first[name].shape[1:]) for name in sorted(names.intersection(first))}
+        sized.append(replace(source, model=source.model.at({**recipe.input_shape, **own})))
+        found |= own
+    return tuple(sized), replace(recipe, input_shape=found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.analysis.cost import model_cost
+from onnxcompress.analysis.cost import model_cost, open_inputs
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.evaluation.reference import Reference
 from onnxcompress.pipeline.measure import DataSets, measure, open_data, resolve_providers
@@ -94,9 +94,10 @@ def sweep(
     kept = {point.name: _kept(asked, point) for point in asked.grid}
     resumed = {name for name, value in kept.items() if value is not None}
     tasks = [_task(asked, point) for point in asked.grid if kept[point.name] is None]
-    data_sets = _open_data(asked)
-    (source,), sized = with_sizes_of_data([asked.source], asked.recipe, data_sets)
-    asked = replace(asked, source=source, recipe=sized)
+    if tasks or open_inputs(asked.source.model):
+        data_sets = _open_data(asked)
+        (source,), sized = with_sizes_of_data([asked.source], asked.recipe, data_sets)
+        asked = replace(asked, source=source, recipe=sized)
     if tasks:
         _check_data(asked, data_sets.evaluation, tell)
         by_name = {point.name: point for point in asked.grid}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxcompress.analysis.cost import open_inputs
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Covariances, Moments, accumulate
 from onnxcompress.linalg.parallel import parallel_map
@@ -40,9 +41,9 @@ def as_sampled(model: Model, calibration: Samples) -> Model:
     Raises:
         ModelError: it does not fit them.
     """
-    shapes = {tensor.name: model.shape_of(tensor) for tensor in model.graph.inputs}
-    if all(isinstance(length, int) for shape in shapes.values() for length in (shape or ())[1:]):
+    if not open_inputs(model):
         return model
+    shapes = {tensor.name: model.shape_of(tensor) for tensor in model.graph.inputs}
     first = next(iter(calibration()), {})
     return model.declared({name: [None, *array.shape[1:]] for name, array in first.items() if shapes.get(name)})
 

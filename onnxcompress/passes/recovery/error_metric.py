@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
@@ -100,23 +101,28 @@ def gradient_moments(
             count += samples
             for name, gradient in gradients.items():
                 last = np.moveaxis(gradient, channels[name], -1)
-                rows = last.reshape(len(gradient), -1, last.shape[-1])
-                # |R^T R| = |R R^T|: of the samples' own sums the smaller ones say how far they differ.
-                if rows.shape[1] > rows.shape[2]:
-                    own = np.matmul(rows.transpose(0, 2, 1), rows)
-                    total = own.sum(axis=0)
-                else:
-                    own = np.matmul(rows, rows.transpose(0, 2, 1))
-                    flat = rows.reshape(-1, rows.shape[2])
-                    total = flat.T @ flat
-                sums[name] = sums.get(name, 0.0) + total.astype(np.float64)
-                squares[name] = squares.get(name, 0.0) + float(np.square(own, dtype=np.float64).sum())
+                total, square = _moments(last.reshape(len(gradient), -1, last.shape[-1]))
+                sums[name] = sums.get(name, 0.0) + total
+                squares[name] = squares.get(name, 0.0) + square
     finite = {name for name, own in sums.items() if np.isfinite(own).all() and np.isfinite(squares[name])}
     return {
         layer.node: _shrunk(sums[layer.output] / count, squares[layer.output] / count, count)
         for layer in layers
         if layer.output in finite
     }
+
+
+def _moments(rows: npt.NDArray[np.float32]) -> tuple[Matrix, float]:
+    """Return the sum of g g^T over rows (B, P, O), (O, O), and that of the squared norms of the samples' own sums."""
+    # |R^T R| = |R R^T|: of the samples' own sums the smaller ones say how far they differ.
+    if rows.shape[1] > rows.shape[2]:
+        own = np.matmul(rows.transpose(0, 2, 1), rows)
+        total = own.sum(axis=0)
+    else:
+        own = np.matmul(rows, rows.transpose(0, 2, 1))
+        flat = rows.reshape(-1, rows.shape[2])
+        total = flat.T @ flat
+    return total.astype(np.float64), float(np.square(own, dtype=np.float64).sum())
 
 
 def _weighable(layers: Collection[RefitLayer]) -> list[RefitLayer]:
