@@ -81,6 +81,47 @@ def test_a_matrix_that_reads_windows_is_sampled_image_by_image() -> None:
     np.testing.assert_allclose(found[layers[0].node].xx, np.cov(pixels.T, bias=True), atol=0.2)
 
 
+@pytest.mark.parametrize("batch", ["n", 16])
+def test_layers_that_see_a_sample_in_pieces_cost_what_all_pieces_cost(batch: int | str) -> None:
+    """Each image is cut into four windows, the batch of two convolutions and, place by place, the rows of a Gemm."""
+    half, generator = SIZE // 2, np.random.default_rng(4)
+    nodes = [
+        node("Reshape", ["x", "windows"], "cut"),
+        node("Conv", ["cut", "w1"], "first", pads=[1, 1, 1, 1]),
+        node("Conv", ["first", "w2"], "second", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("Transpose", ["second"], "last", perm=[0, 2, 3, 1]),
+        node("Reshape", ["last", "rows"], "flat"),
+        node("Gemm", ["flat", "w3"], "third"),
+        node("Reshape", ["third", "whole"], "y"),
+    ]
+    constants = {
+        "windows": np.array([-1, 3, half, half]),
+        "rows": np.array([-1, 32]),
+        "whole": np.array([-1, SIZE * SIZE // 4 * 48]),
+        **{
+            name: generator.standard_normal(shape).astype(np.float32)
+            for name, shape in {"w1": (32, 3, 3, 3), "w2": (32, 32, 3, 3), "w3": (32, 48)}.items()
+        },
+    }
+    model = build(nodes, constants, shape=(batch, 3, SIZE, SIZE))
+    cost = model_cost(model)
+    context = PassContext(calibration=_calibration(), original_cost=cost, memory={})
+    each = Allocation(AllocationConfig({"macs": 0.7}))
+    plan = each.plan(model, context)
+    worth = context.memory["allocate"].worth
+    whole = {layer.node: layer.macs for layer in cost.layers}
+    assert {name: own[0].macs for name, own in worth.items()} == whole
+    assert len(whole) == 3
+    result = each.apply(model, plan, context).model
+    after = {layer.node: layer.macs for layer in model_cost(result).layers}
+    for decision in plan.decisions:
+        parts = [macs for name, macs in after.items() if name.startswith(str(decision["node"]))]
+        assert decision["macs"] == [whole[str(decision["node"])], sum(parts)]
+    assert (
+        0.6 < sum(after.values()) / sum(whole.values()) <= 0.7
+    )  # no more is taken away than was asked for, but for the ranks' steps
+
+
 @pytest.mark.parametrize("target", [{"macs": 0.6}, {"params": 0.9}, {"macs": 0.7, "params": 0.95}])
 def test_the_budget_is_kept(target: dict[str, float]) -> None:
     model = Model.from_proto(conv_net(channels=32))

@@ -8,6 +8,7 @@ a choice. The splits are the Tucker and SVD passes'; a refit afterwards gives th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig
 from onnxcompress.passes.tucker.decomposition import split_cost
 from onnxcompress.passes.tucker.factors import SplitShape, decompose, split_weights
 from onnxcompress.passes.tucker.matrices import find_matrix_sites
-from onnxcompress.passes.tucker.sites import LARGEST_FACTOR, find_conv_sites
+from onnxcompress.passes.tucker.sites import LARGEST_FACTOR, find_conv_sites, positions_of
 from onnxcompress.passes.tucker.svd import matrix_factors
 
 Array = npt.NDArray[Any]
@@ -137,7 +138,7 @@ class Allocation(Pass):
         """Return what does not depend on the budget."""
         layers, skipped = find_refit_layers(model, model, context)
         fast = with_banded_lrn(model)
-        shapes = sample_shapes(model)[0]
+        shapes, shapes_batch = sample_shapes(model)
         batch, filled = sample_batch(model)
         # Where a truncation is judged on the samples that chose it, layers with many inputs and few positions, the
         # last ones above all, seem to bear more than they do.
@@ -158,7 +159,10 @@ class Allocation(Pass):
             if all(layer.node in covariances for layer in family)
         }
         choices: dict[str, list[Choice]] = {}
-        options = parallel_map(lambda family: self._choices(family, shapes, pooled, metrics, context), families)
+        sizes = [_size(family, shapes, shapes_batch) for family in families]
+        options = parallel_map(
+            lambda own: self._choices(*own, pooled, metrics, context), zip(families, sizes, strict=True)
+        )
         for family, found in zip(families, options, strict=True):
             if isinstance(found, str):
                 skipped += [Skipped(layer.node, found) for layer in family]
@@ -204,7 +208,7 @@ class Allocation(Pass):
     def _choices(
         self,
         family: Family,
-        shapes: Mapping[str, Shape],
+        size: LayerSize | None,
         covariances: Mapping[str, Covariances],
         metrics: Mapping[str, Metric],
         context: PassContext,
@@ -217,7 +221,6 @@ class Allocation(Pass):
         own = covariances.get(layer.node)
         if own is None:
             return f"each output has more than {MOST_INPUTS:,} inputs: their covariance would be too large"
-        size = _size(family, shapes)
         if size is None:
             return "its sizes are not known"
         if not np.linalg.norm(layer.original[0]) <= LARGEST_FACTOR:
@@ -305,22 +308,22 @@ def _disturb(
     return Disturbance(slope, covariances.mean_x @ (original - slope), max(choice.error, 1e-9))
 
 
-def _size(family: Family, shapes: Mapping[str, Shape]) -> LayerSize | None:
-    sizes = [size for layer in family if (size := _size_of(layer, shapes))]
+def _size(family: Family, shapes: Mapping[str, Shape], batch: int) -> LayerSize | None:
+    sizes = [size for layer in family if (size := _size_of(layer, shapes, batch))]
     return replace(sizes[0], others=tuple(sizes[1:])) if len(sizes) == len(family) else None
 
 
-def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape]) -> LayerSize | None:
-    places = []
-    for name in (layer.input, layer.output):
-        shape = shapes.get(name)
-        sizes = None if shape is None else (shape[2:] if layer.op == "Conv" else shape[1:-1])
-        if sizes is None or not all(isinstance(size, int) for size in sizes):
-            return None
-        places.append(tuple(int(size) for size in sizes if isinstance(size, int)))
+def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape], batch: int) -> LayerSize | None:
     inputs, outputs = layer.original.shape[2:]
-    given, made = places
-    return LayerSize(inputs, outputs, layer.kernel_shape, given, made)
+    ends = shapes.get(layer.input), shapes.get(layer.output)
+    given, made = (positions_of(shape, batch, features=1 if layer.op == "Conv" else -1) for shape in ends)
+    if given is None or made is None:
+        return None
+    if layer.op != "Conv":
+        return LayerSize(inputs, outputs, (), (given,), (made,))
+    spatial = [tuple(int(size) for size in (shape or ())[2:] if isinstance(size, int)) for shape in ends]
+    times = made // max(math.prod(spatial[1]), 1)
+    return LayerSize(inputs, outputs, layer.kernel_shape, *spatial, times=times)
 
 
 def _total(kind: str, cost: ModelCost) -> float:

@@ -60,6 +60,7 @@ class LayerSize:
         kernel: sizes of its axes.
         given, made: spatial sizes of input and output, one for each axis of the kernel, or one product for all.
         others: the same of layers that share its weight.
+        times: how many inputs of a convolution one sample of the model makes, as where it is cut into windows.
     """
 
     inputs: int
@@ -68,6 +69,7 @@ class LayerSize:
     given: tuple[int, ...]
     made: tuple[int, ...]
     others: tuple[LayerSize, ...] = ()
+    times: int = 1
 
     @property
     def positions(self) -> int:
@@ -91,7 +93,7 @@ class LayerSize:
         macs = 0
         for each in (self, *self.others):
             behind = math.prod(each.made[:spans]) * math.prod(each.given[spans:])
-            macs += first * behind + (core + last) * math.prod(each.made)
+            macs += each.times * (first * behind + (core + last) * math.prod(each.made))
         return macs, first + core + last + self.outputs
 
 

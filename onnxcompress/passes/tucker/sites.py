@@ -87,7 +87,9 @@ class ConvSite:
         if spans == 0 or self.sizes is None:
             return None if spans else self.in_positions
         given, made = self.sizes
-        return math.prod(made[:spans]) * math.prod(given[spans:])
+        of_each = math.prod(made[:spans]) * math.prod(given[spans:])
+        # One sample of the model may be several of the layer, as where it is cut into windows.
+        return None if self.in_positions is None else self.in_positions // max(math.prod(given), 1) * of_each
 
     def kernels(self) -> Matrix:
         """Return each group's kernel, shape (G, O / G, I / G, k...)."""
