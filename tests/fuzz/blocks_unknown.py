@@ -1,4 +1,4 @@
-"""Blocks that the channel analysis has to leave alone, in the middle of what it prunes."""
+"""Blocks that the channel analysis has to leave alone, whole or in part, in the middle of what it prunes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def quantised_weight(b: Builder) -> None:
 
 
 def recurrent(b: Builder) -> None:
-    """A GRU over the positions, channels as features."""
+    """A GRU over the positions, channels as features: its inputs may leave, its state stays."""
     x = b.choose_map()
     n, channels = x.shape[:2]
     positions, hidden = int(np.prod(x.spatial)), b.choices.integer(1, 4)

@@ -93,7 +93,7 @@ class Siamese(nn.Module):
 
 
 class Crnn(nn.Module):
-    """Convolutions read a line of text, an LSTM what they saw: recurrence is left alone."""
+    """Convolutions read a line of text, an LSTM what they saw: its state is left alone."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -321,9 +321,9 @@ def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape], batch: int) -> Laye
         return None
     if layer.op != "Conv":
         return LayerSize(inputs, outputs, (), (given,), (made,))
-    spatial = [tuple(int(size) for size in (shape or ())[2:] if isinstance(size, int)) for shape in ends]
-    times = made // max(math.prod(spatial[1]), 1)
-    return LayerSize(inputs, outputs, layer.kernel_shape, *spatial, times=times)
+    spaces = [tuple(int(size) for size in (shape or ())[2:] if isinstance(size, int)) for shape in ends]
+    times = made // max(math.prod(spaces[1]), 1)
+    return LayerSize(inputs, outputs, layer.kernel_shape, spaces[0], spaces[1], times=times)
 
 
 def _total(kind: str, cost: ModelCost) -> float:

@@ -6,6 +6,7 @@ from onnxcompress.analysis.channels.operators import (  # noqa: F401  (each impo
     elementwise,
     layout,
     normalization,
+    recurrent,
     reduction,
     selection,
     spatial,
