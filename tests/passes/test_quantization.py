@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon
 import onnxruntime as ort
 import pytest
+from onnx import helper
 
 from onnxcompress.analysis.cost import model_cost
 from onnxcompress.analysis.lrn import is_window, with_banded_lrn
@@ -367,6 +368,25 @@ def test_the_check_tells_a_wreck_from_a_quantised_model() -> None:
     wreck = Int8Quantization().apply(model, Plan("int8", tuple(tight)), PassContext())
     with pytest.raises(ModelError, match="does not stand int8"):
         verify_quantization(model, wreck, feeds)
+
+
+def test_what_is_added_to_all_scores_before_a_softmax_is_no_wreck() -> None:
+    proto = conv_net()
+    proto.graph.node.append(helper.make_node("Softmax", ["y"], ["p"], "softmax", axis=1))
+    proto.graph.output[0].name = "p"
+    model = Model.from_proto(proto)
+    feeds = calibration_batch(model, CONTEXT)
+    assert feeds is not None
+    good = quantized(model, Int8Quantization())
+    shifted = good.model.to_proto()
+    (softmax,) = (node for node in shifted.graph.node if node.op_type == "Softmax")
+    shifted.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(100.0), "hundred"))
+    add = helper.make_node("Add", [softmax.input[0], "hundred"], ["more"], "add")
+    softmax.input[0] = "more"
+    shifted.graph.node.insert(list(shifted.graph.node).index(softmax), add)
+    checked = verify_quantization(model, replace(good, model=Model.from_proto(shifted)), feeds)
+    assert checked.tensors == ("p",)
+    assert 0 < checked.difference < 0.1
 
 
 def test_the_calibration_spreads_over_the_whole_stream() -> None:
