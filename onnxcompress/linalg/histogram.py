@@ -7,6 +7,7 @@ Efficient Inference, ICCVW 2019). Zeros, which a rectifier makes in great number
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
+Curve = Callable[[Numbers], Numbers]
+"""From values (n,) to what is made of each, (n,)."""
 
 BINS = 2048
 """Bins on either side of zero."""
@@ -75,12 +78,13 @@ class Histogram:
         """How many values were counted."""
         return int(self._counts.sum()) + self.zeros
 
-    def best_range(self, *, bits: int = 8, symmetric: bool = False) -> Range:
+    def best_range(self, *, bits: int = 8, symmetric: bool = False, curve: Curve | None = None) -> Range:
         """Return the range of the least squared error.
 
         Args:
             bits: of the integers.
             symmetric: whether zero stands in the middle, as signed integers without a zero point have it.
+            curve: what is made of each value, where nothing else counts: the error is its error.
 
         Raises:
             ValueError: nothing was counted.
@@ -97,11 +101,10 @@ class Histogram:
             ends_low = _SHARES * self.low if self.low < 0 else np.zeros(1)
             ends_high = _SHARES * self.high if self.high > 0 else np.zeros(1)
             lows, highs = (grid.reshape(-1) for grid in np.meshgrid(ends_low, ends_high, indexing="ij"))
-        squared = self._squared_errors(lows, highs, (highs - lows) / steps)
+        squared, power = self._squared_errors(lows, highs, (highs - lows) / steps, curve)
         # Of equal errors the widest range: nothing is cut that need not be.
         best = len(squared) - 1 - int(np.argmin(squared[::-1]))
         low, high = float(lows[best]), float(highs[best])
-        power = float((self._counts * self._centres**2).sum())
         lost = self._share_below((high - low) / steps / 2)
         return Range(low, high, float(squared[best]) / power if power > 0 else 0.0, lost)
 
@@ -122,22 +125,40 @@ class Histogram:
             self._counts[BINS // 2 : BINS // 2 + BINS] = merged
             self.width *= 2.0
 
-    def _squared_errors(self, lows: Numbers, highs: Numbers, step: Numbers) -> Numbers:
-        """Return the summed squared errors of ranges: of rounding inside, of cutting outside."""
-        centres = self._centres
-        above, inside_high = _cut(self._counts, centres, highs)
-        below, inside_low = _cut(self._counts[::-1], -centres[::-1], -lows)
-        inside = inside_high + inside_low - self._counts.sum()
-        return np.asarray(above + below + np.maximum(inside, 0) * step**2 / 12.0, np.float64)
+    def _squared_errors(
+        self, lows: Numbers, highs: Numbers, step: Numbers, curve: Curve | None
+    ) -> tuple[Numbers, float]:
+        """Return the summed squared errors of ranges, by rounding inside and cutting outside, and of all values."""
+        centres, counts = self._centres, self._counts
+        values, at_lows, at_highs, slopes = centres, lows, highs, np.ones_like(centres)
+        if curve is not None:
+            values, at_lows, at_highs = curve(centres), curve(lows), curve(highs)
+            edges = curve(np.append(centres - self.width / 2, centres[-1] + self.width / 2))
+            slopes = np.square(np.diff(edges) / self.width)
+        above, rounded_high = _cut(counts, centres, highs, values, at_highs, slopes)
+        below, rounded_low = _cut(counts[::-1], -centres[::-1], -lows, values[::-1], at_lows, slopes[::-1])
+        rounded = rounded_high + rounded_low - (counts * slopes).sum()
+        squared = above + below + np.maximum(rounded, 0) * step**2 / 12.0
+        return np.asarray(squared, np.float64), float((counts * values**2).sum())
 
     def _share_below(self, limit: float) -> float:
         total = self._counts.sum()
         return float(self._counts[np.abs(self._centres) < limit].sum() / total) if total else 0.0
 
 
-def _cut(counts: Counts, centres: Numbers, ends: Numbers) -> tuple[Numbers, Numbers]:
-    """Return, for each end, the squared distances of what lies above it, summed, and how many values do not."""
-    sums = [np.concatenate([np.cumsum((counts * centres**power)[::-1])[::-1], [0.0]]) for power in (0, 1, 2)]
+def _cut(
+    counts: Counts, centres: Numbers, ends: Numbers, values: Numbers, at_ends: Numbers, slopes: Numbers
+) -> tuple[Numbers, Numbers]:
+    """Return, for each end, the squared distances of the values of what lies above it, summed, and the slopes below.
+
+    Args:
+        counts: of each bin.
+        centres: of the bins, ascending.
+        values, slopes: what is made of a bin's centre, and the squared slope there.
+        at_ends: what is made of each end.
+    """
+    sums = [np.concatenate([np.cumsum((counts * values**power)[::-1])[::-1], [0.0]]) for power in (0, 1, 2)]
     first = np.searchsorted(centres, ends, side="right")
     number, total, squares = (part[first] for part in sums)
-    return np.maximum(squares - 2 * ends * total + ends**2 * number, 0.0), counts.sum() - number
+    below = np.concatenate([[0.0], np.cumsum(counts * slopes)])[first]
+    return np.maximum(squares - 2 * at_ends * total + at_ends**2 * number, 0.0), below

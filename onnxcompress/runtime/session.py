@@ -44,6 +44,8 @@ class SessionSettings:
         profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
         optimize: apply onnxruntime's graph optimisations.
         prepacking: keep weights as its kernels read them best, too.
+        integers: use its 8-bit kernels where a model says so, which saturate on some processors; otherwise numbers are
+            rounded as the model says, and computed with in float: the same on every machine.
         optimized: where onnxruntime writes the graph that it really runs, weights in a file beside it; None: nowhere.
     """
 
@@ -54,6 +56,7 @@ class SessionSettings:
     profile: str | None = None
     optimize: bool = True
     prepacking: bool = True
+    integers: bool = True
     optimized: str | None = None
     log_severity: int = _ERRORS
 
@@ -214,6 +217,8 @@ def _onnxruntime_options(settings: SessionSettings, severity: int) -> Any:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not settings.prepacking:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not settings.integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if settings.optimized is not None:
         options.optimized_model_filepath = settings.optimized
         weights = f"{Path(settings.optimized).name}.data"

@@ -9,15 +9,16 @@ single outlier stretches; here histograms are streamed (`linalg.histogram`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.lrn import is_window
-from onnxcompress.errors import DataError, ModelError, RecipeError
+from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.histogram import Range
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance
@@ -31,11 +32,11 @@ from onnxcompress.passes.quantization.candidates import (
     require_one_file,
 )
 from onnxcompress.passes.quantization.compact import compact, tensor_names
+from onnxcompress.passes.quantization.curves import curves
+from onnxcompress.passes.quantization.opset import with_opset
+from onnxcompress.passes.quantization.sparing import spared_nodes
 from onnxcompress.runtime.block import saturates_signed_weights
 from onnxcompress.runtime.quiet import quiet_logging
-
-_FIRST_OPSET = 13
-"""The first in which a DequantizeLinear has a scale for each channel."""
 
 _MOST_LOST = 0.5
 
@@ -91,11 +92,42 @@ class Int8Quantization(Pass):
             samples=self.config.samples,
             tell=context.tell,
         )
-        measured = {name: own.best_range(symmetric=self.config.symmetric) for name, own in histograms.items()}
+        behind = curves(model, histograms)
+        measured = {
+            name: own.best_range(symmetric=self.config.symmetric, curve=behind.get(name))
+            for name, own in histograms.items()
+        }
         ranges = {name: measured[source] for name, source in sources.items()}
         coarse = {node.name: reason for node in nodes if (reason := _why_too_coarse(node, ranges)) is not None}
         if coarse:
             nodes, skipped = find_candidates(model, context, coarse)
+        spared = self._spared(model, context, ranges, coarse)
+        if spared:
+            nodes, skipped = find_candidates(model, context, {**spared, **coarse})
+        return Plan(self.name, self._decisions(model, nodes, ranges, context), tuple(skipped))
+
+    def _spared(
+        self, model: Model, context: PassContext, ranges: Mapping[str, Range], coarse: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Return {node: why} of nodes that stay in floating point for the outputs' sake."""
+        nodes = find_candidates(model, context, coarse)[0]
+        if context.calibration is None or not nodes:
+            return {}
+
+        def quantised(spared: Mapping[str, str]) -> bytes:
+            left = find_candidates(model, context, {**spared, **coarse})[0]
+            trial = model.copy()
+            if left:
+                self.rewrite(trial, Plan(self.name, self._decisions(model, left, ranges, context), ()), context)
+            return trial.to_bytes()
+
+        return spared_nodes(
+            model, nodes, ranges, quantised, context.calibration, symmetric=self.config.symmetric, tell=context.tell
+        )
+
+    def _decisions(
+        self, model: Model, nodes: Sequence[gs.Node], ranges: Mapping[str, Range], context: PassContext
+    ) -> tuple[Decision, ...]:
         saturates = not self.config.symmetric and any(map(saturates_signed_weights, context.providers))
         weights = {"weights": "uint8"} if saturates else {}
         decisions: list[Decision] = []
@@ -105,7 +137,7 @@ class Int8Quantization(Pass):
             activations = "int8" if self.config.symmetric else "uint8"
             common = {"kind": "int8", "node": node.name, "op": node.op, "activations": activations, **weights}
             decisions.append({**common, "ranges": own_ranges})
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+        return tuple(decisions)
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Put `model` in QDQ form.
@@ -121,7 +153,7 @@ class Int8Quantization(Pass):
         ranges = {name: pair for decision in plan.decisions for name, pair in decision["ranges"].items()}
         symmetric = any(decision["activations"] == "int8" for decision in plan.decisions)
         unsigned = any(decision.get("weights") == "uint8" for decision in plan.decisions)
-        proto = _with_opset(model.to_proto())
+        proto = with_opset(model.to_proto())
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
         nodes = [str(decision["node"]) for decision in plan.decisions]
         quantized = _quantized(proto, nodes, ranges, symmetric=symmetric)
@@ -145,21 +177,6 @@ def _why_too_coarse(node: Any, ranges: Mapping[str, Range]) -> str | None:
     if worst is None or ranges[worst].lost <= _MOST_LOST:
         return None
     return f"{ranges[worst].lost:.0%} of the values of '{worst}' would become zero"
-
-
-def _with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model in an opset that has scales for each channel."""
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    proto.ir_version = max(proto.ir_version, 4)  # before, every initializer had to be listed as an input
-    if opset >= _FIRST_OPSET:
-        return proto
-    try:
-        return onnx.version_converter.convert_version(proto, _FIRST_OPSET)
-    except Exception as error:
-        raise ModelError(
-            f"opset {opset} has no scales for each channel, and onnx cannot convert the model to opset "
-            f"{_FIRST_OPSET} ({' '.join(str(error).split())[:200]}); export it again with a newer opset"
-        ) from error
 
 
 def _quantized(
