@@ -44,8 +44,8 @@ class SessionSettings:
         profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
         optimize: apply onnxruntime's graph optimisations.
         prepacking: keep weights as its kernels read them best, too.
-        integers: use its 8-bit kernels where a model says so, which saturate on some processors; otherwise numbers are
-            rounded as the model says, and computed with in float: the same on every machine.
+        integers: use its 8-bit kernels where a model says so, some of which saturate; otherwise numbers are rounded as
+            the model says, and computed with in float.
         optimized: where onnxruntime writes the graph that it really runs, weights in a file beside it; None: nowhere.
     """
 

@@ -75,7 +75,7 @@ class Judge:
     def error(self, content: bytes) -> float:
         """Return the root of the mean squared error relative to the outputs' size, of the output where it is largest.
 
-        Rounding is judged, not the kernels of this machine: plans are the same on all.
+        Rounding is judged, not the kernels of this machine, some of which saturate.
 
         Args:
             content: the model that is judged.
@@ -116,9 +116,13 @@ def spared_nodes(
     least = judge.error(quantised({}))
     if least <= MOST_ERROR:
         return {}
+    touching: dict[str, list[gs.Node]] = {}
+    for node in nodes:
+        for name in dict.fromkeys(tensor.name for tensor in (*node.inputs, *node.outputs)):
+            if name in ranges and ranges[name].high > ranges[name].low:
+                touching.setdefault(name, []).append(node)
     few = Judge(model, calibration, _SAMPLES_OF_EACH)
-    damages = _damages(model, ranges, few, symmetric=symmetric, tell=tell)
-    touching = {name: [n for n in nodes if any(t.name == name for t in (*n.inputs, *n.outputs))] for name in damages}
+    damages = _damages(model, {name: ranges[name] for name in touching}, few, symmetric=symmetric, tell=tell)
     shares = _shares(model)
     worth = {
         name: damage**2 / (1.0 / len(nodes) + sum(shares.get(node.name, 0.0) for node in touching[name]))
@@ -143,9 +147,12 @@ def spared_nodes(
 def _damages(
     model: Model, ranges: Mapping[str, Range], judge: Judge, *, symmetric: bool, tell: Tell
 ) -> dict[str, float]:
-    """Return the error of the outputs with each tensor alone in eight bits; in stretches of little error, its share."""
+    """Return the error of the outputs with each tensor alone in eight bits; in stretches of little error, its share.
+
+    Args:
+        ranges: of the tensors, in the graph's order.
+    """
     proto = with_opset(model.to_proto())
-    names = [name for name, own in ranges.items() if own.high > own.low]
     trials = 0
 
     def judged(own: Sequence[str], parts: int) -> list[tuple[float, Sequence[str]]]:
@@ -159,7 +166,7 @@ def _damages(
             found.append((min(damage, _LARGEST) ** 2, own[start:end]))
         return found
 
-    stretches = judged(names, _FIRST_PARTS)
+    stretches = judged(list(ranges), _FIRST_PARTS)
     while trials < _MOST_TRIALS:
         together = [each for each in stretches if len(each[1]) > 1]
         if sum(damage for damage, _ in together) <= MOST_ERROR**2 / 4:
