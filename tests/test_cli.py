@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -224,6 +225,19 @@ class TestInspect:
         assert layers["second"]["weight"] == [16, 16, 3, 3]
         assert layers["second"]["group"] == "second"
         assert all((layer["split"] is None) != (layer["not_split"] is None) for layer in value["layers"])
+
+    def test_scales_are_no_layers_to_people(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = onnx.load("in.onnx")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "two"))
+        model.graph.node.insert(1, onnx.helper.make_node("Mul", ["c1", "two"], ["doubled"], "scaled"))
+        model.graph.node[2].input[0] = "doubled"
+        onnx.save(model, "scaled.onnx")
+        for arguments, shown in (([], False), (["-v"], True)):
+            assert main(["inspect", "scaled.onnx", *arguments]) == 0
+            out = capsys.readouterr().out
+            assert ("scaled  " in out) is shown
+            assert ("1 cheaper layers are not shown" in out) is not shown
+            assert "first" in out
 
     def test_it_never_writes_over_the_model(self, folder: Path) -> None:
         before = Path("in.onnx").read_bytes()

@@ -181,6 +181,18 @@ def test_in_holds_nothing_that_can_be_compressed(refused: Callable[..., str]) ->
     assert "Gemm" in line
 
 
+def test_in_is_quantised_already(refused: Callable[..., str]) -> None:
+    model = conv_net()
+    del model.graph.initializer[:], model.graph.node[:], model.graph.output[:]
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.uint8), "w")
+    model.graph.initializer.append(weight)
+    model.graph.node.append(onnx.helper.make_node("ConvInteger", ["x", "w"], ["y"], "first"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, ["batch", 4, 6, 6]))
+    onnx.save(model, "quantised.onnx")
+    assert "quantised already: give the float one" in refused(MODEL, "quantised.onnx", "out.onnx", "--prune", "0.5")
+
+
 def test_a_dense_model_is_taken_where_svd_is_asked_for(folder: Path) -> None:
     onnx.save(dense_net(), "dense.onnx")
     assert main(["dense.onnx", "out.onnx", "--svd", "ratio=0.5", "--no-latency", "-q"]) == 0

@@ -186,7 +186,11 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
     if not ops & wanted:
         names = ", ".join(sorted(wanted))
         seen = ", ".join(sorted(ops)[:8]) or "nothing"
-        raise ModelError(f"{where}: holds nothing that can be compressed: no {names} (it has {seen})")
+        quantised = sorted(op for op in ops if "Integer" in op or op.startswith("QLinear"))
+        hint = f"; {', '.join(quantised)} tell of a model that is quantised already: give the float one" * bool(
+            quantised
+        )
+        raise ModelError(f"{where}: holds nothing that can be compressed: no {names} (it has {seen}){hint}")
 
 
 def check_target_can_be_counted(cost: ModelCost, recipe: Recipe) -> None:

@@ -12,6 +12,8 @@ from onnxcompress.report.terminal import cell, new_table, print_profile
 from onnxcompress.report.text import count, size
 
 _MOST_LAYERS = 20
+_LEAST_SHARE = 0.001
+"""Of the parameters; what has less, multiplies nothing and cannot be split is no layer to people: scales, bounds."""
 _MOST_NODES = 3
 _READ_BY: tuple[tuple[str, JustifyMethod], ...] = (("read by", "left"),)
 
@@ -26,7 +28,7 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
         console.print(cell(f"{count(model.lrn_macs)} more MACs are of LRN written as convolutions, no layer's"))
     console.print(cell(f"nodes: {ops}"), "", sep="\n")
     layers = inspection.layers
-    shown = layers if verbose else sorted(layers, key=lambda layer: -(layer.macs or 0))[:_MOST_LAYERS]
+    shown = layers if verbose else _dearest(layers, _LEAST_SHARE * model.params)
     console.print(_layers_table(shown, model.macs, everything=len(shown) == len(layers)))
     if len(shown) < len(layers):
         console.print(cell(f"{len(layers) - len(shown)} cheaper layers are not shown (-v shows all)"))
@@ -36,6 +38,12 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
     console.print(cell(f"{free} of {total} filters can be removed"))
     if inspection.profile is not None:
         print_profile(inspection.profile, console)
+
+
+def _dearest(layers: Iterable[LayerFigures], least: float) -> list[LayerFigures]:
+    """Return the layers with most MACs, of equal ones those with most parameters."""
+    real = [layer for layer in layers if layer.macs != 0 or layer.split or layer.not_split or layer.params >= least]
+    return sorted(real, key=lambda layer: (-(layer.macs or 0), -layer.params))[:_MOST_LAYERS]
 
 
 def _layers_table(layers: Iterable[LayerFigures], all_macs: int | None, *, everything: bool) -> Table:
@@ -58,7 +66,7 @@ def _layers_table(layers: Iterable[LayerFigures], all_macs: int | None, *, every
             count(layer.params),
             count(layer.macs),
             share,
-            cell(layer.split or f"no: {layer.not_split or 'nothing to gain'}"),
+            cell(layer.split or f"no: {layer.not_split or 'its operator is never split'}"),
         )
     return table
 
