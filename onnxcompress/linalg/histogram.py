@@ -132,9 +132,11 @@ class Histogram:
         centres, counts = self._centres, self._counts
         values, at_lows, at_highs, slopes = centres, lows, highs, np.ones_like(centres)
         if curve is not None:
-            values, at_lows, at_highs = curve(centres), curve(lows), curve(highs)
-            edges = curve(np.append(centres - self.width / 2, centres[-1] + self.width / 2))
-            slopes = np.square(np.diff(edges) / self.width)
+            edges = np.append(centres - self.width / 2, centres[-1] + self.width / 2)
+            made = [curve(points) for points in (centres, lows, highs, edges)]
+            if all(np.isfinite(each).all() for each in made):  # not so of a pole, or what overflows
+                values, at_lows, at_highs, at_edges = made
+                slopes = np.square(np.diff(at_edges) / self.width)
         above, rounded_high = _cut(counts, centres, highs, values, at_highs, slopes)
         below, rounded_low = _cut(counts[::-1], -centres[::-1], -lows, values[::-1], at_lows, slopes[::-1])
         rounded = rounded_high + rounded_low - (counts * slopes).sum()

@@ -120,6 +120,17 @@ def test_no_bits_are_spent_where_an_activation_makes_nothing_of_them() -> None:
     assert own == pytest.approx(found.error * np.mean(hard_swish(values) ** 2), rel=0.2)
 
 
+def test_a_function_with_a_pole_does_not_count() -> None:
+    histogram = Histogram()
+    histogram.add(np.random.default_rng(2).standard_normal(10_000).astype(np.float32))
+
+    def inverse(x: Numbers) -> Numbers:
+        with np.errstate(divide="ignore"):
+            return 1 / x
+
+    assert histogram.best_range(curve=inverse) == histogram.best_range()
+
+
 def relative_error(model: Model, config: Int8Config | None = None, part: slice = slice(None)) -> float:
     each = Int8Quantization(config)
     result = each.apply(model, each.plan(model, CONTEXT), CONTEXT)
