@@ -133,9 +133,11 @@ class Histogram:
         values, at_lows, at_highs, slopes = centres, lows, highs, np.ones_like(centres)
         if curve is not None:
             edges = np.append(centres - self.width / 2, centres[-1] + self.width / 2)
-            made = [curve(points) for points in (centres, lows, highs, edges)]
-            if all(np.isfinite(each).all() for each in made):  # not so of a pole, or what overflows
-                values, at_lows, at_highs, at_edges = made
+            points = (centres, lows, highs, edges)
+            made = curve(np.concatenate(points))
+            if np.isfinite(made).all():  # not so of a pole, or what overflows
+                ends = np.cumsum([len(each) for each in points[:-1]])
+                values, at_lows, at_highs, at_edges = np.split(made, ends)
                 slopes = np.square(np.diff(at_edges) / self.width)
         above, rounded_high = _cut(counts, centres, highs, values, at_highs, slopes)
         below, rounded_low = _cut(counts[::-1], -centres[::-1], -lows, values[::-1], at_lows, slopes[::-1])

@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
-from onnxcompress.passes.tucker.sites import pinned_tensors
+from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, pinned_tensors
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import array_to_tensor
 
@@ -74,10 +74,11 @@ def curves(model: Model, tensors: Iterable[str]) -> dict[str, Curve]:
     """Return the function that stands behind each tensor; those that something reads as they are have none."""
     pinned = pinned_tensors(model)
     made = {tensor.name: tensor for node in model.nodes for tensor in node.outputs}
+    whole = model.skeleton()
     found = {}
     for name in tensors:
         if name in made and (part := _behind(made[name], pinned)) is not None:
-            found[name] = Curve(_as_model(model, name, *part))
+            found[name] = Curve(_as_model(whole, name, *part))
     return found
 
 
@@ -102,7 +103,7 @@ def _behind(tensor: gs.Tensor, pinned: Mapping[str, str]) -> tuple[list[gs.Node]
 
 
 def _is_function(node: gs.Node, inside: Mapping[str, gs.Tensor]) -> bool:
-    if node.op not in _POINTWISE or node.domain not in (None, "", "ai.onnx") or len(node.outputs) != 1:
+    if node.op not in _POINTWISE or node.domain not in DEFAULT_DOMAIN or len(node.outputs) != 1:
         return False
     return all(
         not tensor.name or tensor.name in inside or (isinstance(tensor, gs.Constant) and tensor.values.size == 1)
@@ -110,9 +111,8 @@ def _is_function(node: gs.Node, inside: Mapping[str, gs.Tensor]) -> bool:
     )
 
 
-def _as_model(model: Model, name: str, nodes: list[gs.Node], wanted: str) -> bytes:
+def _as_model(whole: onnx.ModelProto, name: str, nodes: list[gs.Node], wanted: str) -> bytes:
     chosen = {node.name for node in nodes}
-    whole = model.skeleton()
     graph = onnx.GraphProto(name="curve")
     graph.node.extend(node for node in whole.graph.node if node.name in chosen)
     graph.node.insert(0, onnx.helper.make_node("Identity", ["x"], [name]))

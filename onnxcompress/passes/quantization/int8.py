@@ -101,16 +101,20 @@ class Int8Quantization(Pass):
         coarse = {node.name: reason for node in nodes if (reason := _why_too_coarse(node, ranges)) is not None}
         if coarse:
             nodes, skipped = find_candidates(model, context, coarse)
-        spared = self._spared(model, context, ranges, coarse)
+        spared = self._spared(model, context, nodes, ranges, coarse)
         if spared:
             nodes, skipped = find_candidates(model, context, {**spared, **coarse})
         return Plan(self.name, self._decisions(model, nodes, ranges, context), tuple(skipped))
 
     def _spared(
-        self, model: Model, context: PassContext, ranges: Mapping[str, Range], coarse: Mapping[str, str]
+        self,
+        model: Model,
+        context: PassContext,
+        nodes: Sequence[gs.Node],
+        ranges: Mapping[str, Range],
+        coarse: Mapping[str, str],
     ) -> dict[str, str]:
-        """Return {node: why} of nodes that stay in floating point for the outputs' sake."""
-        nodes = find_candidates(model, context, coarse)[0]
+        """Return {node: why} of those of the nodes that stay in floating point for the outputs' sake."""
         if context.calibration is None or not nodes:
             return {}
 
