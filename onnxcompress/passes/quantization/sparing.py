@@ -32,7 +32,7 @@ MOST_ERROR = 0.15
 """Of the outputs, relative to their size; beyond it tensors are spared. A SqueezeNet in eight bits has 0.11."""
 
 _MOST_SPARED = 0.25
-"""Share of the parameters and MACs that may stay in floating point for it."""
+"""Share of the model that may stay in floating point for it: the mean of the shares of parameters and MACs."""
 
 _SAMPLES, _SAMPLES_OF_EACH = 8, 2
 """That judge the whole, and each tensor alone: which cost most shows on few."""
