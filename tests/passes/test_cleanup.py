@@ -180,7 +180,9 @@ def test_every_step_can_be_switched_off() -> None:
     constants |= {"first": np.array([0]), "rest": np.array([-1]), "w": weight.transpose(1, 0, 2, 3)}
     nodes += [node("LRN", ["x"], "l", size=3), node("Conv", ["x", "wide"], "p"), node("Conv", ["p", "narrow"], "q")]
     constants |= {"wide": np.ones((40, 6, 1, 1), np.float32), "narrow": np.ones((4, 40, 1, 1), np.float32)}
-    model = build(nodes, constants, outputs=["y", "z", "l", "q"])
+    nodes += [node("Mul", ["q", "two"], "scaled"), node("Relu", ["l"], "r"), node("Min", ["r", "six"], "bounded")]
+    constants |= {"two": np.float32(2.0), "six": np.float32(6.0)}
+    model = build(nodes, constants, outputs=["y", "z", "bounded", "scaled"])
     done = {decision["step"] for decision in clean(model)[1].decisions}
     assert done == set(STEPS)
     for step in STEPS:

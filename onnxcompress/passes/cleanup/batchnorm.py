@@ -1,7 +1,8 @@
-"""BatchNormalization in inference is folded into the linear node before it, else into the one behind it.
+"""What scales and shifts channels is folded into the linear node before it, else into the one behind it.
 
-Per channel, y = s (x - m) / sqrt(v + e) + t = a x + b with a = s / sqrt(v + e), b = t - a m (s, t, m, v: the node's
-scale, bias, mean and variance).
+Per channel, y = a x + b. BatchNormalization in inference is y = s (x - m) / sqrt(v + e) + t, so a = s / sqrt(v + e) and
+b = t - a m (s, t, m, v: the node's scale, bias, mean and variance). So are Mul, Div, Add and Sub with a constant that
+is one number, or one for every channel.
 
 Before it: x = W * z + c, for Conv, ConvTranspose (any group) and Gemm. Then y = (a W) * z + (a c + b), each output
 channel of W scaled by its a. In Gemm, x = alpha A B + beta C gives y = alpha A (B a) + (a beta C + b).
@@ -23,7 +24,15 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, rewrite_pairs
+from onnxcompress.passes.cleanup.rule import (
+    EXCLUDED,
+    Rule,
+    excluded,
+    has_input,
+    is_standard,
+    pinned_names,
+    rewrite_pairs,
+)
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -44,11 +53,16 @@ class Affine:
     shift: Doubles
 
 
-class BatchNormFolding(Rule):
-    """Folds BatchNormalization into the weights of a neighbour."""
+class _Folding(Rule):
+    """Folds nodes of some operators into the weights of a neighbour.
 
-    name: ClassVar[str] = "batchnorm"
-    does: ClassVar[str] = "folds BatchNormalization into a neighbour"
+    Attributes:
+        ops: the operators.
+        tells: whether a node that stays says why; of operators that often stand elsewhere nobody expects it.
+    """
+
+    ops: ClassVar[frozenset[str]]
+    tells: ClassVar[bool]
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes to fold, and for every other the reason."""
@@ -57,11 +71,12 @@ class BatchNormFolding(Rule):
         skipped: list[Skipped] = []
         taken: set[str] = set()
         for node in model.nodes:
-            if node.op != "BatchNormalization" or not is_standard(node):
+            if node.op not in self.ops or not is_standard(node):
                 continue
             found = _decide(model, node, pinned, context, taken)
             if isinstance(found, str):
-                skipped.append(Skipped(node.name, found))
+                if self.tells or EXCLUDED in found:
+                    skipped.append(Skipped(node.name, found))
             else:
                 decisions.append(found)
                 taken.add(str(found["into"]))
@@ -77,6 +92,24 @@ class BatchNormFolding(Rule):
         return {}
 
 
+class BatchNormFolding(_Folding):
+    """Folds BatchNormalization into the weights of a neighbour."""
+
+    name: ClassVar[str] = "batchnorm"
+    does: ClassVar[str] = "folds BatchNormalization into a neighbour"
+    ops: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
+    tells: ClassVar[bool] = True
+
+
+class ScaleFolding(_Folding):
+    """Folds factors and summands of channels into the weights of a neighbour."""
+
+    name: ClassVar[str] = "scale"
+    does: ClassVar[str] = "folds constant factors and summands into a neighbour"
+    ops: ClassVar[frozenset[str]] = frozenset({"Mul", "Div", "Add", "Sub"})
+    tells: ClassVar[bool] = False
+
+
 def _decide(
     model: Model, node: gs.Node, pinned: frozenset[str], context: PassContext, taken: set[str]
 ) -> Decision | str:
@@ -88,28 +121,109 @@ def _decide(
         linear, reason = _before(node, pinned) if side == "before" else _behind(model, node, pinned, affine)
         if linear is not None:
             objection = excluded([node, linear], context) or _misfit(model, linear, affine, side)
+            if objection is None and node.op != "BatchNormalization" and len(linear.inputs[1].outputs) > 1:
+                # A head that all levels of a pyramid share, each with a factor of its own: it would be there for each.
+                objection = f"another node reads the weight of '{linear.name}', too"
             if objection is None and linear.name in taken:
                 # Its weights are about to change; the next round looks again.
-                return f"'{linear.name}' takes another BatchNormalization first"
+                return f"'{linear.name}' takes another {node.op} first"
             if objection is None:
-                names = {key: node.inputs[i].name for i, key in enumerate(_STATISTICS, 1)}
                 return {
                     "node": node.name,
                     "op": node.op,
                     "into": linear.name,
                     "side": side,
                     "weight": linear.inputs[1].name,
-                    "input": node.inputs[0].name,
+                    "input": _source(node).name,
                     "output": node.outputs[0].name,
-                    **names,
+                    **_constants(node),
                 }
             reason = objection
         reasons.append(f"{side}: {reason}")
     return "; ".join(reasons)
 
 
+def _source(node: gs.Node) -> gs.Tensor:
+    """Return the tensor that is scaled and shifted."""
+    if node.op == "BatchNormalization" or not isinstance(node.inputs[0], gs.Constant):
+        return node.inputs[0]
+    return node.inputs[1]
+
+
+def _constants(node: gs.Node) -> dict[str, str]:
+    """Return the names of the constants that say how a node scales and shifts."""
+    if node.op == "BatchNormalization":
+        return {key: node.inputs[i].name for i, key in enumerate(_STATISTICS, 1)}
+    return {"constant": next(t.name for t in node.inputs if isinstance(t, gs.Constant))}
+
+
 def affine_of(model: Model, node: gs.Node) -> Affine | str:
-    """Return what a BatchNormalization computes in inference, or why that is not known before the model runs."""
+    """Return what a node computes of every channel, or why that is not known before the model runs."""
+    return _normalization(model, node) if node.op == "BatchNormalization" else _arithmetic(model, node)
+
+
+def _arithmetic(model: Model, node: gs.Node) -> Affine | str:
+    """Return what a Mul, Div, Add or Sub with a constant computes of the channels, which lie along axis 1."""
+    constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    if len(constants) != 1:
+        return "it has no constant operand, or nothing else"
+    if _ends_gelu(node) or _ends_layer_norm(node):
+        return "runtimes know the Gelu or LayerNormalization that it ends"
+    source, shape = _source(node), model.shape_of(_source(node))
+    values = model.values(constants[0])
+    if shape is None or len(shape) < 2 or not isinstance(shape[1], int):
+        return f"the number of channels of '{source.name}' is not known"
+    channels = shape[1]
+    axes = (1,) * (len(shape) - values.ndim) + values.shape
+    if len(axes) > len(shape) or any(size != 1 for axis, size in enumerate(axes) if axis != 1):
+        return f"'{constants[0].name}' differs along other axes than that of the channels"
+    if axes[1] not in (1, channels):
+        return f"'{constants[0].name}' makes {axes[1]} channels of {channels}"
+    own = np.broadcast_to(values.astype(np.float64).reshape(-1), channels)
+    ones, zeros = np.ones(channels), np.zeros(channels)
+    with np.errstate(all="ignore"):
+        if node.op == "Mul":
+            affine = Affine(own, zeros)
+        elif node.op == "Add":
+            affine = Affine(ones, own)
+        elif node.op == "Sub":
+            affine = Affine(ones, -own) if node.inputs[0] is source else Affine(-ones, own)
+        elif node.inputs[0] is source:
+            affine = Affine(1.0 / own, zeros)
+        else:
+            return f"'{node.name}' divides by '{source.name}'"
+    if not (np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()):
+        return f"'{constants[0].name}' is not finite, or a divisor of zero"
+    return affine
+
+
+def _ends_gelu(node: gs.Node) -> bool:
+    """Whether a node is the half of x (1 + erf(x / sqrt 2)) / 2, or of its form with a tanh."""
+
+    def makes(tensor: gs.Tensor, *ops: str) -> bool:
+        return any(maker.op in ops for maker in tensor.inputs)
+
+    return any(
+        before.op == "Mul" and makes(operand, "Add") and any(makes(t, "Erf", "Tanh") for t in operand.inputs[0].inputs)
+        for before in _source(node).inputs
+        for operand in before.inputs
+    )
+
+
+def _ends_layer_norm(node: gs.Node) -> bool:
+    """Whether a node is the scale or the shift of rows (N, C) that are divided by a root: x / sqrt(v + e) g + b."""
+    for _ in range(2):
+        before = _source(node).inputs
+        if not before or before[0].op not in ("Mul", "Div"):
+            return False
+        node = before[0]
+        if node.op == "Div":
+            return any(maker.op == "Sqrt" for maker in node.inputs[1].inputs)
+    return False
+
+
+def _normalization(model: Model, node: gs.Node) -> Affine | str:
+    """Return what a BatchNormalization computes in inference."""
     if node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:]):
         return "is in training mode: its statistics are those of the batch"
     if not node.attrs.get("spatial", 1):
@@ -130,8 +244,8 @@ def affine_of(model: Model, node: gs.Node) -> Affine | str:
 
 
 def _before(node: gs.Node, pinned: frozenset[str]) -> tuple[gs.Node | None, str]:
-    """Return the node before that can take the BatchNormalization, or why there is none."""
-    source = node.inputs[0]
+    """Return the node before that can take the scale and the shift, or why there is none."""
+    source = _source(node)
     if not source.inputs:
         return None, f"'{source.name}' is computed by no node"
     linear = source.inputs[0]
@@ -145,7 +259,7 @@ def _before(node: gs.Node, pinned: frozenset[str]) -> tuple[gs.Node | None, str]
 
 
 def _behind(model: Model, node: gs.Node, pinned: frozenset[str], affine: Affine) -> tuple[gs.Node | None, str]:
-    """Return the node behind that can take the BatchNormalization, or why there is none."""
+    """Return the node behind that can take the scale and the shift, or why there is none."""
     target = node.outputs[0]
     if target.name in pinned:
         return None, f"'{target.name}' is a graph output or read by a sub-graph"
@@ -157,7 +271,7 @@ def _behind(model: Model, node: gs.Node, pinned: frozenset[str], affine: Affine)
     if linear.op == "Gemm" and linear.attrs.get("transA", 0):
         return None, f"'{linear.name}' transposes its input"
     if linear.op == "Conv" and affine.shift.any() and _pads_with_zeros(model, linear):
-        return None, f"'{linear.name}' pads with zeros, which are not zero before the BatchNormalization"
+        return None, f"'{linear.name}' pads with zeros, which are not zero before the {node.op}"
     return linear, ""
 
 
@@ -211,7 +325,7 @@ def _channel_factors(linear: gs.Node, shape: tuple[int, ...], per_channel: Doubl
 
 
 def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> gs.Node:
-    """Fold a BatchNormalization into its neighbour; return it, to be removed."""
+    """Fold a node into its neighbour; return it, to be removed."""
     affine = affine_of(model, node)
     assert isinstance(affine, Affine), affine
     weight = model.values(linear.inputs[1])
@@ -235,7 +349,7 @@ def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> gs.Node:
         linear.inputs[2] = model.new_constant(f"{linear.name}.bias", bias)
     else:
         linear.inputs.append(model.new_constant(f"{linear.name}.bias", bias))
-    source, target = node.inputs[0], node.outputs[0]
+    source, target = _source(node), node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()
     if side == "before":

@@ -16,7 +16,8 @@ from typing import ClassVar
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped, judged
-from onnxcompress.passes.cleanup.batchnorm import BatchNormFolding
+from onnxcompress.passes.cleanup.activations import ActivationWriting
+from onnxcompress.passes.cleanup.batchnorm import BatchNormFolding, ScaleFolding
 from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
 from onnxcompress.passes.cleanup.lrn import LrnRewriting
@@ -32,7 +33,9 @@ RULES: Mapping[str, type[Rule]] = {
         IdentityRemoval,
         ConstantFolding,
         ReshapeSettling,
+        ActivationWriting,
         BatchNormFolding,
+        ScaleFolding,
         LinearMerging,
         LrnRewriting,
         UnusedRemoval,
