@@ -184,7 +184,8 @@ def test_every_step_can_be_switched_off() -> None:
     constants |= {"two": np.float32(2.0), "six": np.float32(6.0)}
     model = build(nodes, constants, outputs=["y", "z", "bounded", "scaled"])
     done = {decision["step"] for decision in clean(model)[1].decisions}
-    assert done == set(STEPS)
+    # `blocked` takes what wins a race, and here there is none.
+    assert done == set(STEPS) - {"blocked"}
     for step in STEPS:
         others = tuple(s for s in STEPS if s != step)
         assert {d["step"] for d in clean(model, *others)[1].decisions} <= done - {step}

@@ -22,7 +22,18 @@ def test_every_step_has_its_line_and_the_race_its_result() -> None:
     report = onnxcompress.compress(lrn_network().to_proto(), prune=0.5, round_to=1, **QUICK).report
     cleanup = report.stages[0]
     steps = {step.step: step for step in cleanup.steps}
-    assert list(steps) == ["identity", "fold", "reshape", "activation", "batchnorm", "scale", "merge", "lrn", "unused"]
+    assert list(steps) == [
+        "identity",
+        "fold",
+        "reshape",
+        "activation",
+        "batchnorm",
+        "scale",
+        "merge",
+        "lrn",
+        "blocked",
+        "unused",
+    ]
     assert (steps["identity"].changes, steps["identity"].why) == (1, None)
     assert steps["lrn"].changes + steps["lrn"].skipped == 1
     assert steps["lrn"].what == "writes LRN as a convolution"
@@ -48,11 +59,11 @@ def test_steps_are_chosen_by_name_and_a_plan_replays_them(tmp_path: Path) -> Non
     options: dict[str, Any] = {"prune": 0.5, "cleanup": "auto,-lrn", "latency": False}
     first = onnxcompress.compress(lrn_network().to_proto(), save_plan=tmp_path / "plan.json", **options)
     steps = [step.step for step in first.report.stages[0].steps]
-    assert steps == ["identity", "fold", "reshape", "activation", "batchnorm", "scale", "merge", "unused"]
+    assert steps == ["identity", "fold", "reshape", "activation", "batchnorm", "scale", "merge", "blocked", "unused"]
     assert [decision["step"] for decision in first.report.stages[0].decisions] == ["identity"]
     second = onnxcompress.compress(lrn_network().to_proto(), plan=tmp_path / "plan.json", latency=False)
     assert first.model.to_bytes() == second.model.to_bytes()
-    assert [step.changes for step in second.report.stages[0].steps] == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert [step.changes for step in second.report.stages[0].steps] == [1, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_a_replay_does_what_was_decided_without_a_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,23 @@ def test_batch_statistics_are_used_and_updated_in_training_mode_only() -> None:
     assert len(changed) == 30
 
 
+def test_a_scale_and_shift_in_the_form_of_a_normalisation_has_no_statistics() -> None:
+    nodes = [helper.make_node("BatchNormalization", ["x", *"sbmv"], ["y"], epsilon=0.0)]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3, 4, 4]) for name in "xy"]
+    arrays = {"s": [2.0, -1.0, 0.5], "b": [1.0, 0.0, -1.0], "m": [0.0] * 3, "v": [1.0] * 3}
+    constants = [onnx.numpy_helper.from_array(np.array(v, np.float32), k) for k, v in arrays.items()]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], constants)
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    module = GraphModule(model)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32))
+    module.train()
+    expected = x * torch.tensor(arrays["s"]).view(3, 1, 1) + torch.tensor(arrays["b"]).view(3, 1, 1)
+    torch.testing.assert_close(module(x)[0], expected)
+    assert not module.statistics
+    assert set(module.weights) == {"s", "b"}
+    assert module.to_model().to_bytes() == model.to_bytes()
+
+
 def test_state_goes_through_a_file_and_only_into_its_own_network() -> None:
     module = GraphModule(googlenet_digits())
     first = module.state()

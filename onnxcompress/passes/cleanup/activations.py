@@ -124,9 +124,9 @@ class _Found:
 
     @property
     def is_shorter(self) -> bool:
-        """Whether it takes fewer nodes as an operator; a Max or Min with a constant is fused by no runtime."""
+        """Whether it takes fewer nodes as an operator, or is written with one that no runtime fuses."""
         count = 2 if self.form.op == "HardSwish" else 1
-        return count < len(self.nodes) or (len(self.nodes) == 1 and self.end.op in ("Max", "Min"))
+        return count < len(self.nodes) or (len(self.nodes) == 1 and self.end.op in ("Max", "Min", "PRelu"))
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,14 @@ def _hard_swish(node: gs.Node, values: Sequence[Any]) -> Piecewise:
     return x * _bounded(x.scaled(1.0 / 6.0) + Piecewise.constant(0.5), 0.0, 1.0)
 
 
+def _prelu(node: gs.Node, values: Sequence[Any]) -> Piecewise | None:
+    slope = values[1]
+    if slope.breaks or slope.degree:
+        return None
+    x: Piecewise = values[0]
+    return x.larger(_ZERO) + x.smaller(_ZERO).scaled(slope(0.0))
+
+
 def _leaky(node: gs.Node, values: Sequence[Any]) -> Piecewise:
     x: Piecewise = values[0]
     return x.larger(_ZERO) + x.smaller(_ZERO).scaled(float(node.attrs.get("alpha", 0.01)))
@@ -241,6 +249,7 @@ _FUNCTIONS: Mapping[str, Callable[[gs.Node, Sequence[Any]], Piecewise | None]] =
     "Abs": lambda node, values: values[0].larger(values[0].scaled(-1.0)),
     "Relu": lambda node, values: values[0].larger(_ZERO),
     "LeakyRelu": _leaky,
+    "PRelu": _prelu,
     "Clip": _clip,
     "Max": lambda node, values: reduce(Piecewise.larger, values),
     "Min": lambda node, values: reduce(Piecewise.smaller, values),

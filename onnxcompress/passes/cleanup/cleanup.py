@@ -17,7 +17,8 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped, judged
 from onnxcompress.passes.cleanup.activations import ActivationWriting
-from onnxcompress.passes.cleanup.batchnorm import BatchNormFolding, ScaleFolding
+from onnxcompress.passes.cleanup.affine import BatchNormFolding, ScaleFolding
+from onnxcompress.passes.cleanup.blocked import BlockedForms
 from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
 from onnxcompress.passes.cleanup.lrn import LrnRewriting
@@ -38,6 +39,7 @@ RULES: Mapping[str, type[Rule]] = {
         ScaleFolding,
         LinearMerging,
         LrnRewriting,
+        BlockedForms,
         UnusedRemoval,
     )
 }
@@ -110,7 +112,10 @@ class Cleanup(Pass):
             if changes == before:
                 break
         context.note({"step_seconds": seconds})
-        return Plan(self.name, tuple(decisions), tuple(s for found in skipped.values() for s in found))
+        # Of nodes that a step wrote nobody asks why another left them alone.
+        given = {node.name for node in model.nodes}
+        left = (each for found in skipped.values() for each in found if each.node in given)
+        return Plan(self.name, tuple(decisions), tuple(left))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Take the planned steps.

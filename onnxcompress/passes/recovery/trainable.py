@@ -30,7 +30,7 @@ WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
 """Inputs that hold weights where they are constant, by operator; of Add and Mul only those of several numbers."""
 
 STATISTICS_INPUTS: Mapping[str, tuple[int, ...]] = MappingProxyType({"BatchNormalization": (3, 4)})
-"""Inputs that hold running statistics."""
+"""Inputs that hold running statistics, where the node has an epsilon: without one it scales and shifts channels."""
 
 _SCALAR_IS_FIXED = ("Add", "Mul")
 # Their domain ends at zero: a trained sum that a rewritten normalisation feeds to them could leave it.
@@ -51,6 +51,7 @@ def statistics_names(model: Model) -> frozenset[str]:
     return frozenset(
         tensor.name
         for node in model.nodes
+        if node.attrs.get("epsilon") != 0.0
         for position, tensor in enumerate(node.inputs)
         if position in STATISTICS_INPUTS.get(node.op, ()) and Model.is_constant(tensor)
     )

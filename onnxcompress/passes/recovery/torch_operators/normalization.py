@@ -16,8 +16,10 @@ def batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean
     if call.outputs > 1 or call.whole("training_mode", 0):
         raise call.unsupported("training_mode")
     # In training torch writes the running statistics into `mean` and `variance`; its momentum weighs the new ones.
-    momentum = 1.0 - call.number("momentum", 0.9)
-    return functional.batch_norm(x, mean, variance, scale, bias, call.training, momentum, call.number("epsilon", 1e-5))
+    momentum, epsilon = 1.0 - call.number("momentum", 0.9), call.number("epsilon", 1e-5)
+    # Without an epsilon nothing is normalised: a scale and a shift in this form, which clean-up may write.
+    training = call.training and epsilon > 0.0
+    return functional.batch_norm(x, mean, variance, scale, bias, training, momentum, epsilon)
 
 
 @operator("InstanceNormalization")

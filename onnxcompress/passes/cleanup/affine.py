@@ -134,7 +134,7 @@ def _decide(
                     "into": linear.name,
                     "side": side,
                     "weight": linear.inputs[1].name,
-                    "input": _source(node).name,
+                    "input": scaled_tensor(node).name,
                     "output": node.outputs[0].name,
                     **_constants(node),
                 }
@@ -143,7 +143,7 @@ def _decide(
     return "; ".join(reasons)
 
 
-def _source(node: gs.Node) -> gs.Tensor:
+def scaled_tensor(node: gs.Node) -> gs.Tensor:
     """Return the tensor that is scaled and shifted."""
     if node.op == "BatchNormalization" or not isinstance(node.inputs[0], gs.Constant):
         return node.inputs[0]
@@ -169,7 +169,7 @@ def _arithmetic(model: Model, node: gs.Node) -> Affine | str:
         return "it has no constant operand, or nothing else"
     if _ends_gelu(node) or _ends_layer_norm(node):
         return "runtimes know the Gelu or LayerNormalization that it ends"
-    source, shape = _source(node), model.shape_of(_source(node))
+    source, shape = scaled_tensor(node), model.shape_of(scaled_tensor(node))
     values = model.values(constants[0])
     if shape is None or len(shape) < 2 or not isinstance(shape[1], int):
         return f"the number of channels of '{source.name}' is not known"
@@ -205,7 +205,7 @@ def _ends_gelu(node: gs.Node) -> bool:
 
     return any(
         before.op == "Mul" and makes(operand, "Add") and any(makes(t, "Erf", "Tanh") for t in operand.inputs[0].inputs)
-        for before in _source(node).inputs
+        for before in scaled_tensor(node).inputs
         for operand in before.inputs
     )
 
@@ -213,7 +213,7 @@ def _ends_gelu(node: gs.Node) -> bool:
 def _ends_layer_norm(node: gs.Node) -> bool:
     """Whether a node is the scale or the shift of rows (N, C) that are divided by a root: x / sqrt(v + e) g + b."""
     for _ in range(2):
-        before = _source(node).inputs
+        before = scaled_tensor(node).inputs
         if not before or before[0].op not in ("Mul", "Div"):
             return False
         node = before[0]
@@ -245,7 +245,7 @@ def _normalization(model: Model, node: gs.Node) -> Affine | str:
 
 def _before(node: gs.Node, pinned: frozenset[str]) -> tuple[gs.Node | None, str]:
     """Return the node before that can take the scale and the shift, or why there is none."""
-    source = _source(node)
+    source = scaled_tensor(node)
     if not source.inputs:
         return None, f"'{source.name}' is computed by no node"
     linear = source.inputs[0]
@@ -349,7 +349,7 @@ def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> gs.Node:
         linear.inputs[2] = model.new_constant(f"{linear.name}.bias", bias)
     else:
         linear.inputs.append(model.new_constant(f"{linear.name}.bias", bias))
-    source, target = _source(node), node.outputs[0]
+    source, target = scaled_tensor(node), node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()
     if side == "before":
