@@ -262,6 +262,34 @@ def test_a_race_decides(interval: tuple[float, float], wins: bool) -> None:
     assert f"{result.speedup:.2f} x on CPU, timed in the network" in told
 
 
+def test_the_race_is_run_behind_everything_that_needs_none() -> None:
+    """A factor left before the activation keeps it from being fused, which would hide what it gains."""
+    raced: list[list[str]] = []
+
+    def race(before: Model, after: Model) -> tuple[RaceResult, ...]:
+        raced.append(ops(before))
+        return (RaceResult(CPU, 1.2, (1.1, 1.3)),)
+
+    affine = [node("Mul", ["c", "tenth"], "m"), node("Add", ["m", "half"], "a"), node("Sub", ["a", "fifth"], "s")]
+    swish = [
+        node(each.op_type, ["s" if name == "c" else name for name in each.input], *each.output)
+        for each in hard_swish(17)
+    ]
+    model = model_of(*affine, *swish)
+    cleaned, plan = clean(model, context=PassContext(race=race))
+    assert raced == [["Conv", "Add", "Clip", "Mul", "Div"]]
+    assert [decision["step"] for decision in plan.decisions] == ["scale", "scale", "scale", "activation"]
+    assert ops(cleaned) == ["Conv", "HardSigmoid", "Mul"]
+    assert_close(model, cleaned, TOLERANCE)
+
+
+def test_the_summand_of_a_hard_sigmoid_is_folded_into_no_convolution() -> None:
+    model = model_of(node("Add", ["c", "three"], "p"), clip("p", "q", 17), node("Div", ["q", "six"], "y"))
+    cleaned, plan = clean(model)
+    assert ops(cleaned) == ["Conv", "HardSigmoid"]
+    assert [decision["step"] for decision in plan.decisions] == ["activation"]
+
+
 def test_without_a_race_cuda_keeps_what_it_is_given() -> None:
     model = model_of(*hard_swish(17))
     assert ops(clean(model, context=PassContext(providers=(CUDA,)))[0]) == ops(model)

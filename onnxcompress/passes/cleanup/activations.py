@@ -52,15 +52,12 @@ class ActivationWriting(Rule):
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the activations."""
-        pinned = pinned_names(model)
         decisions: list[Decision] = []
         skipped: dict[str, Skipped] = {}
         taken: set[str] = set()
-        for found in _activations(model):
+        for found in _written_anew(model):
             nodes = found.nodes
-            if taken.intersection(node.name for node in nodes) or not found.is_shorter:
-                continue
-            if not _are_alone(nodes, pinned):
+            if taken.intersection(node.name for node in nodes):
                 continue
             reason = excluded(nodes, context)
             if reason is not None:
@@ -135,6 +132,17 @@ class _Computed:
 
     function: Piecewise
     nodes: frozenset[int]
+
+
+def activation_nodes(model: Model) -> frozenset[str]:
+    """Return the names of nodes that are parts of activations in several nodes, for rules that would take one away."""
+    return frozenset(node.name for found in _written_anew(model) for node in found.nodes)
+
+
+def _written_anew(model: Model) -> list[_Found]:
+    """Return the activations that can be written anew and are shorter then, those of the most nodes first."""
+    pinned = pinned_names(model)
+    return [found for found in _activations(model) if found.is_shorter and _are_alone(found.nodes, pinned)]
 
 
 def _activations(model: Model) -> list[_Found]:

@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.activations import activation_nodes
 from onnxcompress.passes.cleanup.rule import (
     EXCLUDED,
     Rule,
@@ -40,6 +41,7 @@ Side = Literal["before", "behind"]
 
 _FOLDS_BEHIND = ("Conv", "ConvTranspose", "Gemm")
 _FOLDS_BEFORE = ("Conv", "Gemm")
+SCALES = frozenset({"Mul", "Div", "Add", "Sub"})
 _STATISTICS = ("scale", "bias", "mean", "variance")
 _DEFAULT_EPSILON = float(np.float32(1e-5))  # attributes are single precision
 _WEIGHT_TYPES = ("float16", "bfloat16", "float32", "float64")
@@ -64,14 +66,19 @@ class _Folding(Rule):
     ops: ClassVar[frozenset[str]]
     tells: ClassVar[bool]
 
+    def spared(self, model: Model) -> frozenset[str]:
+        """Return the names of nodes that are left to other rules."""
+        return frozenset()
+
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Find the nodes to fold, and for every other the reason."""
         pinned = pinned_names(model)
         decisions: list[Decision] = []
         skipped: list[Skipped] = []
         taken: set[str] = set()
+        spared = self.spared(model)
         for node in model.nodes:
-            if node.op not in self.ops or not is_standard(node):
+            if node.op not in self.ops or not is_standard(node) or node.name in spared:
                 continue
             found = _decide(model, node, pinned, context, taken)
             if isinstance(found, str):
@@ -106,8 +113,12 @@ class ScaleFolding(_Folding):
 
     name: ClassVar[str] = "scale"
     does: ClassVar[str] = "folds constant factors and summands into a neighbour"
-    ops: ClassVar[frozenset[str]] = frozenset({"Mul", "Div", "Add", "Sub"})
+    ops: ClassVar[frozenset[str]] = SCALES
     tells: ClassVar[bool] = False
+
+    def spared(self, model: Model) -> frozenset[str]:
+        """Return the parts of activations: without one of them nobody would know what the others are."""
+        return activation_nodes(model)
 
 
 def _decide(

@@ -21,10 +21,9 @@ from onnx import TensorProto
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.affine import Affine, affine_of, scaled_tensor
+from onnxcompress.passes.cleanup.affine import SCALES, Affine, affine_of, scaled_tensor
 from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, pinned_names, planned_node, remove_nodes
 
-_AFFINE = frozenset({"Mul", "Div", "Add", "Sub"})
 _BLOCKED_RANK = 4
 
 Floats = npt.NDArray[np.float32]
@@ -84,11 +83,11 @@ def _nodes_of(model: Model, node: gs.Node, pinned: frozenset[str]) -> list[gs.No
         return []
     if node.op == "PRelu":
         return [node] if _slopes(model, node, shape[1]) is not None and node.inputs[0].inputs else []
-    if node.op not in _AFFINE or isinstance(affine_of(model, node), str):
+    if node.op not in SCALES or isinstance(affine_of(model, node), str):
         return []
     between = scaled_tensor(node)
     first = between.inputs[0] if between.inputs else None
-    if first is None or first.op not in _AFFINE or not is_standard(first) or isinstance(affine_of(model, first), str):
+    if first is None or first.op not in SCALES or not is_standard(first) or isinstance(affine_of(model, first), str):
         return []
     alone = len(between.outputs) == 1 and between.name not in pinned
     return [first, node] if alone and scaled_tensor(first).inputs else []
