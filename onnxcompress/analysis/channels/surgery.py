@@ -93,7 +93,7 @@ class Surgery:
         self.model.remove_unused()
 
     def _assign(self, constant: gs.Constant, uses: list[tuple[gs.Node, int, Array]]) -> None:
-        """Give the readers of a constant its slice: one for all where they agree, each its own otherwise."""
+        """Give the readers of a constant its slice: one for all that agree."""
         first = uses[0][2]
         everyone = len(uses) == sum(sum(t is constant for t in reader.inputs) for reader in set_of(constant.outputs))
         agree = all(s.shape == first.shape and np.array_equal(s, first) for _, _, s in uses[1:])
@@ -101,8 +101,13 @@ class Surgery:
         if everyone and agree and not shared:
             constant.values = first
             return
+        made: list[gs.Constant] = []
         for node, position, sliced in uses:
-            self.model.set_input(node, position, sliced)
+            alike = next((own for own in made if np.array_equal(own.values, sliced)), None)
+            if alike is None:
+                made.append(self.model.set_input(node, position, sliced))
+            else:
+                node.inputs[position] = alike
 
 
 def set_of(nodes: list[gs.Node]) -> list[gs.Node]:
