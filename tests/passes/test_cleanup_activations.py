@@ -329,6 +329,6 @@ def test_random_chains_compute_the_same(steps: list[tuple[str, str]]) -> None:
     cleaned, _ = clean(model, "activation")
     assert len(ops(cleaned)) <= len(ops(model))
     feeds = random_input(model)
-    before, after = (run_all(each, feeds)[tensor] for each in (model, cleaned))
-    largest = max(1.0, float(np.abs(before).max()))
-    np.testing.assert_allclose(after, before, rtol=0, atol=3e-6 * largest)
+    before, after = (run_all(each, feeds) for each in (model, cleaned))
+    largest = max(1.0, *(float(np.abs(values).max()) for values in before.values()))  # what is rounded on the way
+    np.testing.assert_allclose(after[tensor], before[tensor], rtol=0, atol=1e-6 * largest)
