@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from onnxcompress.analysis.channels import ChannelAnalysis, find_groups
+from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.cleanup import Cleanup
@@ -134,6 +135,14 @@ def test_without_a_won_race_nothing_changes(race: Any) -> None:
     cleaned, plan = clean(model, context=PassContext(race=race))
     assert ops(cleaned) == ops(model)
     assert reasons(plan)["prelu"].startswith("blocked: left as it is: ")
+
+
+@pytest.mark.parametrize("change", [{"node": "second"}, {"node": "gone"}, {"nodes": ["first", "prelu"]}])
+def test_a_plan_of_another_model_is_refused(change: dict[str, Any]) -> None:
+    model = network(node("PRelu", ["a", "s"], "b", name="prelu"), s=slopes(8, 1, 1))
+    (decision,) = Cleanup().plan(model, WON).decisions
+    with pytest.raises(RecipeError, match="plan: clean-up .*another's"):
+        Cleanup().apply(model, Plan("cleanup", ({**decision, **change},)), WON)
 
 
 def test_exclude_keeps_it() -> None:

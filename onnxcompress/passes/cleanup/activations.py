@@ -90,7 +90,7 @@ class ActivationWriting(Rule):
             end = planned_node(named, decision)
             nodes = [planned_node(named, {"node": name}) for name in decision["nodes"]]
             root = next((t for node in nodes for t in node.inputs if t.name == decision["input"]), None)
-            if root is None or end not in nodes:
+            if root is None or end.name not in decision["nodes"]:
                 raise RecipeError(f"plan: clean-up writes '{end.name}' of a tensor that it does not read in this model")
             model.insert_before(end, _written(model, end, root, decision))
             removed += nodes
@@ -163,7 +163,9 @@ def _activations(model: Model) -> list[_Found]:
         sources = [of(each) if isinstance(each, gs.Tensor) else each for each in operands]
         variable = [each for each in sources if isinstance(each, dict)]
         own = known[node.outputs[0].name] = {}
-        for root in set.intersection(*(set(each) for each in variable)) if variable else ():
+        for root in variable[0] if variable else ():
+            if not all(root in each for each in variable):
+                continue
             nodes = frozenset([number]).union(*(each[root].nodes for each in variable))
             if len(nodes) > _MOST_NODES:
                 continue

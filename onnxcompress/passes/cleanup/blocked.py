@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.affine import SCALES, Affine, affine_of, scaled_tensor
@@ -61,12 +62,18 @@ class BlockedForms(Rule):
         """Rewrite the planned nodes.
 
         Raises:
-            RecipeError: the plan names nodes that the model does not have.
+            RecipeError: the plan names nodes that the model does not have, or that have no such form in it.
         """
         named = {node.name: node for node in model.nodes}
+        pinned = pinned_names(model)
         writing = _Writing(model)
         for decision in plan.decisions:
-            nodes = [planned_node(named, {"node": name}) for name in decision["nodes"]]
+            nodes = _nodes_of(model, planned_node(named, decision), pinned)
+            if [node.name for node in nodes] != decision["nodes"]:
+                raise RecipeError(
+                    f"plan: clean-up writes '{decision['node']}' as BatchNormalization, which has no such form in this "
+                    "model; the plan is another's"
+                )
             if nodes[-1].op == "PRelu":
                 writing.prelu(nodes[-1])
             else:
