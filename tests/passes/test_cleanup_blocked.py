@@ -141,7 +141,7 @@ def test_without_a_won_race_nothing_changes(race: Any) -> None:
 def test_a_plan_of_another_model_is_refused(change: dict[str, Any]) -> None:
     model = network(node("PRelu", ["a", "s"], "b", name="prelu"), s=slopes(8, 1, 1))
     (decision,) = Cleanup().plan(model, WON).decisions
-    with pytest.raises(RecipeError, match="plan: clean-up .*another's"):
+    with pytest.raises(RecipeError, match=r"plan: clean-up .*another's"):
         Cleanup().apply(model, Plan("cleanup", ({**decision, **change},)), WON)
 
 
