@@ -41,8 +41,13 @@ class Piecewise:
         """The highest power of any piece."""
         return max(len(piece) for piece in self.pieces) - 1
 
+    @property
+    def number(self) -> float | None:
+        """The value of a function that has one value, None of any other."""
+        return None if self.breaks or self.degree else self.pieces[0][0]
+
     def __call__(self, x: float) -> float:
-        return float(polynomial.polyval(x, self.pieces[int(np.searchsorted(self.breaks, x))]))
+        return float(polynomial.polyval(x, self._piece_at(x)))
 
     def __add__(self, other: Piecewise) -> Piecewise:
         return _combined(self, other, lambda one, two: _coefficients(polynomial.polyadd(one, two)))

@@ -204,11 +204,8 @@ def _operands(model: Model, node: gs.Node) -> list[gs.Tensor | Piecewise | None]
 
 
 def _quotient(node: gs.Node, values: Sequence[Any]) -> Piecewise | None:
-    divisor = values[1]
-    if divisor.breaks or divisor.degree or not divisor(0.0):
-        return None
-    quotient: Piecewise = values[0].scaled(1.0 / divisor(0.0))
-    return quotient
+    divisor = values[1].number
+    return values[0].scaled(1.0 / divisor) if divisor else None
 
 
 def _bounded(function: Piecewise, low: float | None, high: float | None) -> Piecewise:
@@ -220,34 +217,21 @@ def _bounded(function: Piecewise, low: float | None, high: float | None) -> Piec
 
 
 def _clip(node: gs.Node, values: Sequence[Any]) -> Piecewise | None:
-    if any(bound is not None and (bound.breaks or bound.degree) for bound in values[1:]):
+    if len(values) == 1:
+        return _bounded(values[0], node.attrs.get("min"), node.attrs.get("max"))
+    given = [None if bound is None else bound.number for bound in values[1:]]
+    if any(bound is not None and number is None for bound, number in zip(values[1:], given, strict=True)):
         return None
-    given = [None if bound is None else bound(0.0) for bound in values[1:]]
-    low, high = (*given, None, None)[:2] if given else (node.attrs.get("min"), node.attrs.get("max"))
+    low, high = (*given, None)[:2]
     return _bounded(values[0], low, high)
 
 
-def _hard_sigmoid(node: gs.Node, values: Sequence[Any]) -> Piecewise:
-    slope, offset = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
-    return _bounded(values[0].scaled(slope) + Piecewise.constant(offset), 0.0, 1.0)
+def _hard(x: Piecewise, slope: float, offset: float) -> Piecewise:
+    return _bounded(x.scaled(slope) + Piecewise.constant(offset), 0.0, 1.0)
 
 
-def _hard_swish(node: gs.Node, values: Sequence[Any]) -> Piecewise:
-    x: Piecewise = values[0]
-    return x * _bounded(x.scaled(1.0 / 6.0) + Piecewise.constant(0.5), 0.0, 1.0)
-
-
-def _prelu(node: gs.Node, values: Sequence[Any]) -> Piecewise | None:
-    slope = values[1]
-    if slope.breaks or slope.degree:
-        return None
-    x: Piecewise = values[0]
-    return x.larger(_ZERO) + x.smaller(_ZERO).scaled(slope(0.0))
-
-
-def _leaky(node: gs.Node, values: Sequence[Any]) -> Piecewise:
-    x: Piecewise = values[0]
-    return x.larger(_ZERO) + x.smaller(_ZERO).scaled(float(node.attrs.get("alpha", 0.01)))
+def _leaky(x: Piecewise, slope: float | None) -> Piecewise | None:
+    return None if slope is None else x.larger(_ZERO) + x.smaller(_ZERO).scaled(slope)
 
 
 _FUNCTIONS: Mapping[str, Callable[[gs.Node, Sequence[Any]], Piecewise | None]] = {
@@ -258,13 +242,15 @@ _FUNCTIONS: Mapping[str, Callable[[gs.Node, Sequence[Any]], Piecewise | None]] =
     "Neg": lambda node, values: values[0].scaled(-1.0),
     "Abs": lambda node, values: values[0].larger(values[0].scaled(-1.0)),
     "Relu": lambda node, values: values[0].larger(_ZERO),
-    "LeakyRelu": _leaky,
-    "PRelu": _prelu,
+    "LeakyRelu": lambda node, values: _leaky(values[0], float(node.attrs.get("alpha", 0.01))),
+    "PRelu": lambda node, values: _leaky(values[0], values[1].number),
     "Clip": _clip,
     "Max": lambda node, values: reduce(Piecewise.larger, values),
     "Min": lambda node, values: reduce(Piecewise.smaller, values),
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
+    "HardSigmoid": lambda node, values: _hard(
+        values[0], float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+    ),
+    "HardSwish": lambda node, values: values[0] * _hard(values[0], 1.0 / 6.0, 0.5),
 }
 
 

@@ -16,6 +16,7 @@ Products and sums are taken in double precision and rounded once, to the type of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ from onnxcompress.passes.cleanup.rule import (
     pinned_names,
     rewrite_pairs,
 )
+from onnxcompress.passes.recovery.refit_layers import write_bias
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -76,14 +78,16 @@ class _Folding(Rule):
         decisions: list[Decision] = []
         skipped: list[Skipped] = []
         taken: set[str] = set()
-        spared = self.spared(model)
+        spared = cache(lambda: self.spared(model))
         for node in model.nodes:
-            if node.op not in self.ops or not is_standard(node) or node.name in spared:
+            if node.op not in self.ops or not is_standard(node):
                 continue
             found = _decide(model, node, pinned, context, taken)
+            is_told = self.tells or not isinstance(found, str) or EXCLUDED in found
+            if not is_told or node.name in spared():
+                continue
             if isinstance(found, str):
-                if self.tells or EXCLUDED in found:
-                    skipped.append(Skipped(node.name, found))
+                skipped.append(Skipped(node.name, found))
             else:
                 decisions.append(found)
                 taken.add(str(found["into"]))
@@ -353,13 +357,7 @@ def _fold(model: Model, node: gs.Node, linear: gs.Node, side: Side) -> gs.Node:
         bias = bias + float(linear.attrs.get("alpha", 1.0)) * summed
     linear.attrs.pop("beta", None)
     model.set_input(linear, 1, (weight.astype(np.float64) * factors).astype(weight.dtype))
-    bias = bias.astype(weight.dtype)
-    if has_input(linear, 2):
-        model.set_input(linear, 2, bias)
-    elif len(linear.inputs) > 2:
-        linear.inputs[2] = model.new_constant(f"{linear.name}.bias", bias)
-    else:
-        linear.inputs.append(model.new_constant(f"{linear.name}.bias", bias))
+    write_bias(model, [linear], bias)
     source, target = scaled_tensor(node), node.outputs[0]
     node.inputs.clear()
     node.outputs.clear()

@@ -67,6 +67,7 @@ class BlockedForms(Rule):
         named = {node.name: node for node in model.nodes}
         pinned = pinned_names(model)
         writing = _Writing(model)
+        removed: list[gs.Node] = []
         for decision in plan.decisions:
             nodes = _nodes_of(model, planned_node(named, decision), pinned)
             if [node.name for node in nodes] != decision["nodes"]:
@@ -77,7 +78,8 @@ class BlockedForms(Rule):
             if nodes[-1].op == "PRelu":
                 writing.prelu(nodes[-1])
             else:
-                writing.affine(*nodes)
+                removed.append(writing.affine(*nodes))
+        remove_nodes(model, removed)
         return {}
 
 
@@ -89,7 +91,7 @@ def _nodes_of(model: Model, node: gs.Node, pinned: frozenset[str]) -> list[gs.No
     if model.dtypes.get(node.outputs[0].name) != TensorProto.FLOAT:
         return []
     if node.op == "PRelu":
-        return [node] if _slopes(model, node, shape[1]) is not None and node.inputs[0].inputs else []
+        return [node] if _slopes(model, node) is not None and node.inputs[0].inputs else []
     if node.op not in SCALES or isinstance(affine_of(model, node), str):
         return []
     between = scaled_tensor(node)
@@ -100,14 +102,13 @@ def _nodes_of(model: Model, node: gs.Node, pinned: frozenset[str]) -> list[gs.No
     return [first, node] if alone and scaled_tensor(first).inputs else []
 
 
-def _slopes(model: Model, node: gs.Node, channels: int) -> Floats | None:
+def _slopes(model: Model, node: gs.Node) -> Floats | None:
     """Return the slope of each channel, None where it is no constant or differs by place."""
-    tensor = node.inputs[1]
-    if not isinstance(tensor, gs.Constant) or model.shape_of(node.inputs[0]) != model.shape_of(node.outputs[0]):
+    tensor, shape = node.inputs[1], model.shape_of(node.outputs[0])
+    if not isinstance(tensor, gs.Constant) or shape is None or model.shape_of(node.inputs[0]) != shape:
         return None
     values = model.values(tensor)
-    shape = (1,) * (_BLOCKED_RANK - values.ndim) + values.shape
-    if shape != (1, channels, 1, 1) or not np.isfinite(values).all():
+    if (1,) * (_BLOCKED_RANK - values.ndim) + values.shape != (1, shape[1], 1, 1) or not np.isfinite(values).all():
         return None
     slopes: Floats = values.reshape(-1)
     return slopes
@@ -123,7 +124,7 @@ class _Writing:
     def prelu(self, node: gs.Node) -> None:
         """Replace a PRelu."""
         source, target = node.inputs[0], node.outputs[0]
-        slopes = _slopes(self._model, node, len(node.inputs[1].values.reshape(-1)))
+        slopes = _slopes(self._model, node)
         assert slopes is not None, f"'{node.name}' has no slope for each channel"
         channels = len(slopes)
         negative, rectified, lifted = (
@@ -141,8 +142,8 @@ class _Writing:
             ],
         )
 
-    def affine(self, first: gs.Node, second: gs.Node) -> None:
-        """Replace two nodes that scale and shift channels."""
+    def affine(self, first: gs.Node, second: gs.Node) -> gs.Node:
+        """Put two nodes that scale and shift channels in the place of the second; return the first, to be removed."""
         inner, outer = affine_of(self._model, first), affine_of(self._model, second)
         assert isinstance(inner, Affine), inner
         assert isinstance(outer, Affine), outer
@@ -156,7 +157,7 @@ class _Writing:
         self._model.replace_node(second, [self._normalization(f"{second.name}_affine", source, target, *constants)])
         first.inputs.clear()
         first.outputs.clear()
-        remove_nodes(self._model, [first])
+        return first
 
     def _normalization(
         self, name: str, source: gs.Tensor, target: gs.Tensor, scale: gs.Constant, shift: gs.Constant | None = None

@@ -34,7 +34,7 @@ from onnxcompress.passes.cleanup.rule import (
     pinned_names,
     rewrite_pairs,
 )
-from onnxcompress.passes.recovery.refit_layers import bias_of, slope_of, weight_of
+from onnxcompress.passes.recovery.refit_layers import bias_of, slope_of, weight_of, write_bias
 from onnxcompress.passes.tucker.sites import why_no_float_constant
 
 _LINEAR = ("Conv", "Gemm", "MatMul")
@@ -187,13 +187,7 @@ def _merge(model: Model, first: gs.Node, second: gs.Node) -> gs.Node:
     second.attrs.pop("beta", None)
     model.set_input(second, 1, weight)
     if has_bias:
-        values = constant.astype(weight.dtype)
-        if has_input(second, 2):
-            model.set_input(second, 2, values)
-        elif len(second.inputs) > 2:
-            second.inputs[2] = model.new_constant(f"{second.name}_bias", values)
-        else:
-            second.inputs.append(model.new_constant(f"{second.name}_bias", values))
+        write_bias(model, [second], constant)
     source = first.inputs[0]
     first.inputs.clear()
     first.outputs.clear()

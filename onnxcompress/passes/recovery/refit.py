@@ -30,6 +30,7 @@ from onnxcompress.passes.recovery.refit_layers import (
     chain_slope,
     find_refit_layers,
     weight_of,
+    write_bias,
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_samples import LayerRows
@@ -38,7 +39,6 @@ from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
 from onnxcompress.passes.recovery.refit_waves import BatchFiles, Part, Waves
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
-from onnxcompress.passes.tucker.sites import has_input
 from onnxcompress.runtime.ahead import one_ahead
 
 Array = npt.NDArray[Any]
@@ -345,24 +345,6 @@ class _Refitting:
                 for chain in others:
                     chain[at].inputs[1] = weight
             write_bias(model, [nodes[-1], *(chain[-1] for chain in others)], weights.constant)
-
-
-def write_bias(model: Model, nodes: Sequence[gs.Node], constant: Matrix) -> None:
-    """Give linear nodes that are alike one bias, shape (O,)."""
-    first = nodes[0]
-    dtype = model.values(first.inputs[1]).dtype
-    if has_input(first, 2):
-        scale = float(first.attrs.get("beta", 1.0)) if first.op == "Gemm" else 1.0
-        bias = model.set_input(first, 2, (constant / scale).astype(dtype))
-    elif first.op == "MatMul":
-        return
-    else:
-        bias = model.new_constant(f"{first.name}_bias", constant.astype(dtype))
-    for node in nodes:
-        if len(node.inputs) == 2:
-            node.inputs.append(bias)
-        elif node.inputs[2] is not bias:  # an input that is not given has no name
-            node.inputs[2] = bias
 
 
 def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> Matrix:

@@ -9,7 +9,7 @@ of the kernel: the positions of the first node and of the core then multiply to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,6 +139,24 @@ def bias_of(model: Model, node: gs.Node, outputs: int) -> Matrix:
     scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
     values = np.asarray(model.values(node.inputs[2]), np.float64).reshape(-1)
     return np.array(np.broadcast_to(scale * values, (outputs,)))
+
+
+def write_bias(model: Model, nodes: Sequence[gs.Node], constant: Matrix) -> None:
+    """Give linear nodes that are alike one bias, shape (O,)."""
+    first = nodes[0]
+    dtype = model.values(first.inputs[1]).dtype
+    if has_input(first, 2):
+        scale = float(first.attrs.get("beta", 1.0)) if first.op == "Gemm" else 1.0
+        bias = model.set_input(first, 2, (constant / scale).astype(dtype))
+    elif first.op == "MatMul":
+        return
+    else:
+        bias = model.new_constant(f"{first.name}_bias", constant.astype(dtype))
+    for node in nodes:
+        if len(node.inputs) == 2:
+            node.inputs.append(bias)
+        elif node.inputs[2] is not bias:  # an input that is not given has no name
+            node.inputs[2] = bias
 
 
 def chain_slope(model: Model, nodes: list[gs.Node], core: int) -> Matrix:
