@@ -129,18 +129,29 @@ class Covariances:
 
 
 def accumulate(x: Rows, y: Rows) -> Moments:
-    """Return the moments of samples: `x` (n, D) and `y` (n, O)."""
+    """Return the moments of samples: `x` (n, D) and `y` (n, O).
+
+    Raises:
+        OverflowError: they are so large that sums of their squares are infinite.
+    """
     blocks = _blocks(len(x))
     size, targets = x.shape[1], y.shape[1]
-    total = Moments(
+
+    def product(first: Rows, second: Rows) -> Rows:
+        with np.errstate(over="ignore", invalid="ignore"):
+            made: Rows = first.T @ second
+        if not np.isfinite(made).all():
+            raise OverflowError("values so large that sums of their squares overflow")
+        return made
+
+    return Moments(
         len(x),
         x.sum(axis=0, dtype=np.float64),
         y.sum(axis=0, dtype=np.float64),
-        _summed(lambda at: x[at].T @ x[at], blocks, (size, size)),
-        _summed(lambda at: x[at].T @ y[at], blocks, (size, targets)),
+        _summed(lambda at: product(x[at], x[at]), blocks, (size, size)),
+        _summed(lambda at: product(x[at], y[at]), blocks, (size, targets)),
         sum((np.einsum("no,no->o", y[at], y[at]) for at in blocks), np.zeros(targets)),
     )
-    return total
 
 
 def accumulate_made(x: Rows, made: Callable[[slice], Rows], targets: int) -> tuple[Matrix, Matrix]:

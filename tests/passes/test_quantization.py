@@ -399,3 +399,19 @@ def test_the_calibration_spreads_over_the_whole_stream() -> None:
     whole = spread_batches(stream, 64, 16)
     assert all(len(batch["x"]) == 16 for batch in whole)
     assert 2 <= len(whole) <= 4
+
+
+def test_statistics_that_are_float32_whatever_is_read_keep_their_node() -> None:
+    constants = {"scale": np.ones(8, np.float32), "w": np.ones((2, 6, 1, 1), np.float32)}
+    nodes = [
+        node("LayerNormalization", ["x", "scale"], "normal", "mean", name="both"),
+        node("Conv", ["normal", "w"], "y"),
+        node("Conv", ["mean", "w"], "z"),
+    ]
+    model = build(nodes, constants, shape=("n", 6, 8, 8), outputs=("y", "z"))
+    plan = Float16Conversion().plan(model, PassContext())
+    assert [each.node for each in plan.skipped] == ["both"]
+    given = {"x": RNG.standard_normal((1, 6, 8, 8)).astype(np.float32)}
+    half = run_all(Float16Conversion().apply(model, plan, PassContext()).model, given)
+    for name in ("y", "z"):
+        np.testing.assert_allclose(half[name], run_all(model, given)[name], rtol=0.02, atol=0.02)

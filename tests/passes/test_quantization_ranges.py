@@ -89,6 +89,21 @@ def test_the_function_behind_a_tensor_is_found_in_any_form(form: str) -> None:
     np.testing.assert_allclose(curve(points), expected(points), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["x", "points", "curve"])
+def test_the_tensor_may_have_any_name(name: str) -> None:
+    nodes = [node("Relu", ["given"], name, name="first"), node("Neg", [name], "b"), node("Conv", ["b", "v"], "y")]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("given", onnx.TensorProto.FLOAT, SHAPE)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ("n", 2, 8, 8))],
+        [onnx.numpy_helper.from_array(np.ones((2, 6, 1, 1), np.float32), "v")],
+    )
+    model = Model.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]))
+    (curve,) = curves(model, [name]).values()
+    np.testing.assert_array_equal(curve(np.arange(3.0)), [0.0, -1.0, -2.0])
+
+
 def test_what_something_reads_as_it_is_has_no_function() -> None:
     swish_nodes = FORMS["swish"][0]
     again = node("Conv", ["a", "v"], "z", name="again")

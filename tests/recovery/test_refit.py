@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
@@ -160,6 +161,27 @@ def test_infinite_activations_are_named() -> None:
     context = PassContext(calibration=lambda: [{"x": bad}], original=original)
     with pytest.raises(DataError, match="'c1'"):
         _refitted(original, original, context)
+
+
+def test_values_whose_squares_overflow_are_named() -> None:
+    """As a mask adds where nothing may be seen: finite, and 1e38."""
+    original = conv_net()
+    scale = onnx.numpy_helper.from_array(np.float32(1e30), "scale")
+    original.graph.initializer.append(scale)
+    first = next(each for each in original.graph.node if each.op_type == "Conv")
+    original.graph.node.insert(0, helper.make_node("Mul", ["x", "scale"], ["large"], "large"))
+    first.input[0] = "large"
+    model = Model.from_proto(original)
+    with pytest.raises(DataError, match=f"'{first.name}' reads or gives values so large that sums of their squares"):
+        _refitted(model, _damaged(model, 0), PassContext(original=model, calibration=_batches()))
+
+
+def test_a_layer_that_reads_a_constant_is_left_alone() -> None:
+    constants = {"given": np.ones((1, 6, 4, 4), np.float32), "w": np.ones((5, 6, 1, 1), np.float32)}
+    model = build([node("Conv", ["given", "w"], "a", name="a"), node("Conv", ["x", "w"], "y", name="y")], constants)
+    layers, skipped = find_refit_layers(model, model, PassContext())
+    assert [layer.node for layer in layers] == ["y"]
+    assert [(each.node, each.reason) for each in skipped] == [("a", "its input is a constant")]
 
 
 def test_no_calibration_data_are_an_error() -> None:

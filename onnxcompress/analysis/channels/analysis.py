@@ -9,8 +9,8 @@ working on the positions themselves makes Concat, Split, Flatten and shuffles pl
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from onnxcompress.graph import Model, Shape
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.surgery import Surgery
+
+_NONE: Ids = np.empty(0, np.int64)
 
 Rewrite = Callable[["Surgery", gs.Node], None]
 
@@ -78,6 +80,20 @@ class Findings:
     keep_one: list[Ids] = field(default_factory=list)
     freezes: list[tuple[Ids, str]] = field(default_factory=list)
     ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+    ignored: list[Ids] = field(default_factory=list)
+
+    def extend(self, others: Findings) -> None:
+        """Take over what others tell."""
+        for each in fields(self):
+            getattr(self, each.name).extend(getattr(others, each.name))
+
+    def atoms(self) -> Iterator[Ids]:
+        """Yield the atoms that are summed, tied, kept, ignored or rewritten."""
+        yield from (consumer.labels.ids for consumer in self.consumers)
+        yield from (labels.ids for _, labels, _ in self.rewrites)
+        yield from (ids for ids, _ in self.freezes)
+        yield from (ids for pair in self.ties for ids in pair)
+        yield from self.ignored
 
 
 class ChannelAnalysis:
@@ -97,7 +113,11 @@ class ChannelAnalysis:
                 continue
             handler = HANDLERS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
             if handler is not None:
+                found, self.findings = self.findings, Findings()
                 handler(self, node)
+                self._freeze_untold(node)
+                found.extend(self.findings)
+                self.findings = found
             else:
                 self.freeze_inputs(node, f"operator {node.domain + '.' if node.domain else ''}{node.op} is not known")
         self._tie_shared_filters()
@@ -107,6 +127,15 @@ class ChannelAnalysis:
         for tensor in model.graph.outputs:
             if (labels := self.of(tensor)) is not None:
                 self.freeze(labels.ids, f"is the graph output '{tensor.name}', whose shape never changes")
+
+    def _freeze_untold(self, node: gs.Node) -> None:
+        """Keep channels of which the operator's function told nothing: they reach an input where it expects none."""
+        carried = [labels.ids for output in node.outputs if (labels := self.of(output)) is not None]
+        told = np.concatenate([_NONE, *(ids.reshape(-1) for ids in (*carried, *self.findings.atoms()))])
+        told = told[told != FIXED]
+        for labels in (self.of(tensor) for tensor in node.inputs):
+            if labels is not None and (labels.ids != FIXED).any() and not np.isin(labels.ids, told).any():
+                self.freeze(labels.ids, f"reaches '{node.name}' ({node.op}) at an input that is not made for channels")
 
     def _tie_shared_filters(self) -> None:
         """Tie what nodes that share a weight make and read, channel by channel: it stays one, and none has a copy."""
@@ -226,6 +255,11 @@ class ChannelAnalysis:
         """
         if rows.shape[0] > 1:
             self.findings.balanced.append((node.name, rows, or_whole_rows))
+
+    def ignore(self, tensor: gs.Tensor) -> None:
+        """Record that a node reads this input's type or lengths, not its values."""
+        if (labels := self.of(tensor)) is not None:
+            self.findings.ignored.append(labels.ids)
 
     def keep_one(self, ids: Ids) -> None:
         """Require that one of these atoms stays."""

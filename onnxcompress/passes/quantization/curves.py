@@ -62,11 +62,12 @@ class Curve:
     """A function of numbers, as nodes of a model compute it."""
 
     content: bytes
+    source: str
 
     def __call__(self, points: Numbers) -> Numbers:
         """Return the value at each point, (n,)."""
         session = Session(self.content, settings=SessionSettings(threads=1))
-        (values,) = session.run({"x": points.astype(np.float32)[None]}).values()
+        (values,) = session.run({self.source: points.astype(np.float32)[None]}).values()
         return np.asarray(values, np.float64).reshape(-1)
 
 
@@ -78,7 +79,7 @@ def curves(model: Model, tensors: Iterable[str]) -> dict[str, Curve]:
     found = {}
     for name in tensors:
         if name in made and (part := _behind(made[name], pinned)) is not None:
-            found[name] = Curve(_as_model(whole, name, *part))
+            found[name] = Curve(_as_model(whole, name, *part), name)
     return found
 
 
@@ -115,10 +116,9 @@ def _as_model(whole: onnx.ModelProto, name: str, nodes: list[gs.Node], wanted: s
     chosen = {node.name for node in nodes}
     graph = onnx.GraphProto(name="curve")
     graph.node.extend(node for node in whole.graph.node if node.name in chosen)
-    graph.node.insert(0, onnx.helper.make_node("Identity", ["x"], [name]))
     constants = {t.name: t.values for node in nodes for t in node.inputs if isinstance(t, gs.Constant)}
     graph.initializer.extend(array_to_tensor(each, values) for each, values in constants.items())
-    graph.input.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, None]))
+    graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, None]))
     graph.output.append(onnx.ValueInfoProto(name=wanted))
     proto = onnx.ModelProto(ir_version=max(whole.ir_version, 4), graph=graph, opset_import=whole.opset_import)
     return bytes(proto.SerializeToString())

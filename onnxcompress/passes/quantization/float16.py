@@ -69,6 +69,8 @@ class Float16Conversion(Pass):
                 skipped.append(Skipped(node.name, "the squares of an LRN written as a convolution could overflow"))
             elif node.op in kept:
                 skipped.append(Skipped(node.name, f"{node.op} has no half-precision form"))
+            elif node.op == "LayerNormalization" and any(tensor.name for tensor in node.outputs[1:]):
+                skipped.append(Skipped(node.name, "the mean and deviation that it gives are float32 whatever it reads"))
             elif max(values * self.config.headroom, weights) > _LARGEST:
                 skipped.append(Skipped(node.name, f"values up to {max(values, weights):.3g} could overflow float16"))
             elif _has_float32(model, node):

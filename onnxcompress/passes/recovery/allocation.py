@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from onnxcompress.analysis.cost import ModelCost, model_cost, sample_shapes
 from onnxcompress.analysis.lrn import with_banded_lrn
-from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.parallel import parallel_map
@@ -247,7 +247,14 @@ class Allocation(Pass):
             movable = sum(float(own[0]) for own in own_costs)
             costs[kind] = own_costs
             present = self.config.stored.of_model(model, cost) if kind == "size" else _total(kind, cost)
-            limits[kind] = share * _total(kind, reference) - (present - movable)
+            whole, fixed = _total(kind, reference), present - movable
+            limits[kind] = share * whole - fixed
+            least = fixed + sum(float(own.min()) for own in own_costs)
+            if least > share * whole:
+                raise BudgetInfeasibleError(
+                    f"{kind}={share:g} cannot be reached: with every layer at its smallest choice it is "
+                    f"{least / whole:.3f} of the original's; allow more, prune too (--prune), or leave fewer layers out"
+                )
         if "latency" in self.config.targets:
             share = self.config.targets["latency"] * context.latency_factor
             picked, times = allocate_within_latency(

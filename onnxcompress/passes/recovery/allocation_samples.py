@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analysis.cost import open_inputs
+from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Covariances, Moments, accumulate
 from onnxcompress.linalg.parallel import parallel_map
@@ -54,6 +55,9 @@ def layer_covariances(
     """Return the covariance of every layer's patches, at so many positions of each sample.
 
     Layers that read the same patches share it. Layers of more than `MOST_INPUTS` inputs, and grouped ones, have none.
+
+    Raises:
+        DataError: a tensor holds NaN, infinity, or values whose squares overflow; it is named.
     """
     key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
     readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS}
@@ -63,7 +67,10 @@ def layer_covariances(
 
     def take(images: int, captured: Mapping[str, Array], key: _Patches) -> None:
         rows = samplers[key].patches(captured[readers[key].input], images)
-        moments = accumulate(rows, rows[:, :1])
+        try:
+            moments = accumulate(rows, rows[:, :1])
+        except OverflowError as error:
+            raise DataError(f"tensor '{key[0]}' holds {error}; look at the layer before it") from error
         if key in totals:
             totals[key] += moments
         else:

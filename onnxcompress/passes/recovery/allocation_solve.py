@@ -24,12 +24,11 @@ def allocate(
         limits: {kind: the sum may be at most this}.
 
     Raises:
-        BudgetInfeasibleError: no choice keeps all limits; the message says how far each can fall.
+        BudgetInfeasibleError: no choice keeps all limits.
     """
     for kind, limit in limits.items():
-        least = sum(float(cost.min()) for cost in costs[kind])
-        if least > limit:
-            raise BudgetInfeasibleError(f"{kind}: the limit is {limit:.6g}, the least that can be reached {least:.6g}")
+        if sum(float(cost.min()) for cost in costs[kind]) > limit:
+            raise BudgetInfeasibleError(f"the least {kind} of every layer are above the limit")
     if not damages:
         return []
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -56,6 +55,5 @@ def allocate(
         options={"mip_rel_gap": _GAP, "time_limit": 20.0, "presolve": False},
     )
     if solution.x is None:
-        reached = ", ".join(f"{kind} {sum(float(c.min()) for c in costs[kind]):.6g}" for kind in limits)
-        raise BudgetInfeasibleError(f"the limits cannot all be kept; each alone could reach {reached}")
+        raise BudgetInfeasibleError(f"no choice of splits was found that keeps the target of {' and '.join(limits)}")
     return [int(np.argmax(solution.x[a:b])) for a, b in pairwise(starts)]

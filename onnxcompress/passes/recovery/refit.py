@@ -276,7 +276,10 @@ class _Refitting:
         training, judging = joined([self._samples(layer, rows[layer.node]) for layer in family])
         nodes = [_named(self._working, name) for name in first.chain]
         fit = self._fit_group if first.groups == 1 else self._fit_groups
-        return fit(first, nodes, training, judging)
+        try:
+            return fit(first, nodes, training, judging)
+        except OverflowError as error:
+            raise DataError(f"'{first.node}' reads or gives {error}; look at the layer before it") from error
 
     def _samples(self, layer: RefitLayer, rows: LayerRows) -> tuple[LayerSamples, LayerSamples | None]:
         targets = self._targets.rows(layer)

@@ -177,8 +177,8 @@ def _layer(
         return "excluded by --exclude"
     if node.op == "ConvTranspose":
         return "a transposed convolution: its responses are not refitted"
-    if node.op == "MatMul" and original.is_constant(node.inputs[0]):
-        return "its constant stands on the left"
+    if original.is_constant(node.inputs[0]):
+        return "its constant stands on the left" if node.op == "MatMul" else "its input is a constant"
     reason = why_no_float_constant(original, node, position=1)
     if reason:
         return reason

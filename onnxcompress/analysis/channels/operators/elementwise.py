@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     "IsNaN",
     "IsInf",
     "Cast",
-    "CastLike",
     "Identity",
     "Shrink",
     "ThresholdedRelu",
@@ -65,6 +64,13 @@ if TYPE_CHECKING:
 def unary(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """The first input carries the labels; further inputs (bounds, types) are scalars."""
     analysis.set(node.outputs[0], analysis.of(node.inputs[0]))
+
+
+@operator("CastLike")
+def cast_like(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """The second input gives its type."""
+    analysis.set(node.outputs[0], analysis.of(node.inputs[0]))
+    analysis.ignore(node.inputs[1])
 
 
 @operator("Dropout")

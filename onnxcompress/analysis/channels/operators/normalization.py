@@ -102,7 +102,8 @@ def layer_normalization(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     first = int(node.attrs.get("axis", -1)) % len(shape)
     if all(axis < first for axis in labels.axes):
-        analysis.set(node.outputs[0], labels)
+        for output in node.outputs:  # the mean and the deviation keep the axes
+            analysis.set(output, labels)
         return
     if len(labels.axes) != 1 or any(t.name for t in node.outputs[1:]):
         analysis.freeze(labels.ids, f"reaches '{node.name}' on several axes")

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from onnxcompress.analysis.channels.surgery import Surgery
 
 
+_LENGTHS_TO_LENGTHS = frozenset(
+    ["Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "ReduceProd", "Slice", "Squeeze", "Sub", "Unsqueeze"]
+)
+"""What computes new lengths of lengths."""
+
+
 @operator(
     "MaxPool",
     "AveragePool",
@@ -90,7 +96,7 @@ def depth_to_space(analysis: ChannelAnalysis, node: gs.Node) -> None:
 
 @operator("SpaceToDepth")
 def space_to_depth(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """Every channel becomes `b * b` channels."""
+    """Every channel becomes `b * b` channels: side by side in mode CRD, one in each of `b * b` copies otherwise."""
     labels = analysis.of(node.inputs[0])
     if labels is None:
         return
@@ -98,7 +104,9 @@ def space_to_depth(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if labels.axes != (1,) or labels.inner != (1,) or block * len(labels.ids) > MOST_POSITIONS:
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return
-    analysis.set(node.outputs[0], Labels.along(1, np.tile(labels.ids, block)))
+    side_by_side = node.attrs.get("mode", "DCR") == "CRD"
+    ids = np.repeat(labels.ids, block) if side_by_side else np.tile(labels.ids, block)
+    analysis.set(node.outputs[0], Labels.along(1, ids))
 
 
 @operator("Size")
@@ -111,3 +119,18 @@ def size(analysis: ChannelAnalysis, node: gs.Node) -> None:
 @operator("Shape")
 def shape(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """Reads lengths only: those known before the run were folded into constants, the rest follow the pruned tensor."""
+    if _is_result(analysis, node.outputs[0]):
+        analysis.freeze_inputs(node, "their number is a result of the model")
+    analysis.ignore(node.inputs[0])
+
+
+def _is_result(analysis: ChannelAnalysis, lengths: gs.Tensor) -> bool:
+    """Whether lengths, or what arithmetic makes of them, are an output of the model."""
+    reached, waiting = {id(lengths)}, [lengths]
+    outputs = {id(tensor) for tensor in analysis.model.graph.outputs}
+    for tensor in waiting:
+        for node in tensor.outputs:
+            following = node.outputs if node.op in _LENGTHS_TO_LENGTHS else []
+            waiting += [each for each in following if id(each) not in reached]
+            reached.update(id(each) for each in following)
+    return not reached.isdisjoint(outputs)
