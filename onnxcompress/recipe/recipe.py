@@ -35,7 +35,9 @@ _RATIO = Number("a number above 0, such as 1.5", above=0.0)
 _POINTS = Number("percentage points from 0 to 100, such as 1.0", minimum=0.0, maximum=100.0)
 _PERCENT = Number("percent from 0 to 100, such as 5.0", minimum=0.0, maximum=100.0)
 
-CLEANUP = Steps("identity", "fold", "reshape", "batchnorm", "scale", "merge", "activation", "lrn", "blocked", "unused")
+CLEANUP = Steps(
+    *("identity", "fold", "reshape", "pad", "batchnorm", "scale", "merge", "activation", "lrn", "blocked", "unused")
+)
 """The steps of the clean-up, in the order in which they run."""
 
 

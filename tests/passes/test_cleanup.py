@@ -182,7 +182,9 @@ def test_every_step_can_be_switched_off() -> None:
     constants |= {"wide": np.ones((40, 6, 1, 1), np.float32), "narrow": np.ones((4, 40, 1, 1), np.float32)}
     nodes += [node("Mul", ["q", "two"], "scaled"), node("Relu", ["l"], "r"), node("Min", ["r", "six"], "bounded")]
     constants |= {"two": np.float32(2.0), "six": np.float32(6.0)}
-    model = build(nodes, constants, outputs=["y", "z", "bounded", "scaled"])
+    nodes += [node("Pad", ["r", "pads"], "wider"), node("MaxPool", ["wider"], "largest", kernel_shape=[2, 2])]
+    constants |= {"pads": np.array([0, 0, 1, 0, 0, 0, 0, 0])}
+    model = build(nodes, constants, outputs=["y", "z", "bounded", "scaled", "largest"])
     done = {decision["step"] for decision in clean(model)[1].decisions}
     # `blocked` takes what wins a race, and here there is none.
     assert done == set(STEPS) - {"blocked"}

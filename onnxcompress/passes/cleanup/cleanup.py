@@ -23,6 +23,7 @@ from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
 from onnxcompress.passes.cleanup.lrn import LrnRewriting
 from onnxcompress.passes.cleanup.merge import LinearMerging
+from onnxcompress.passes.cleanup.padding import PadFolding
 from onnxcompress.passes.cleanup.reshape import ReshapeSettling
 from onnxcompress.passes.cleanup.rule import Rule
 from onnxcompress.passes.cleanup.unused import UnusedRemoval
@@ -34,6 +35,7 @@ RULES: Mapping[str, type[Rule]] = {
         IdentityRemoval,
         ConstantFolding,
         ReshapeSettling,
+        PadFolding,
         BatchNormFolding,
         ScaleFolding,
         LinearMerging,
