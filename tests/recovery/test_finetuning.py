@@ -130,6 +130,8 @@ def test_another_trainings_checkpoint_is_refused(tmp_path: Path) -> None:
     assert path.exists()  # an interrupted run can be taken up again
     with pytest.raises(RecipeError, match="checkpoint of another training"):
         fine_tune(replace(CONFIG, batch=16), checkpoint=path, resume=True)
+    with pytest.raises(RecipeError, match="checkpoint of another training"):  # --task regression
+        fine_tune(checkpoint=path, resume=True, numbers=frozenset({"y"}))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02cos\nsystem\n(S'exit 1'\ntR."])

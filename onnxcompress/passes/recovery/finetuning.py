@@ -131,7 +131,8 @@ class FineTuning(Pass):
             run = self._prepared(model, files, together, context, context.training)
             checkpoint = None
             if context.checkpoint is not None:
-                identity = training_identity(model, context.original or model, asdict(self.config), files.count)
+                options = {**asdict(self.config), "numbers": sorted(context.numbers)}
+                identity = training_identity(model, context.original or model, options, files.count)
                 checkpoint = Checkpoint(context.checkpoint, identity, resume=context.resume)
             with memory_advice(self.config.at_once or self.config.batch), _resume_advice(context.checkpoint):
                 context.note(run.run(checkpoint))
