@@ -31,6 +31,7 @@ def test_every_step_has_its_line_and_the_race_its_result() -> None:
         "batchnorm",
         "scale",
         "merge",
+        "conv2d",
         "activation",
         "lrn",
         "blocked",

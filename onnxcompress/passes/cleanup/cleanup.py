@@ -19,6 +19,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.cleanup.activations import ActivationWriting
 from onnxcompress.passes.cleanup.affine import BatchNormFolding, ScaleFolding
 from onnxcompress.passes.cleanup.blocked import BlockedForms
+from onnxcompress.passes.cleanup.conv2d import PlanarConvolutions
 from onnxcompress.passes.cleanup.fold import ConstantFolding
 from onnxcompress.passes.cleanup.identity import IdentityRemoval
 from onnxcompress.passes.cleanup.lrn import LrnRewriting
@@ -39,6 +40,7 @@ RULES: Mapping[str, type[Rule]] = {
         BatchNormFolding,
         ScaleFolding,
         LinearMerging,
+        PlanarConvolutions,
         ActivationWriting,
         LrnRewriting,
         BlockedForms,

@@ -198,6 +198,10 @@ def _quantized(
         found = {
             name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
         }
+        # Old releases (1.20) replace the range of every Softmax by 0 to 1, also of one that stays in float.
+        for node in proto.graph.node:
+            if node.op_type == "Softmax":
+                found.setdefault(node.output[0], TensorData(lowest=np.float32(0.0), highest=np.float32(1.0)))
         quantizer = QDQQuantizer(
             inferred,
             per_channel=True,
