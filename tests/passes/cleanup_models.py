@@ -11,7 +11,22 @@ from onnx.reference import ReferenceEvaluator
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.cleanup import STEPS, Cleanup, CleanupConfig
+from onnxcompress.passes.race import RaceResult
 from tests.small_models import session
+
+CPU = "CPUExecutionProvider"
+
+
+def won(before: Model, after: Model) -> tuple[RaceResult, ...]:
+    """A race that whatever is new wins."""
+    return (RaceResult(CPU, 1.3, (1.2, 1.4)),)
+
+
+WON = PassContext(race=won)
+
+
+def weight(*shape: int, seed: int = 2) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def clean(model: Model, *steps: str, context: PassContext | None = None) -> tuple[Model, Plan]:

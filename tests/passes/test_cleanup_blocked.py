@@ -17,22 +17,10 @@ from onnxcompress.passes.pruning import FilterPruning, PruningConfig, verify_pru
 from onnxcompress.passes.race import RaceResult
 from onnxcompress.passes.recovery.trainable import statistics_names, weight_names
 from onnxcompress.passes.verification import sample_feeds
-from tests.passes.cleanup_models import assert_close, clean, ops, reasons
+from tests.passes.cleanup_models import CPU, WON, assert_close, clean, ops, reasons, weight, won
 from tests.small_models import build, node
 
-CPU = "CPUExecutionProvider"
 TOLERANCE = 1e-6
-
-
-def won(before: Model, after: Model) -> tuple[RaceResult, ...]:
-    return (RaceResult(CPU, 1.3, (1.2, 1.4)),)
-
-
-WON = PassContext(race=won)
-
-
-def weight(*shape: int, seed: int = 2) -> Any:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def slopes(*shape: int) -> Any:
@@ -116,7 +104,9 @@ def test_what_has_no_such_form_stays(middle: list[onnx.NodeProto], constants: di
 
 def test_what_is_in_no_blocks_stays() -> None:
     prelu = node("PRelu", ["a", "s"], "b")
-    assert "PRelu" in ops(clean(network(prelu, s=slopes(8, 1), shape=("n", 6, 9)), context=WON)[0])
+    line = network(prelu, s=slopes(8, 1), shape=("n", 6, 9))
+    assert "PRelu" in ops(clean(line, "blocked", context=WON)[0])
+    assert "PRelu" not in ops(clean(line, context=WON)[0])  # a plane by then
     on_input = [node("PRelu", ["x", "s"], "p"), node("Mul", ["x", "s"], "m"), node("Add", ["m", "s"], "q")]
     model = build([*on_input, node("Add", ["p", "q"], "y")], {"s": slopes(6, 1, 1)}, shape=("n", 6, 4, 4))
     assert ops(clean(model, "blocked", context=WON)[0]) == ops(model)

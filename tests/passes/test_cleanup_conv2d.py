@@ -15,22 +15,11 @@ from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.race import RaceResult
 from tests.fuzz import standard
-from tests.passes.cleanup_models import assert_close, clean, ops, reasons
+from tests.passes.cleanup_models import CPU, WON, assert_close, clean, ops, reasons, weight, won
 from tests.small_models import build, node
 
 SHAPE = ("n", 6, 20)
 TOLERANCE = 1e-5
-
-
-def won(before: Model, after: Model) -> tuple[RaceResult, ...]:
-    return (RaceResult("CPUExecutionProvider", 1.3, (1.2, 1.4)),)
-
-
-WON = PassContext(race=won)
-
-
-def weight(*shape: int) -> Any:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def shapes_of(model: Model, op: str) -> list[tuple[int, ...]]:
@@ -128,7 +117,7 @@ def test_what_no_convolution_stands_before_stays_as_it_is() -> None:
 
 def test_a_lost_race_and_none_leave_it() -> None:
     model = build([node("Conv", ["x", "w"], "y", name="first")], {"w": weight(8, 6, 3)}, shape=SHAPE)
-    lost = PassContext(race=lambda before, after: (RaceResult("CPUExecutionProvider", 0.9, (0.8, 1.0)),))
+    lost = PassContext(race=lambda before, after: (RaceResult(CPU, 0.9, (0.8, 1.0)),))
     for context in (lost, PassContext()):
         cleaned, plan = clean(model, context=context)
         assert ops(cleaned) == ["Conv"]

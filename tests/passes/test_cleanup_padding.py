@@ -12,15 +12,11 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.cleanup import Cleanup, CleanupConfig
-from tests.passes.cleanup_models import assert_close, assert_same_bits, clean, ops, reasons
+from tests.passes.cleanup_models import assert_close, assert_same_bits, clean, ops, reasons, weight
 from tests.small_models import build, node
 
 ONE_SIDED = (0, 0, 0, 0, 0, 0, 1, 1)
 LEAST = float(np.finfo(np.float32).min)
-
-
-def weight(*shape: int) -> Any:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def padded(
