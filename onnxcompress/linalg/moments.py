@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -137,21 +138,34 @@ def accumulate(x: Rows, y: Rows) -> Moments:
     blocks = _blocks(len(x))
     size, targets = x.shape[1], y.shape[1]
 
-    def product(first: Rows, second: Rows) -> Rows:
-        with np.errstate(over="ignore", invalid="ignore"):
-            made: Rows = first.T @ second
-        if not np.isfinite(made).all():
-            raise OverflowError("values so large that sums of their squares overflow")
+    def squares(at: slice) -> Rows:
+        made = _product(x[at], x[at])
+        _refuse_overflow(made.diagonal())
         return made
 
+    with np.errstate(over="ignore"):
+        yy = sum((np.einsum("no,no->o", y[at], y[at]) for at in blocks), np.zeros(targets))
+    _refuse_overflow(yy)
     return Moments(
         len(x),
         x.sum(axis=0, dtype=np.float64),
         y.sum(axis=0, dtype=np.float64),
-        _summed(lambda at: product(x[at], x[at]), blocks, (size, size)),
-        _summed(lambda at: product(x[at], y[at]), blocks, (size, targets)),
-        sum((np.einsum("no,no->o", y[at], y[at]) for at in blocks), np.zeros(targets)),
+        _summed(squares, blocks, (size, size)),
+        # No sum of products is larger than those of both's squares.
+        _summed(lambda at: _product(x[at], y[at]), blocks, (size, targets)),
+        yy,
     )
+
+
+def _product(first: Rows, second: Rows) -> Rows:
+    with np.errstate(over="ignore", invalid="ignore"):
+        made: Rows = first.T @ second
+    return made
+
+
+def _refuse_overflow(squares: npt.NDArray[Any]) -> None:
+    if not np.isfinite(squares).all():
+        raise OverflowError("values so large that sums of their squares overflow")
 
 
 def accumulate_made(x: Rows, made: Callable[[slice], Rows], targets: int) -> tuple[Matrix, Matrix]:
