@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +53,7 @@ def examples() -> tuple[Example, ...]:
 def one_of_each_operator() -> list[Example]:
     found: dict[str, Example] = {}
     for example in examples():
-        found.setdefault(f"{example.model.graph.node[0].op_type}", example)
+        found.setdefault(example.model.graph.node[0].op_type, example)
     return list(found.values())
 
 
@@ -71,46 +70,53 @@ def run(model: onnx.ModelProto, feeds: Feeds) -> list[Any]:
     return list(session.run({info.name: feeds[info.name] for info in session.inputs}).values())
 
 
-def between_convolutions(example: Example, *, constants: bool) -> tuple[onnx.ModelProto, Feeds, list[Any]] | None:
-    """Return the network, what it is fed and what it gives; None where onnxruntime cannot run it, or gives no numbers.
+@dataclass(frozen=True)
+class Network:
+    """An example between convolutions.
+
+    Attributes:
+        model, feeds, wanted: what is run, on what, and what it gives.
+        lossy: outputs that are the example's own, read by no convolution, and change with the idle channel.
+    """
+
+    model: onnx.ModelProto
+    feeds: Feeds
+    wanted: list[Any]
+    lossy: frozenset[str]
+
+    def differing(self, given: list[Any]) -> list[str]:
+        """Return the outputs that differ from the wanted ones."""
+        pairs = zip(self.model.graph.output, self.wanted, given, strict=True)
+        return [info.name for info, one, other in pairs if not _same(one, other)]
+
+
+def between_convolutions(example: Example, *, constants: bool) -> Network | None:
+    """Return the network; None where onnxruntime cannot run it, or it gives no numbers.
 
     Args:
         constants: whether the example's other inputs are constants, or inputs of the network.
     """
+    outputs = example.model.graph.output
     try:
         idle, feeds = _network(example, constants=constants, idle=True)
         busy, _ = _network(example, constants=constants, idle=False)
-        pairs = zip(run(idle, feeds), run(busy, feeds), strict=True)
-        unread = {
-            info.name: _changed_channels(*pair)
-            for info, pair in zip(example.model.graph.output, pairs, strict=True)
-            if _has_channels(info)
-        }
-        network, feeds = _network(example, constants=constants, idle=True, unread=unread)
-        wanted = run(network, feeds)
+        pairs = list(zip(outputs, run(idle, feeds), run(busy, feeds), strict=True))
+        unread = {info.name: _changed_channels(*both) for info, *both in pairs if _has_channels(info)}
+        model, feeds = _network(example, constants=constants, idle=True, unread=unread)
+        wanted = run(model, feeds)
     except (ModelError, DataError):
         return None
     numbers = [np.asarray(each) for each in wanted if isinstance(each, np.ndarray) and each.dtype.kind == "f"]
-    return (network, feeds, wanted) if all(np.isfinite(each).all() for each in numbers) else None
-
-
-def results_that_depend_on_the_idle_channel(example: Example, *, constants: bool) -> Iterator[str]:
-    """Yield the outputs of the network that are the example's own, read by no convolution, and change with it."""
-    idle, feeds = _network(example, constants=constants, idle=True)
-    busy, _ = _network(example, constants=constants, idle=False)
-    for info, first, second in zip(example.model.graph.output, run(idle, feeds), run(busy, feeds), strict=True):
-        if not _has_channels(info) and not _same(first, second):
-            yield info.name
+    if not all(np.isfinite(each).all() for each in numbers):
+        return None
+    lossy = frozenset(info.name for info, *both in pairs if info.name not in unread and not _same(*both))
+    return Network(model, feeds, wanted, lossy)
 
 
 def _same(first: Any, second: Any) -> bool:
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray) and first.dtype.kind == "f":
         return first.shape == second.shape and np.allclose(first, second, rtol=1e-3, atol=1e-4)
     return bool(np.array_equal(first, second)) if isinstance(first, np.ndarray) else str(first) == str(second)
-
-
-def differing(names: list[str], wanted: list[Any], given: list[Any]) -> list[str]:
-    return [name for name, one, other in zip(names, wanted, given, strict=True) if not _same(one, other)]
 
 
 def _changed_channels(first: Array, second: Array) -> list[int]:

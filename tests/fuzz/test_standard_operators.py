@@ -20,14 +20,13 @@ NOT_IDLE = {
 
 def removed_and_compared(example: standard.Example, *, constants: bool) -> bool | None:
     """Return whether the idle channel left; None where the example says nothing."""
-    found = standard.between_convolutions(example, constants=constants)
-    if found is None or (example.name in NOT_IDLE if constants else example.name.startswith(NOT_FOLDED)):
+    network = standard.between_convolutions(example, constants=constants)
+    if network is None or (example.name in NOT_IDLE if constants else example.name.startswith(NOT_FOLDED)):
         return None
-    network, feeds, wanted = found
     share = 1.0 / example.inputs[example.position].shape[1] + 1e-3
     try:
         result = onnxcompress.compress(
-            network, prune=share, round_to=1, importance="l1", tucker="off", latency=False, verify=constants
+            network.model, prune=share, round_to=1, importance="l1", tucker="off", latency=False, verify=constants
         )
     except ModelError as error:
         # Shapes that are inputs get other values from the self-check; Scan's list of inputs has a gap.
@@ -39,9 +38,7 @@ def removed_and_compared(example: standard.Example, *, constants: bool) -> bool 
     filters = next(
         tensor.dims[0] for tensor in pruned.graph.initializer if tensor.name == pruned.graph.node[0].input[1]
     )
-    names = [info.name for info in network.graph.output]
-    lossy = set(standard.results_that_depend_on_the_idle_channel(example, constants=constants))
-    assert not set(standard.differing(names, wanted, standard.run(pruned, feeds))) - lossy, example.name
+    assert not set(network.differing(standard.run(pruned, network.feeds))) - network.lossy, example.name
     return bool(filters < example.inputs[example.position].shape[1])
 
 

@@ -47,8 +47,9 @@ class PlanarConvolutions(Rule):
         chosen: list[gs.Node] = []
         reached: set[str] = set()
         for node in model.nodes:
-            starts = node.op in _CONVOLUTIONS
-            if not _can_be_planar(model, node) or not (starts or any(t.name in reached for t in node.inputs)):
+            if node.op not in _CONVOLUTIONS and not any(tensor.name in reached for tensor in node.inputs):
+                continue
+            if not _can_be_planar(model, node):
                 continue
             reason = excluded([node], context)
             if reason is not None:
