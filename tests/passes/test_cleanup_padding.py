@@ -138,6 +138,12 @@ def test_other_padding_stays(pads: tuple[int, ...]) -> None:
     assert "Pad" in ops(clean(padded(CONV, 0.0, pads))[0])
 
 
+def test_a_pad_of_a_number_stays() -> None:
+    nodes = [node("ReduceSum", ["x"], "sum", keepdims=0), node("Pad", ["sum", "pads"], "y", name="pad")]
+    model = build(nodes, {"pads": np.empty(0, np.int64)}, shape=("n", 6, 12, 11))
+    assert ops(clean(model, "pad")[0]) == ["ReduceSum", "Pad"]
+
+
 def test_all_readers_take_it_or_none() -> None:
     constants = {"pads": np.array(ONE_SIDED), "w": weight(8, 6, 3, 3), "v": weight(8, 6, 1, 1)}
     first = [node("Pad", ["x", "pads"], "p", name="pad"), node("Conv", ["p", "w"], "a", name="three")]

@@ -120,7 +120,7 @@ def _padding_of(model: Model, node: gs.Node) -> _Padding | None:
         return None
     before = dict(zip(own, pads, strict=False))
     after = dict(zip(own, pads[len(own) :], strict=True))
-    if any(before.get(axis, 0) or after.get(axis, 0) for axis in (0, 1)) or min(pads) < 0:
+    if any(before.get(axis, 0) or after.get(axis, 0) for axis in (0, 1)) or min(pads, default=0) < 0:
         return None
     spatial = range(2, len(shape))
     return _Padding(tuple(before.get(a, 0) for a in spatial), tuple(after.get(a, 0) for a in spatial), value)
