@@ -12,7 +12,7 @@ from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.evaluation.compare import Evaluation
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Samples
-from onnxcompress.passes.cleanup import Cleanup
+from onnxcompress.passes.cleanup import Cleanup, Lowering
 from onnxcompress.pipeline.gates import DROP, ERROR, gate_results
 from onnxcompress.pipeline.latency_context import predicted_share
 from onnxcompress.pipeline.latency_target import Ran, can_run_again, meet_latency
@@ -233,8 +233,15 @@ def _run_passes(
         _collect(before)
         if asked.latency and _is_timed_apart(stages, model):
             cleaned = model
-    modified = sum(stage.modified for stage in stages)
-    return Ran(stages, model, cleaned if modified > 1 else None)
+    return Ran(stages, model, None if cleaned is None else _credited(cleaned, stages))
+
+
+def _credited(cleaned: Model, stages: Sequence[Stage]) -> Model | None:
+    """Return the model that tells what clean-up earned, its last part included; None where nothing else was done."""
+    last = next((stage for stage in stages if stage.modified and stage.plan.pass_name == Lowering.name), None)
+    if all(stage is last or stage.plan.pass_name == Cleanup.name for stage in stages if stage.modified):
+        return None
+    return cleaned if last is None else Lowering().again(cleaned, last.plan)
 
 
 def _collect(weight_bytes: int) -> None:

@@ -32,7 +32,7 @@ from onnxcompress.evaluation.pooled import DIFFERING, LOST, pooled_bounds
 from onnxcompress.evaluation.reference import Reference
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext
-from onnxcompress.passes.cleanup import Cleanup
+from onnxcompress.passes.cleanup import Cleanup, Lowering
 from onnxcompress.passes.pruning import FilterPruning
 from onnxcompress.pipeline.gates import ERROR
 from onnxcompress.pipeline.outputs import CompressedModel
@@ -317,7 +317,9 @@ class Search:
 
     def _passes(self, rate: float, target: Mapping[str, float]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
         """Return the passes up to the last that removes filters, and those behind it."""
-        passes = passes_of(replace(self.recipe, prune=rate, target=target), recovery=self.recovery)
+        given = passes_of(replace(self.recipe, prune=rate, target=target), recovery=self.recovery)
+        # No answer depends on the form that operators are written in.
+        passes = tuple(each for each in given if each.name != Lowering.name)
         ends = [at for at, each in enumerate(passes, 1) if each.name in (Cleanup.name, FilterPruning.name)]
         end = max(ends, default=0)
         return passes[:end], passes[end:]

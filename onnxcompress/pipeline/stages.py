@@ -11,7 +11,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
-from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig, LinearMerging
+from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig, LinearMerging, Lowering
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.quantization import Float16Conversion, Int8Config, Int8Quantization
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
@@ -58,7 +58,8 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
         ProviderUnavailableError: the recovery needs what is not installed or not there.
         RecipeError: a file that an option names cannot be used.
     """
-    passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup(CleanupConfig(CLEANUP.chosen(recipe.cleanup)))]
+    cleanup = () if recipe.cleanup == "off" else CLEANUP.chosen(recipe.cleanup)
+    passes: list[Pass] = [] if recipe.cleanup == "off" else [Cleanup(CleanupConfig(cleanup))]
     if recipe.prune_share > 0:
         for step in range(1, recipe.steps):
             passes.append(_pruning(recipe, recipe.prune_share * step / recipe.steps))
@@ -72,8 +73,11 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
         if recipe.svd != "off":
             passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
     splits = bool(recipe.target) or (recipe.tucker, recipe.svd) != ("off", "off")
-    merges = splits and recipe.cleanup != "off" and LinearMerging.name in CLEANUP.chosen(recipe.cleanup)
-    tidying = (LinearMerging(),) if merges else ()
+    tidying: list[Pass] = [LinearMerging()] if splits and LinearMerging.name in cleanup else []
+    lowering = Lowering(CleanupConfig(cleanup))
+    # In half precision its sums would be coarser than what they replace.
+    if lowering.config.steps and recipe.quantize != "fp16":
+        tidying.append(lowering)
     return (*passes, *recovery_passes(recipe, recovery), *tidying, *_quantization_of(recipe))
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
-from onnxcompress.passes.cleanup import Cleanup, LinearMerging
+from onnxcompress.passes.cleanup import Cleanup, LinearMerging, Lowering
 from onnxcompress.passes.pruning import FilterPruning, verify_pruning
 from onnxcompress.passes.quantization import (
     Float16Conversion,
@@ -37,6 +37,7 @@ _VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
     {
         Cleanup.name: _verify_equal,
         LinearMerging.name: _verify_equal,
+        Lowering.name: _verify_equal,
         FilterPruning.name: verify_pruning,
         Allocation.name: verify_splits,
         TuckerDecomposition.name: verify_splits,

@@ -38,6 +38,7 @@ PLENTY_OF_SAMPLES = 100
 _GENTLE = "energy=0.98"
 _LEAST_PRUNED = 0.02
 
+_EXACT = frozenset({"cleanup", "lowering"})
 _CALIBRATED = frozenset({"refit", "reconstruct", "allocate", "int8", "fp16"})
 _TRAINED = frozenset({"reconstruct", "finetune"})
 _TRAINING_OPTIONS = ("epochs", "lr", "train_batch", "loss", "device")
@@ -309,7 +310,7 @@ def _dearer(report: Report, recipe: Recipe) -> list[str]:
 
 def _nothing_done(report: Report, recipe: Recipe) -> str:
     if recipe.plan is None and not _loses_structure(recipe) and recipe.quantize == "off":
-        cleaned = any(stage.pass_name == "cleanup" and stage.decisions for stage in report.stages)
+        cleaned = any(stage.pass_name in _EXACT and stage.decisions for stage in report.stages)
         only = " but clean-up, which is exact" if cleaned else ""
         return (
             f"Nothing was compressed, because nothing{only} was asked for: give --prune R, --tucker SPEC, --svd SPEC, "
@@ -322,4 +323,4 @@ def _nothing_done(report: Report, recipe: Recipe) -> str:
 
 def _compressing(report: Report) -> list[StageFigures]:
     """The stages that lose something; clean-up is exact."""
-    return [stage for stage in report.stages if stage.pass_name != "cleanup"]
+    return [stage for stage in report.stages if stage.pass_name not in _EXACT]

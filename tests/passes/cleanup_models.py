@@ -29,10 +29,12 @@ def weight(*shape: int, seed: int = 2) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def clean(model: Model, *steps: str, context: PassContext | None = None) -> tuple[Model, Plan]:
+def clean(
+    model: Model, *steps: str, context: PassContext | None = None, kind: type[Cleanup] = Cleanup
+) -> tuple[Model, Plan]:
     """Return the cleaned model and the plan; the plan survives JSON, and a second clean-up finds nothing to do."""
     context = context or PassContext()
-    cleanup = Cleanup(CleanupConfig(steps or STEPS))
+    cleanup = kind(CleanupConfig(steps or STEPS))
     before = model.to_bytes()
     plan = cleanup.plan(model, context)
     replayed = Plan.from_json(json.loads(json.dumps(plan.to_json())))

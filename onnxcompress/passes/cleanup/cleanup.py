@@ -27,6 +27,7 @@ from onnxcompress.passes.cleanup.merge import LinearMerging
 from onnxcompress.passes.cleanup.padding import PadFolding
 from onnxcompress.passes.cleanup.reshape import ReshapeSettling
 from onnxcompress.passes.cleanup.rule import Rule
+from onnxcompress.passes.cleanup.softmax import SoftmaxWriting
 from onnxcompress.passes.cleanup.unused import UnusedRemoval
 from onnxcompress.passes.race import is_faster, race_text, short_name
 
@@ -45,6 +46,7 @@ RULES: Mapping[str, type[Rule]] = {
         LrnRewriting,
         BlockedForms,
         UnusedRemoval,
+        SoftmaxWriting,
     )
 }
 STEPS = tuple(RULES)
@@ -76,9 +78,12 @@ class Cleanup(Pass):
     """Removes what costs time and says nothing; the network computes the same, rounding apart."""
 
     name: ClassVar[str] = "cleanup"
+    is_last: ClassVar[bool] = False
+    """Whether it takes the steps that wait until all else is done, or the others."""
 
     def __init__(self, config: CleanupConfig | None = None) -> None:
-        self.config = config or CleanupConfig()
+        steps = (config or CleanupConfig()).steps
+        self.config = CleanupConfig(tuple(step for step in steps if RULES[step].comes_last == self.is_last))
 
     def plan(self, model: Model, context: PassContext) -> Plan:
         """Plan every step on what the steps before it leave; decisions carry `step` and `round`."""
@@ -139,6 +144,20 @@ class Cleanup(Pass):
             seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - started
         context.note({"step_seconds": seconds})
         return {}
+
+
+class Lowering(Cleanup):
+    """Writes operators that other passes know by their usual form in the one that is fastest, when all else is done."""
+
+    name: ClassVar[str] = "lowering"
+    tidies: ClassVar[bool] = True
+    is_last: ClassVar[bool] = True
+
+    def again(self, model: Model, plan: Plan) -> Model:
+        """Return another model of the same run with what `plan` rewrote, as far as it is there."""
+        present = {node.name for node in model.nodes}
+        kept = tuple(decision for decision in plan.decisions if present.issuperset(decision["nodes"]))
+        return self.apply(model, Plan(plan.pass_name, kept), PassContext()).model
 
 
 def _raced(rule: Rule, before: Model, after: Model, plan: Plan, context: PassContext) -> Plan:

@@ -22,11 +22,13 @@ class Rule(Pass):
         does: what it does, in plain words.
         races: whether the form it writes is not faster everywhere, so that a race decides.
         faster_on: the providers on which it is known to be faster, for runs without a race.
+        comes_last: whether it waits until all else is done, because other passes know an operator by its usual form.
     """
 
     does: ClassVar[str]
     races: ClassVar[bool] = False
     faster_on: ClassVar[frozenset[str]] = frozenset()
+    comes_last: ClassVar[bool] = False
 
 
 def pinned_names(model: Model) -> frozenset[str]:
