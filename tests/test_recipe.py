@@ -100,9 +100,10 @@ def test_steps_of_the_cleanup(value: str, written: str, steps: tuple[str, ...]) 
     recipe = Recipe(cleanup=value)
     assert recipe.cleanup == written
     assert CLEANUP.chosen(recipe.cleanup) == steps
-    (cleanup,) = passes_of(recipe, recovery="none")
+    cleanup, *lowering = passes_of(recipe, recovery="none")
     assert isinstance(cleanup, Cleanup)
-    assert cleanup.config.steps == steps
+    assert cleanup.config.steps == tuple(step for step in steps if step != "softmax")
+    assert [each.name for each in lowering] == ["lowering"] * ("softmax" in steps)
 
 
 def test_the_steps_are_those_of_the_pass() -> None:

@@ -34,7 +34,8 @@ from onnxcompress.report.search_figures import Judged, chosen_text
 from onnxcompress.runtime.providers import Provider
 
 _TIMED_APART_BYTES = 512 * 1024 * 1024
-"""Up to this size a cleaned model is timed beside the original and the compressed one."""
+"""Up to this size a cleaned model is timed beside the original and the compressed one; of larger ones three sessions
+at once would cost more than the answer is worth."""
 
 _COLLECTED_BYTES = 64 * 1024 * 1024
 """From this size on the models that a pass leaves behind are freed at once."""
@@ -231,17 +232,19 @@ def _run_passes(
         model.release_mapped()
         before, model = model.weight_bytes, result.model
         _collect(before)
-        if asked.latency and _is_timed_apart(stages, model):
+        if asked.latency and each.name == Cleanup.name and model.weight_bytes <= _TIMED_APART_BYTES:
             cleaned = model
     return Ran(stages, model, None if cleaned is None else _credited(cleaned, stages))
 
 
 def _credited(cleaned: Model, stages: Sequence[Stage]) -> Model | None:
-    """Return the model that tells what clean-up earned, its last part included; None where nothing else was done."""
-    last = next((stage for stage in stages if stage.modified and stage.plan.pass_name == Lowering.name), None)
-    if all(stage is last or stage.plan.pass_name == Cleanup.name for stage in stages if stage.modified):
+    """Return what clean-up made of the given model, its last part included; None where it, or all else, did nothing."""
+    changed = [stage for stage in stages if stage.modified]
+    own = [stage for stage in changed if stage.plan.pass_name in (Cleanup.name, Lowering.name)]
+    if not own or len(own) == len(changed):
         return None
-    return cleaned if last is None else Lowering().again(cleaned, last.plan)
+    last = own[-1].plan
+    return Lowering().again(cleaned, last) if last.pass_name == Lowering.name else cleaned
 
 
 def _collect(weight_bytes: int) -> None:
@@ -252,15 +255,6 @@ def _collect(weight_bytes: int) -> None:
     """
     if weight_bytes >= _COLLECTED_BYTES:
         gc.collect()
-
-
-def _is_timed_apart(stages: Sequence[Stage], model: Model) -> bool:
-    """Whether `model` is what clean-up made, which changed something, and small enough.
-
-    Three sessions of a very large model at once would cost more than the answer is worth.
-    """
-    modified = [stage.figures.pass_name for stage in stages if stage.modified]
-    return modified == [Cleanup.name] and stages[-1].modified and model.weight_bytes <= _TIMED_APART_BYTES
 
 
 def _told(doing: str, calibration: Samples, samples: int | None, tell: Progress) -> Samples:

@@ -149,6 +149,28 @@ def test_it_comes_behind_compression_and_its_gain_is_not_compressions(tmp_path: 
 
 
 @pytest.mark.usefixtures("races_won")
+def test_its_gain_is_clean_ups_where_nothing_else_was_to_clean() -> None:
+    nodes = [node("Conv", ["x", "w"], "z", name="only"), node("Softmax", ["z"], "y", name="scores", axis=1)]
+    model = build(nodes, {"w": weight(8, 6, 3, 3)}, shape=("n", 6, 8, 8))
+    report = onnxcompress.compress(model.to_proto(), tucker="ratio=0.5", round_to=1, threads=1, repeat=20).report
+    assert [(stage.pass_name, bool(stage.decisions)) for stage in report.stages] == [
+        ("cleanup", False),
+        ("tucker", True),
+        ("lowering", True),
+    ]
+    assert report.latency[0].credit is not None
+
+
+def test_another_model_of_the_run_gets_what_it_has() -> None:
+    model = segmentation()
+    _, plan = lowered(model)
+    assert ops(Lowering().again(model, plan))[-5:] == WRITTEN
+    nodes = [node("Softmax", ["x"], "s", name="scores", axis=-1), node("Softmax", ["s"], "y", name="others", axis=1)]
+    other = build(nodes, shape=SHAPE)
+    assert ops(Lowering().again(other, plan)) == ["Softmax", "Softmax"]
+
+
+@pytest.mark.usefixtures("races_won")
 def test_clean_up_in_two_parts_is_clean_up() -> None:
     report = onnxcompress.compress(segmentation().to_proto(), threads=1, repeat=20).report
     assert [stage.pass_name for stage in report.stages] == ["cleanup", "lowering"]

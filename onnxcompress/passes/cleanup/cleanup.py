@@ -154,10 +154,16 @@ class Lowering(Cleanup):
     is_last: ClassVar[bool] = True
 
     def again(self, model: Model, plan: Plan) -> Model:
-        """Return another model of the same run with what `plan` rewrote, as far as it is there."""
-        present = {node.name for node in model.nodes}
-        kept = tuple(decision for decision in plan.decisions if present.issuperset(decision["nodes"]))
-        return self.apply(model, Plan(plan.pass_name, kept), PassContext()).model
+        """Return another model of the same run, written as `plan` wrote its own as far as it has the same nodes."""
+        asked = {(decision["step"], decision["node"]) for decision in plan.decisions}
+        written = model.copy()
+        for step in self.config.steps:
+            rule = RULES[step]()
+            own = rule.plan(written, PassContext())
+            kept = tuple(decision for decision in own.decisions if (step, decision["node"]) in asked)
+            rule.rewrite(written, Plan(step, kept), PassContext())
+            written.refresh_shapes()
+        return written
 
 
 def _raced(rule: Rule, before: Model, after: Model, plan: Plan, context: PassContext) -> Plan:
