@@ -81,17 +81,20 @@ def open_data(
 
     copies: dict[str, Copy] = {}
 
-    def opened(given: Any, split: str) -> Dataset | None:
+    def opened(given: Any, split: str, *, reads_labels: bool = True) -> Dataset | None:
+        own = partial(dataset_for, session, preprocess=recipe.preprocess, split=split)
+        own = partial(own, reads_labels=reads_labels and recipe.task != "regression")
         file = location(given) if isinstance(given, (str, RemoteFile)) else None
         if not isinstance(file, RemoteFile):
-            return None if given is None else dataset_for(session, given, preprocess=recipe.preprocess, split=split)
+            return None if given is None else own(given)
         if file.address not in copies:
             copies[file.address] = fetch(file, DataError)
         copy = copies[file.address]
         with copy.named():
-            return dataset_for(session, copy.path, preprocess=recipe.preprocess, split=split)
+            return own(copy.path)
 
-    evaluation, calibration, training = opened(data, "test"), opened(calib, "train"), opened(train, "train")
+    evaluation, training = opened(data, "test"), opened(train, "train")
+    calibration = opened(calib, "train", reads_labels=False)
     if needs_calibration and calibration is None and training is not None:
         calibration = training.limit(CALIBRATION_SAMPLES)
     if needs_calibration and calibration is None and evaluation is not None:

@@ -166,7 +166,7 @@ class Recipe:
         Text("a preset or a TOML file"),
         DATA,
         "PRESET|FILE",
-        "how images become input: caffe, imagenet, tf, unit, or a TOML file",
+        "how images become input: caffe, imagenet, tf, unit, raw, or a TOML file",
     )
     task: str = option(
         "auto",

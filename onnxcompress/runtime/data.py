@@ -75,10 +75,19 @@ def open_dataset(
 
 
 def dataset_for(
-    session: Session, data: Any, *, preprocess: str | Path | Preprocess | None = None, split: str | None = None
+    session: Session,
+    data: Any,
+    *,
+    preprocess: str | Path | Preprocess | None = None,
+    split: str | None = None,
+    reads_labels: bool = True,
 ) -> Dataset:
-    """Open data for the model of a session; arguments and errors as `open_dataset`."""
-    return open_dataset(data, session.inputs, preprocess=preprocess, classes=session.classes, split=split)
+    """Open data for the model of a session; arguments and errors as `open_dataset`.
+
+    Without `reads_labels` they may be of other classes than the model's.
+    """
+    classes = session.classes if reads_labels else None
+    return open_dataset(data, session.inputs, preprocess=preprocess, classes=classes, split=split)
 
 
 def _holds_images(path: Path, inputs: Sequence[TensorInfo]) -> bool:
@@ -95,4 +104,6 @@ def _transform(inputs: Sequence[TensorInfo], preprocess: str | Path | Preprocess
     if preprocess is None:
         raise RecipeError(f"{path}: images need --preprocess: {', '.join(PRESETS)}, or a TOML file")
     loaded = load_preprocess(preprocess)
-    return ImageTransform(fit_to_model(loaded, image_shape(inputs[0], loaded)), inputs[0].dtype)
+    transform = ImageTransform(fit_to_model(loaded, image_shape(inputs[0], loaded)), inputs[0].dtype)
+    transform.require_levels(f"input {inputs[0].described()}")
+    return transform

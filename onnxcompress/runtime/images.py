@@ -15,6 +15,9 @@ from onnxcompress.runtime.tensors import Array, shown_shape
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_LEVELS, _FEWEST_LEVELS = 256, 128
+"""Values of a pixel; with fewer than half of them left for an input of whole numbers, an image is hardly one."""
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
 
@@ -27,6 +30,25 @@ class ImageTransform:
         self._channels = len(preprocess.mean)
         self._mean = np.asarray(preprocess.mean, np.float32)
         self._std = np.asarray(preprocess.std, np.float32)
+
+    def require_levels(self, where: str) -> None:
+        """Refuse a preprocessing that leaves next to nothing of a pixel: for an input of whole numbers, one to -1..1.
+
+        Args:
+            where: what the images are for, for the message.
+
+        Raises:
+            DataError: it does.
+        """
+        if self.dtype.kind == "f":
+            return
+        grey = np.repeat(np.arange(_LEVELS, dtype=np.float32)[:, None, None], self._channels, axis=2)
+        left = min(len(np.unique(values)) for values in self._scaled(grey).T)
+        if left < _FEWEST_LEVELS:
+            raise DataError(
+                f"{where} is {self.dtype}, and --preprocess {self.preprocess.name} leaves {left} of the {_LEVELS} "
+                "values of a pixel: give raw (0 to 255), or a TOML file whose scale, mean and std suit whole numbers"
+            )
 
     def from_file(self, path: Path) -> Array:
         """Decode a file; return (C, H, W) or (H, W, C) by the layout.
@@ -48,7 +70,7 @@ class ImageTransform:
 
         try:
             with Image.open(stream) as image:
-                return self._from_image(image.convert(self._mode), where)
+                return self._from_image(_of_bytes(image, where).convert(self._mode), where)
         except DataError:
             raise
         # Pillow's decoders raise many kinds (OSError, SyntaxError, ValueError, struct.error, bombs) on damaged files.
@@ -74,15 +96,21 @@ class ImageTransform:
             pixels = pixels[:, :, None]
         elif self.preprocess.channel_order == "BGR":
             pixels = pixels[:, :, ::-1]
+        values = self._scaled(pixels)
+        if self.preprocess.layout != "NHWC":
+            values = values.transpose(2, 0, 1)
+        return np.ascontiguousarray(values)
+
+    def _scaled(self, pixels: Array) -> Array:
+        """Return the input's numbers of pixels (H, W, C)."""
         values = pixels * np.float32(self.preprocess.scale)
         values -= self._mean
         values /= self._std
-        if self.preprocess.layout != "NHWC":
-            values = values.transpose(2, 0, 1)
         if self.dtype.kind != "f":
             limits = np.iinfo(self.dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
-        return np.ascontiguousarray(values, self.dtype)
+        typed: Array = values.astype(self.dtype)
+        return typed
 
     def _sized(self, image: Image, where: str) -> Image:
         """Resize and crop; Pillow sizes are (width, height), ours (height, width)."""
@@ -118,6 +146,24 @@ def stack(arrays: list[Array], names: list[str]) -> Array:
                 "fixes no image size; give a preprocess TOML file with resize and crop"
             )
     return np.stack(arrays)
+
+
+def _of_bytes(image: Image, where: str) -> Image:
+    """Return an image with a byte for each value of a pixel: Pillow would cut wider ones off at 255.
+
+    Raises:
+        DataError: it has values of a range that nothing tells.
+    """
+    from PIL import Image as images
+
+    # Older releases of Pillow give PNG's 16 bits as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        values = np.asarray(image).astype(np.uint32)
+        return images.fromarray((values * 255 // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise DataError(f"{where}: holds {kind}, whose range nothing tells; save it with 8 or 16 bits, or give a .npz")
+    return image
 
 
 def _covering(height: int, width: int, size: Size) -> Size:

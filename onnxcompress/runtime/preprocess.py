@@ -70,6 +70,8 @@ PRESETS: Mapping[str, Preprocess] = MappingProxyType(
         ),
         # 0 to 1, at the model's size.
         "unit": Preprocess("unit", scale=1 / 255, adaptable=True),
+        # 0 to 255, at the model's size: for models that scale pixels themselves, as Keras' EfficientNet does.
+        "raw": Preprocess("raw", adaptable=True),
     }
 )
 

@@ -115,7 +115,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 
 def test_images_need_a_preset_and_a_model_of_one_input(tmp_path: Path) -> None:
     image_folder(tmp_path, 1)
-    with pytest.raises(RecipeError, match=r"images need --preprocess: caffe, imagenet, tf, unit, or a TOML file"):
+    with pytest.raises(RecipeError, match=r"images need --preprocess: caffe, imagenet, tf, unit, raw, or a TOML file"):
         open_dataset(tmp_path, [image_input()])
     two = [image_input(), TensorInfo("z", np.dtype(np.float32), (None, 1))]
     with pytest.raises(DataError, match="images are for models of one input, this one has 'x', 'z'"):

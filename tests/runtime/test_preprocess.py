@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from onnxcompress.errors import DataError, RecipeError
+from onnxcompress.runtime.data import open_dataset
 from onnxcompress.runtime.images import ImageTransform, stack
 from onnxcompress.runtime.preprocess import PRESETS, fit_to_model, image_shape, load_preprocess
 from onnxcompress.runtime.tensors import TensorInfo
@@ -112,6 +114,41 @@ def test_integer_inputs_are_rounded_and_clipped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shifted, np.maximum(pixels.astype(int) - 200, 0).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize(
+    ("preset", "dtype", "left"),
+    [("imagenet", np.uint8, 3), ("unit", np.uint8, 2), ("tf", np.int64, 3), ("unit", np.int32, 2)],
+)
+def test_whole_numbers_are_too_coarse_for_a_small_range(preset: str, dtype: Any, left: int, tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    with pytest.raises(DataError) as caught:
+        open_dataset(tmp_path, [image_input(dtype=dtype)], preprocess=preset)
+    assert f"--preprocess {preset} leaves {left} of the 256 values of a pixel: give raw" in str(caught.value)
+
+
+def test_raw_pixels_suit_whole_numbers(tmp_path: Path) -> None:
+    pixels = save_image(tmp_path / "a.png", size=(8, 8))
+    for info in (image_input(dtype=np.uint8), image_input()):
+        (batch,) = open_dataset(tmp_path, [info], preprocess="raw").batches(1)
+        np.testing.assert_array_equal(batch.inputs["x"][0], pixels.transpose(2, 0, 1))
+
+
+def test_sixteen_bits_are_read_as_eight(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
+    for name in ("a.png", "a.tiff"):
+        Image.fromarray(values).save(tmp_path / name)
+        array = transform("unit", image_input(channels=1)).from_file(tmp_path / name)
+        np.testing.assert_allclose(array[0], values / 65535, rtol=0, atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.float32, "floating-point numbers"), (np.int32, "32-bit whole numbers")]
+)
+def test_values_of_an_unknown_range_are_refused(dtype: Any, kind: str, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=f"a.tiff: holds {kind}, whose range nothing tells"):
+        transform("unit", image_input()).from_file(tmp_path / "a.tiff")
+
+
 def test_every_key_of_a_file(tmp_path: Path) -> None:
     path = toml(
         tmp_path,
@@ -156,7 +193,7 @@ def test_a_file_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> 
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"'cafe' is neither a preset \(caffe, imagenet, tf, unit\) nor a TOML file"):
+    with pytest.raises(RecipeError, match=r"'cafe' is neither a preset \(.*, unit, raw\) nor a TOML file"):
         load_preprocess("cafe")
 
 
