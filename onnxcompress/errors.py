@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -53,9 +54,17 @@ class ProviderUnavailableError(OnnxCompressError):
 
 
 class BudgetInfeasibleError(OnnxCompressError):
-    """A target that no allowed compression reaches; the message says what was reached."""
+    """A target that no allowed compression reaches; the message says what was reached.
+
+    Attributes:
+        reached: {target: the share of the original's that can be reached}, of those for which it is known.
+    """
 
     exit_code = EXIT_GATE
+
+    def __init__(self, message: str, reached: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.reached = dict(reached or {})
 
 
 class PassError(OnnxCompressError):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.cost import model_cost
-from onnxcompress.errors import DataError
+from onnxcompress.errors import BudgetInfeasibleError, DataError
 from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
+from onnxcompress.pipeline.infeasible import write_infeasible
 from onnxcompress.pipeline.job import Job, finish, finish_search
 from onnxcompress.pipeline.latency_context import with_latency
 from onnxcompress.pipeline.layer_times import Profiled, with_times
@@ -84,6 +85,7 @@ def compress(
 
     Raises:
         RecipeError: a value cannot be used, or a file cannot be written.
+        BudgetInfeasibleError: no compression reaches what was asked; the recipe's reports are written, and say so.
         ModelError: the model cannot be read, is invalid, or holds nothing that can be compressed.
         DataError: the data are missing, malformed, or do not fit the model.
         ProviderUnavailableError: a provider is not there.
@@ -133,7 +135,12 @@ def compress(
     if saved is None:
         context = with_latency(context, source, asked, providers[0])
     job = Job(source, original_cost, context, data_sets, providers, tell)
-    done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)
+    try:
+        done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)
+    except BudgetInfeasibleError as error:
+        if not asked.dry_run:
+            write_infeasible(request, job, error, time.perf_counter() - started)
+        raise
     stages, result = done.ran.stages, done.ran.model
     profile: ProfileComparison | None = None
     layers = layer_changes(original_cost, stages[-1].cost if stages else original_cost)

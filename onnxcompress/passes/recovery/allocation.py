@@ -30,7 +30,7 @@ from onnxcompress.passes.recovery.allocation_samples import batched, layer_covar
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.error_metric import output_metrics
 from onnxcompress.passes.recovery.families import Family, find_families
-from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
+from onnxcompress.passes.recovery.refit_layers import RefitLayer, biases_to_come, find_refit_layers
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
 from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
 from onnxcompress.passes.recovery.stored_size import FLOAT32, StoredSize
@@ -59,6 +59,7 @@ class AllocationConfig:
         images, positions: samples for the covariances, and positions of each.
         judging_images: other samples, for the sensitivities; of few samples each gets half.
         stored: the form in which the weights are stored at the end, for a target of size.
+        refitted: whether a refit follows, whose new biases are part of the budget.
 
     Raises:
         RecipeError: a value out of range.
@@ -71,6 +72,7 @@ class AllocationConfig:
     positions: int = 64
     judging_images: int = 48
     stored: StoredSize = FLOAT32
+    refitted: bool = False
 
     def __post_init__(self) -> None:
         for kind, share in self.targets.items():
@@ -84,7 +86,8 @@ class AllocationConfig:
 class _Measured:
     """Layers that were considered, the choices of those that have any, their sensitivities, and what was left alone.
 
-    Of layers that share their weight the first stands for all `sharers`.
+    Of layers that share their weight the first stands for all `sharers`. `biases` are the sizes of those that layers
+    have not, and that a refit adds.
     """
 
     considered: tuple[str, ...]
@@ -92,6 +95,7 @@ class _Measured:
     worth: Mapping[str, Sequence[Choice]]
     sensitivity: Mapping[str, float]
     skipped: tuple[Skipped, ...]
+    biases: tuple[int, ...]
 
 
 class Allocation(Pass):
@@ -178,7 +182,8 @@ class Allocation(Pass):
         judged = batched(judging, batch, filled=filled)
         sensitivity = measure_sensitivities(fast, layers, disturbed, judged, sharers, context.numbers)
         considered = tuple(name for first in choices for name in sharers[first])
-        return _Measured(considered, sharers, worth, sensitivity, tuple(skipped))
+        biases = tuple(biases_to_come(model, layers))
+        return _Measured(considered, sharers, worth, sensitivity, tuple(skipped), biases)
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Split the planned layers of `model`.
@@ -240,6 +245,7 @@ class Allocation(Pass):
         damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
         costs: dict[str, list[Array]] = {}
         limits: dict[str, float] = {}
+        biases = measured.biases if self.config.refitted else ()
         for kind, share in self.config.targets.items():
             if kind == "latency":
                 continue
@@ -247,13 +253,16 @@ class Allocation(Pass):
             movable = sum(float(own[0]) for own in own_costs)
             costs[kind] = own_costs
             present = self.config.stored.of_model(model, cost) if kind == "size" else _total(kind, cost)
+            present += {"size": self.config.stored.of_biases(biases), "params": sum(biases)}.get(kind, 0.0)
             whole, fixed = _total(kind, reference), present - movable
             limits[kind] = share * whole - fixed
             least = fixed + sum(float(own.min()) for own in own_costs)
             if least > share * whole:
                 raise BudgetInfeasibleError(
                     f"{kind}={share:g} cannot be reached: with every layer at its smallest choice it is "
-                    f"{least / whole:.3f} of the original's; allow more, prune too (--prune), or leave fewer layers out"
+                    f"{least / whole:.3f} of the original's; allow more, prune too (--prune), or leave fewer layers "
+                    "out",
+                    {kind: least / whole},
                 )
         if "latency" in self.config.targets:
             share = self.config.targets["latency"] * context.latency_factor

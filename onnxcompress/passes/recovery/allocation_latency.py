@@ -170,7 +170,8 @@ def choose_within_latency(problem: LatencyProblem) -> tuple[list[int], float]:
         least = min(each.share for each in tried)
         raise BudgetInfeasibleError(
             f"latency={problem.share:g} cannot be reached: with every layer at its fastest choice it is {least:.3f} of "
-            "the given model's, measured; allow more, prune too (--prune), or leave fewer layers out"
+            "the given model's, measured; allow more, prune too (--prune), or leave fewer layers out",
+            {"latency": least},
         )
     best = max(kept, key=lambda each: each.share)
     return best.chosen, best.share

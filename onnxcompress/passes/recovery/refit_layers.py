@@ -141,6 +141,13 @@ def bias_of(model: Model, node: gs.Node, outputs: int) -> Matrix:
     return np.array(np.broadcast_to(scale * values, (outputs,)))
 
 
+def biases_to_come(model: Model, layers: Sequence[RefitLayer]) -> list[int]:
+    """Return how many numbers each bias has that a refit of these layers adds: it writes one where there is none."""
+    nodes = {node.name: node for node in model.nodes}
+    bare = [layer for layer in layers if nodes[layer.node].op != "MatMul" and not has_input(nodes[layer.node], 2)]
+    return [layer.groups * layer.original.shape[3] for layer in bare]
+
+
 def write_bias(model: Model, nodes: Sequence[gs.Node], constant: Matrix) -> None:
     """Give linear nodes that are alike one bias, shape (O,)."""
     first = nodes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxcompress.analysis.cost import ModelCost
@@ -24,6 +25,7 @@ class StoredSize:
         window: of one entry of an LRN's window.
         weighted: of a node with weights beside what the float model has of it; `other`: of another node.
         added: of a node that a split adds: its names, attributes and shapes.
+        named: of a bias that a layer had not: its name, twice, and its shape.
     """
 
     number: float
@@ -33,11 +35,16 @@ class StoredSize:
     weighted: float = 0.0
     other: float = 0.0
     added: float = 400.0
+    named: float = 100.0
 
     def of_choice(self, choice: Choice) -> float:
         """Return the bytes of a layer that is split so."""
         ranks = [rank for rank in (choice.rank_in, choice.rank_out) if rank is not None]
         return self.number * choice.params + self.rank * sum(ranks) + self.added * len(ranks)
+
+    def of_biases(self, sizes: Sequence[int]) -> float:
+        """Return the bytes of further biases of so many numbers each."""
+        return sum((self.number + self.channel) * size + self.named for size in sizes)
 
     def of_model(self, model: Model, cost: ModelCost) -> float:
         """Return the bytes that a float model's constants, and what is added to them, will take."""

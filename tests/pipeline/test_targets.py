@@ -1,0 +1,89 @@
+"""Targets from end to end: kept where they can be, and reports that say how far it goes where they cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+import onnxcompress
+from onnxcompress.cli import main
+from onnxcompress.errors import BudgetInfeasibleError
+from onnxcompress.graph import Model
+from tests.small_models import build, node
+
+OPTIONS: dict[str, Any] = {"latency": False, "round_to": 1}
+
+
+def without_biases() -> Model:
+    """A chain whose biases, which a refit adds, weigh more than a step of the ranks does."""
+    rng, nodes, constants, tensor = np.random.default_rng(0), [], {}, "x"
+    for number, (inputs, outputs) in enumerate([(3, 24), (24, 24), (24, 24)]):
+        constants[f"w{number}"] = (rng.standard_normal((outputs, inputs, 3, 3)) / 8).astype(np.float32)
+        nodes += [
+            node("Conv", [tensor, f"w{number}"], f"c{number}", name=f"conv{number}", pads=[1, 1, 1, 1]),
+            node("Relu", [f"c{number}"], f"r{number}", name=f"relu{number}"),
+        ]
+        tensor = f"r{number}"
+    nodes += [node("GlobalAveragePool", [tensor], "p", name="pool"), node("Flatten", ["p"], "y", name="flat")]
+    return build(nodes, constants, shape=("n", 3, 12, 12))
+
+
+def batches() -> Any:
+    values = np.random.default_rng(1).standard_normal((96, 3, 12, 12)).astype(np.float32)
+    return lambda: iter([{"x": values[at : at + 32]} for at in range(0, 96, 32)])
+
+
+@pytest.mark.parametrize("target", [{"params": 0.5}, {"params": 0.35}, {"size": 0.6}, {"macs": 0.5, "params": 0.5}])
+def test_biases_that_a_refit_adds_are_part_of_the_budget(target: dict[str, float]) -> None:
+    result = onnxcompress.compress(without_biases().to_proto(), calib=batches(), target=target, **OPTIONS)
+    assert "refit" in [stage.pass_name for stage in result.report.stages]
+    assert any(len(each.inputs) == 3 for each in result.model.nodes if each.op == "Conv")
+    assert result.passed
+    shares = [(gate.value or 1.0) / gate.limit for gate in result.report.gates]
+    assert len(shares) == len(target)
+    assert 0.9 < max(shares) <= 1.0
+
+
+REPORTS = {"report": "r.json", "junit": "j.xml", "markdown": "m.md", "html": "h.html"}
+
+
+def test_a_target_out_of_reach_has_its_reports(tmp_path: Path) -> None:
+    files = {option: tmp_path / name for option, name in REPORTS.items()}
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        onnxcompress.compress(
+            without_biases().to_proto(),
+            calib=batches(),
+            target={"macs": 0.01},
+            output=str(tmp_path / "out.onnx"),
+            **OPTIONS,
+            **{option: str(path) for option, path in files.items()},
+        )
+    report = json.loads(files["report"].read_text())
+    (gate,) = report["gates"]
+    assert (gate["name"], gate["limit"], gate["passed"]) == ("target_macs", 0.01, False)
+    assert gate["value"] == caught.value.reached["macs"] > 0.01
+    assert report["warnings"] == [str(caught.value)]
+    assert report["output"] is None
+    failed = [case.get("name") for case in ElementTree.parse(files["junit"]).iter("testcase") if len(case)]
+    assert "target_macs" in failed
+    for option in ("markdown", "html"):
+        assert "macs=0.01 cannot be reached" in files[option].read_text()
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_limits_that_no_trial_keeps_have_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    without_biases().save(Path("in.onnx"))
+    np.savez("d.npz", x=np.concatenate([each["x"] for each in batches()()]))
+    data = ("--calib", "d.npz", "--data", "d.npz", "--no-latency", "-q", "--round-to", "1")
+    asked = ("--tucker", "auto", "--max-error", "1e-6", "--report", "r.json", "--junit", "j.xml")
+    assert main(["in.onnx", "out.onnx", *data, *asked]) == 3
+    (gate,) = json.loads(Path("r.json").read_text())["gates"]
+    assert (gate["name"], gate["value"], gate["passed"]) == ("max_error", None, False)
+    assert Path("j.xml").exists()
+    assert not Path("out.onnx").exists()
