@@ -185,6 +185,12 @@ def accumulate_made(x: Rows, made: Callable[[slice], Rows], targets: int) -> tup
     return sums[0], sums[1:]
 
 
+def distinct_rows(rows: Rows) -> int:
+    """Return how many rows of (n, D) differ from each other: so many samples they are, however often each is there."""
+    weights = np.random.default_rng(0).standard_normal(rows.shape[1:]).astype(rows.dtype)
+    return len(np.unique(rows @ weights))
+
+
 def in_blocks(function: Callable[[slice], Rows], count: int, outputs: int) -> Rows:
     """Return the rows (n, O) that a function gives for each block of n, blocks side by side."""
     rows = np.empty((count, outputs), np.float32)

@@ -152,8 +152,7 @@ def input_spectrum(xx: Matrix, slope: Matrix, positions: int, metric: Metric | N
     blocks = xx.reshape(positions, channels, positions, channels)
     covariance = np.einsum("pipj->ij", blocks) / positions
     traces = np.einsum("piqi->pq", blocks)
-    scale = np.sqrt(np.maximum(np.diag(traces), 1e-300))
-    correlation = traces / np.outer(scale, scale)
+    correlation = _correlation(traces)
     kernel = slope.reshape(positions, channels, -1)
     if metric is not None:
         kernel = kernel @ metric.root
@@ -161,7 +160,8 @@ def input_spectrum(xx: Matrix, slope: Matrix, positions: int, metric: Metric | N
     inner = np.einsum("pio,pjo->ij", kernel, mixed, optimize=True)
     inner = 0.5 * (inner + inner.T)
     factored = _factored(covariance, _LEAST_RIDGE)
-    root = np.zeros_like(covariance) if factored is None else np.tril(factored[0])
+    # Of inputs that do not vary the weights alone tell.
+    root = np.eye(channels) if factored is None else np.tril(factored[0])
     energies, directions = descending_eigenpairs(root.T @ inner @ root)
     # L^-T q = M L q / energy: no inverse of a covariance that may be singular.
     spanned = inner @ (root @ directions)
@@ -171,6 +171,16 @@ def input_spectrum(xx: Matrix, slope: Matrix, positions: int, metric: Metric | N
         norms > 1e-12 * max(float(norms.max(initial=0.0)), 1e-300), spanned / np.maximum(norms, 1e-300), fallback
     )
     return np.maximum(energies, 0.0), spanned
+
+
+def _correlation(traces: Matrix) -> Matrix:
+    """Return how far positions are correlated, (K, K); one that does not vary goes with no other."""
+    variances = np.diag(traces)
+    varies = variances > np.finfo(np.float64).eps * max(float(variances.max(initial=0.0)), 0.0)
+    scale = np.sqrt(np.where(varies, variances, 1.0))
+    correlation: Matrix = np.where(np.outer(varies, varies), traces / np.outer(scale, scale), 0.0)
+    np.fill_diagonal(correlation, 1.0)
+    return correlation
 
 
 def project_inputs(xx: Matrix, xy: Matrix, basis: Matrix, positions: int) -> tuple[Matrix, Matrix]:

@@ -289,11 +289,13 @@ def _unused(report: Report, recipe: Recipe) -> list[str]:
 def _few_samples(report: Report) -> list[str]:
     """Say that a refit had few samples: it is drawn towards the original weights, and wins back less."""
     decisions = [decision for stage in report.stages if stage.pass_name == "refit" for decision in stage.decisions]
-    images = min((int(decision["images"]) for decision in decisions if "images" in decision), default=PLENTY_OF_SAMPLES)
-    if images >= PLENTY_OF_SAMPLES:
+    counted = [(int(own.get("distinct", own["images"])), int(own["images"])) for own in decisions if "images" in own]
+    distinct, images = min(counted, default=(PLENTY_OF_SAMPLES, PLENTY_OF_SAMPLES))
+    if distinct >= PLENTY_OF_SAMPLES:
         return []
+    repeated = f" ({distinct} different)" if distinct < images else ""
     return [
-        f"The refit had {images} calibration samples, and held back accordingly: "
+        f"The refit had {images} calibration samples{repeated}, and held back accordingly: "
         f"give {PLENTY_OF_SAMPLES} or more, unlabelled ones will do (--calib PATH)"
     ]
 

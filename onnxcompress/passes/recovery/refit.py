@@ -7,6 +7,7 @@ lost before it. No labels. A layer keeps its old weights where the fit is no bet
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -109,7 +110,8 @@ class Refit(Pass):
         """
         if context.calibration is None:
             raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
-        images = _count(context.calibration)
+        images, distinct = _count(context.calibration)
+        repeats = {"distinct": distinct} if distinct < images else {}
         original = context.original or model
         layers, skipped = find_refit_layers(original, model, context)
         weighed = weighable(original, [layer for layer in layers if len(layer.chain) > 1], context.calibration)
@@ -128,7 +130,8 @@ class Refit(Pass):
         for layer in layers:
             if layer.node in fitted:
                 decision: Decision = {"node": layer.node, "kind": "refit", "chain": list(layer.chain), "images": images}
-                decisions.append({**decision, **({"weighed": True} if layer.node in weighed else {})})
+                weighs = {"weighed": True} if layer.node in weighed else {}
+                decisions.append({**decision, **repeats, **weighs})
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -304,8 +307,9 @@ class _Refitting:
             fitted = fit_wide(training, judging, shape, prior)
         else:
             fitted = fit_chain(training, judging, shape, prior, self._config.rounds)
-        judge = judging or training
-        if not judge.error_of(fitted, shape) < judge.error(flat, constant, shape.metric):
+        judge, lack = judging or training, training.lack()
+        seen = judge.error_of(fitted, shape) + lack * _distance(fitted.slope(), prior)
+        if not seen < judge.error(flat, constant, shape.metric) + lack * _distance(flat, prior):
             return None
         slopes = {layer.core: fitted.core[None]}
         if fitted.first is not None:
@@ -361,11 +365,23 @@ def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> M
     return slope if slope.shape == current.shape else current
 
 
-def _count(calibration: Samples) -> int:
-    images = sum(len(next(iter(batch.values()))) for batch in calibration())
+def _distance(slope: Matrix, prior: Matrix) -> float:
+    """Return the squared distance of two slopes, as a share of the second: what samples that say nothing leave open."""
+    size = float(np.square(prior).sum())
+    return float(np.square(slope - prior).sum()) / size if size > 0.0 else 0.0
+
+
+def _count(calibration: Samples) -> tuple[int, int]:
+    """Return how many samples there are, and how many of them differ from each other."""
+    images = 0
+    seen: set[tuple[int, ...]] = set()
+    for batch in calibration():
+        arrays = [np.ascontiguousarray(array) for array in batch.values()]
+        images += len(arrays[0])
+        seen.update(tuple(zlib.crc32(array[at]) for array in arrays) for at in range(len(arrays[0])))
     if not images:
         raise DataError("no calibration samples")
-    return images
+    return images, len(seen)
 
 
 def _named(model: Model, name: str) -> gs.Node:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.linalg.moments import Covariances, Rows, accumulate, accumulate_made, in_blocks
+from onnxcompress.linalg.moments import Covariances, Rows, accumulate, accumulate_made, distinct_rows, in_blocks
 from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, ridge, solve_ridge
 from onnxcompress.linalg.spectrum import Matrix
 
@@ -116,6 +116,15 @@ class Samples:
         targets = self.targets.reshape(count, groups, -1)[:, number]
         return replace(self, inputs=np.ascontiguousarray(own).reshape(count, -1), targets=np.ascontiguousarray(targets))
 
+    def lack(self) -> float:
+        """Return by how much inputs that are there more than once fall short of as many different ones; 0 of those.
+
+        As a share of the inputs' variance: what `SHRINKAGE` is in units of.
+        """
+        rows, features = self.inputs.shape
+        repeated = (features / max(distinct_rows(self.inputs), 1)) ** 2 - (features / max(rows, 1)) ** 2
+        return SHRINKAGE * float(repeated)
+
     def error(self, slope: Matrix, constant: Matrix, metric: Metric | None = None) -> float:
         """Return the relative squared error of affine weights in a metric, behind the Relu where there is one."""
         return self._error(self.inputs @ slope.astype(np.float32) + constant.astype(np.float32), metric)
@@ -188,6 +197,7 @@ def fit_chain(
         rounds: of the fit behind the Relu; 0 fits what stands before it.
     """
     covariances = accumulate(training.inputs, training.targets).centred()
+    covariances = replace(covariances, count=distinct_rows(training.inputs))
     strength, chain, least = UNJUDGED, _fit(covariances, shape, prior, UNJUDGED), float("inf")
     if judging:
         strength, chain, least = _best(covariances, judging, shape, prior, chain)
@@ -240,7 +250,8 @@ def _fit_behind(
     core = slope
     if shape.rank_out is not None:
         # Few samples see few directions; without shrinkage the others would not count at all.
-        spread = SHRINKAGE * (len(xx) / max(covariances.count, 1)) ** 2 * float(np.trace(xx)) / len(xx)
+        variance = float(np.trace(xx)) / len(xx) or 1.0  # where no input varies, all count alike
+        spread = SHRINKAGE * (len(xx) / max(covariances.count, 1)) ** 2 * variance
         core, outer = response_spectrum(xx + spread * np.eye(len(xx)), slope, shape.metric).factors(
             slope, shape.rank_out
         )
