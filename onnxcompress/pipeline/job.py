@@ -23,6 +23,7 @@ from onnxcompress.pipeline.request import Request
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.source import Source
 from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass
+from onnxcompress.pipeline.uneven_widths import uneven_width_warnings
 from onnxcompress.pipeline.verification import sample_feeds, verify_stage
 from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
@@ -291,4 +292,5 @@ def _report(
         versions=environment.versions(),
         platform=environment.machine(),
     )
-    return replace(report, warnings=compression_warnings(report, request.settled_recipe))
+    uneven = uneven_width_warnings(source.model, compressed.model, request.settled_recipe)
+    return replace(report, warnings=(*compression_warnings(report, request.settled_recipe), *uneven))
