@@ -24,13 +24,14 @@ from onnxcompress.pipeline.sweep import sweep
 from onnxcompress.pipeline.time_table_file import make_time_table
 from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
+from onnxcompress.report.dry_run import dry_run_line
 from onnxcompress.report.figures import Report
 from onnxcompress.report.gate_text import gate_advice, gate_sentence
 from onnxcompress.report.inspection_tables import print_inspection
 from onnxcompress.report.json_file import json_text
 from onnxcompress.report.progress import progress_bar
 from onnxcompress.report.sweep_terminal import print_sweep
-from onnxcompress.report.terminal import console_for, print_report
+from onnxcompress.report.terminal import cell, console_for, print_report
 from onnxcompress.report.text import printable
 
 
@@ -71,7 +72,7 @@ def _compress(arguments: argparse.Namespace, recipe: Recipe) -> int:
             console = console_for(sys.stdout)
             print_report(result.report, console, verbose=arguments.verbose, decisions=recipe.dry_run)
             if recipe.dry_run:
-                console.print("Dry run: nothing was measured and nothing was written.")
+                console.print(cell(dry_run_line(result.report)))
     return _verdict(result.report, arguments.output if not recipe.dry_run else None)
 
 

@@ -125,16 +125,22 @@ def test_verbose_names_every_decision_and_every_node_left_alone(
     assert "classifier" in out
 
 
-def test_a_dry_run_shows_everything_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sorted(path.name for path in folder.iterdir())
+def test_a_dry_run_shows_everything_and_writes_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in folder.iterdir()}
     for output in ([], ["out.onnx"], ["missing/out.onnx"]):
-        assert (
-            run("in.onnx", *output, "--prune", "0.5", "--dry-run", "--report", "r.json", "--save-plan", "p.json") == 0
-        )
+        assert run("in.onnx", *output, "--prune", "0.5", "--dry-run") == 0
         captured = capsys.readouterr()
         assert "Decisions of prune" in captured.out
-        assert "nothing was written" in captured.out
-        assert sorted(path.name for path in folder.iterdir()) == before
+        assert "Dry run: the result was not measured, and OUT was not written." in captured.out
+        assert {path.name for path in folder.iterdir()} == before
+
+
+def test_a_dry_run_says_which_gates_it_did_not_judge(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gates = ("--max-drop", "0", "--min-compression", "99")
+    assert run("in.onnx", "--prune", "0.5", "--dry-run", "--data", "data.npz", *gates) == 0
+    out = capsys.readouterr().out
+    assert "no gate was judged (max_drop, min_compression), and OUT was not written." in out
+    assert "give --data" not in out
 
 
 def test_a_recipe_file_gives_options_and_the_command_line_wins(folder: Path) -> None:

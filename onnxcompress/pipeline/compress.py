@@ -73,7 +73,7 @@ def compress(
             `onnx.ModelProto` or a `Model`; it is not changed.
         recipe: a `Recipe`, a mapping of its fields, or the path of a TOML file.
         output: where to write the compressed model; None writes none. A model that fails a gate is written only with
-            `keep_failed`. The recipe's reports and `save_plan` are written either way, and nothing with `dry_run`.
+            `keep_failed`, and never with `dry_run`. The recipe's reports and `save_plan` are written in any case.
         data, calib, train: a path or `module:callable`, or any iterable of {input name: array (B, ...)}, optionally
             with `labels`, or an onnxruntime CalibrationDataReader.
         progress: called with what is being done, the steps done, and how many there are. A KeyboardInterrupt during a
@@ -153,12 +153,11 @@ def compress(
     report = replace(done.report, layers=layers, profile=profile, seconds=time.perf_counter() - started)
     report = replace(report, peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(done.request, source, stages)
-    if not asked.dry_run:
-        tell("writing", 0, None)
-        report = _write(done.request, done.compressed, plan, report)
-        # Only now: a run that is killed after its training need not train again.
-        if not done.was_stopped:
-            _remove(done.checkpoints)
+    tell("writing", 0, None)
+    report = _write(done.request, done.compressed, plan, report)
+    # Only now: a run that is killed after its training need not train again.
+    if not (asked.dry_run or done.was_stopped):
+        _remove(done.checkpoints)
     return CompressionResult(result, plan, report)
 
 
@@ -200,8 +199,8 @@ def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPla
 
 
 def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, report: Report) -> Report:
-    """Write OUT and the reports: all of them, or none where one of them fails."""
-    asked, output = request.recipe, request.output
+    """Write OUT (not in a dry run) and the reports: all of them, or none where one of them fails."""
+    asked, output = request.recipe, None if request.recipe.dry_run else request.output
     if output is not None and (report.passed or asked.keep_failed) and report.output is not None:
         report = replace(report, output=replace(report.output, path=str(output)))
     else:

@@ -29,6 +29,7 @@ from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
 from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings, judged_lines
+from onnxcompress.report.dry_run import untrained_lines
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
 from onnxcompress.report.progress import Progress, told_stream
 from onnxcompress.report.search_figures import Judged, chosen_text
@@ -293,4 +294,5 @@ def _report(
         platform=environment.machine(),
     )
     uneven = uneven_width_warnings(source.model, compressed.model, request.settled_recipe)
-    return replace(report, warnings=(*compression_warnings(report, request.settled_recipe), *uneven))
+    warnings = (*compression_warnings(report, request.settled_recipe), *uneven, *untrained_lines(report))
+    return replace(report, warnings=warnings)

@@ -22,13 +22,19 @@ from onnxcompress.serialization import (
 
 
 def check_outputs(
-    output: Location | None, *, overwrite: bool, reports: Mapping[str, Location | None], inputs: Iterable[object]
+    output: Location | None,
+    *,
+    overwrite: bool,
+    reports: Mapping[str, Location | None],
+    inputs: Iterable[object],
+    only_reports: bool = False,
 ) -> None:
     """Refuse paths that cannot be written, or that would destroy what the run reads or writes elsewhere.
 
     Args:
         output: OUT. `reports` are further files to write, by the option they belong to; they replace old ones.
         inputs: what the run reads; only paths among them count.
+        only_reports: OUT will not be written: it only has to be another file than what is.
 
     Raises:
         RecipeError: the path is a directory or an input, exists without `overwrite`, or its folder is missing or not
@@ -44,6 +50,8 @@ def check_outputs(
         for other, taken in written.items():
             if other != name and is_same_file(path, taken):
                 raise RecipeError(f"{name} and {other} are the same file '{path}'; choose another path")
+        if only_reports and path is output:
+            continue
         if isinstance(path, RemoteFile):
             check_writable(path, overwrite=overwrite or path is not output)
             continue

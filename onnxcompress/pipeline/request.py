@@ -121,12 +121,13 @@ def make_request(
         raise RecipeError(f"{request.calibration_reason} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:
         check_gates_can_be_measured(asked, has_data=request.data is not None)
-        check_outputs(
-            request.output,
-            overwrite=asked.overwrite,
-            reports={**report_paths(asked), "--save-plan": asked.save_plan},
-            inputs=[model, asked.plan],
-        )
+    check_outputs(
+        request.output,
+        overwrite=asked.overwrite,
+        reports={**report_paths(asked), "--save-plan": asked.save_plan},
+        inputs=[model, asked.plan],
+        only_reports=asked.dry_run,
+    )
     return request
 
 

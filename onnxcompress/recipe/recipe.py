@@ -286,7 +286,9 @@ class Recipe:
     force_plan: bool = option(
         False, Flag(), OUTPUT, "", "replay the plan on another model, as far as its decisions fit"
     )
-    dry_run: bool = option(False, Flag(), OUTPUT, "", "show what would be done and write nothing")
+    dry_run: bool = option(
+        False, Flag(), OUTPUT, "", "show what would be done: OUT is not written, plan and reports are where asked for"
+    )
     overwrite: bool = option(False, Flag(), OUTPUT, "", "replace OUT if it exists")
     keep_failed: bool = option(False, Flag(), OUTPUT, "", "write OUT even if a gate failed (the exit code stays 3)")
     external_data: bool = option(

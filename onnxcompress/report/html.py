@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from importlib import resources
 
 from onnxcompress.report import html_sections as sections
+from onnxcompress.report.dry_run import dry_run_line, is_dry_run
 from onnxcompress.report.figures import Report
 from onnxcompress.report.html_elements import Markup, element, text, text_with_options, void
 from onnxcompress.report.html_layers import layers_section, profile_section
@@ -26,6 +27,7 @@ def html_report(report: Report) -> str:
         element("p", f"onnxcompress {report.command}", class_="soft small"),
         element("h1", title),
         sections.verdict(report),
+        *([element("p", dry_run_line(report))] if is_dry_run(report) else []),
         *(element("p", text_with_options(line), class_="note") for line in report.warnings),
     )
     main = element(

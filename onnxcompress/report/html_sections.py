@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from onnxcompress.report.command import command_of, recipe_of
 from onnxcompress.report.decisions import decision_line
+from onnxcompress.report.dry_run import is_dry_run
 from onnxcompress.report.figures import ModelFigures, Report
 from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, gate_value, gate_verdict
 from onnxcompress.report.html_elements import Cell, Column, Markup, element, join, table, text_with_options, void
@@ -21,7 +22,7 @@ def verdict(report: Report) -> Markup:
     """Return the badge: whether the gates passed."""
     failed = sum(not gate.passed for gate in report.gates)
     if not report.gates:
-        return element("span", "no gates", class_="verdict none")
+        return element("span", "dry run" if is_dry_run(report) else "no gates", class_="verdict none")
     if failed:
         return element("span", f"{failed} of {len(report.gates)} gates failed", class_="verdict bad")
     return element("span", f"all {len(report.gates)} gates passed", class_="verdict good")

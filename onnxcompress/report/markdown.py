@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from onnxcompress.report.decisions import is_loose, loose_check_line
+from onnxcompress.report.dry_run import dry_run_line, is_dry_run
 from onnxcompress.report.figures import GateResult, Report, StageFigures
 from onnxcompress.report.gate_text import gate_about, gate_advice, gate_limit, gate_value, gate_verdict
 from onnxcompress.report.junit import why_no_self_check
@@ -23,7 +24,9 @@ _MARKUP = re.compile(r"[&<>|`*_\[\]\\~@#!${}^]|:(?=\S)")
 
 def markdown_summary(report: Report) -> str:
     """Return the summary: verdict, before and after, gates, passes, and what was left alone and why."""
-    blocks = [f"## onnxcompress: {_verdict(report)}", _models(report), *map(_warning, report.warnings)]
+    blocks = [f"## onnxcompress: {_verdict(report)}", _models(report)]
+    blocks += [_text(dry_run_line(report))] if is_dry_run(report) else []
+    blocks += map(_warning, report.warnings)
     header = ("", "original", "compressed", "change")
     rows = [(_text(name), *map(_text, figures)) for name, *figures in before_and_after(report)]
     blocks += [f"### {_text(before_and_after_title(report))}", _table(header, "lrrl", rows)]
@@ -61,6 +64,8 @@ def _entity(match: re.Match[str]) -> str:
 
 def _verdict(report: Report) -> str:
     failed = [gate for gate in report.gates if not gate.passed]
+    if is_dry_run(report):
+        return "dry run"
     if failed:
         return f"{len(failed)} of {len(report.gates)} gates failed :x:"
     return f"{len(report.gates)} of {len(report.gates)} gates passed :white_check_mark:" if report.gates else "no gates"

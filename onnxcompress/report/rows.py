@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.latency import Credit, Latency
 from onnxcompress.report.advice import WORTH_SAYING_WAITS
+from onnxcompress.report.dry_run import is_dry_run
 from onnxcompress.report.figures import ModelFigures, Report, StageFigures
 from onnxcompress.report.text import count, milliseconds, percent, points, size, times
 
@@ -32,7 +33,8 @@ def before_and_after_title(report: Report) -> str:
 def _accuracy_rows(report: Report) -> list[Row]:
     accuracy = report.accuracy
     if accuracy is None:
-        return [("Accuracy", "not measured", "not measured", "give --data PATH")]
+        why = "dry run" if is_dry_run(report) else "give --data PATH"
+        return [("Accuracy", "not measured", "not measured", why)]
     rows: list[Row] = []
     if accuracy.labels:
         for name, before, after, interval in [

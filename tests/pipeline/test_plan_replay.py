@@ -168,3 +168,18 @@ def test_values_of_shapes_belong_to_the_structure() -> None:
 
     assert reshaped(0, -1) == reshaped(0, -1)
     assert reshaped(0, -1) != reshaped(-1, 256)
+
+
+def test_a_dry_run_says_what_it_decided_without_the_training_before_it(folder: Path) -> None:
+    pytest.importorskip("torch")
+    save_data(Path("data.npz"), conv_net(), count=100)
+    given: dict[str, Any] = {"latency": False, "train": "data.npz", "calib": "data.npz", "device": "cpu"}
+    made_of: dict[str, Any] = {**given, "prune": 0.25, "epochs": 1}
+    dry = onnxcompress.compress("first.onnx", **made_of, dry_run=True, save_plan="plan.json")
+    assert not [line for line in dry.report.warnings if "without that training" in line]
+    onnxcompress.compress("first.onnx", plan="plan.json", output="a.onnx", **given)
+    onnxcompress.compress("first.onnx", **made_of, output="b.onnx")
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+    dry = onnxcompress.compress("first.onnx", **made_of, quantize="int8", dry_run=True)
+    (said,) = (line for line in dry.report.warnings if "without that training" in line)
+    assert said.startswith("What int8 would do after finetune")

@@ -84,6 +84,26 @@ def test_a_report_never_takes_the_place_of_another_file(option: str, folder: Pat
     assert Path("in.onnx").read_bytes() == before
 
 
-def test_a_dry_run_writes_none(folder: Path) -> None:
-    assert compress("--prune", "0.1", "--dry-run", *REPORTS) == 0
-    assert {path.name for path in folder.iterdir()} == {"in.onnx", "data.npz"}
+def test_a_dry_run_writes_them_and_a_plan_that_replays(folder: Path) -> None:
+    done = ["--prune", "0.3", "--tucker", "ratio=0.5", "--quantize", "int8", "--max-drop", "100"]
+    assert compress(*done, "--dry-run", "--save-plan", "p.json", *REPORTS) == 0
+    assert {path.name for path in folder.iterdir()} == {"in.onnx", "data.npz", "p.json"} | WRITTEN
+    report = json.loads(Path("r.json").read_text())
+    assert (report["recipe"]["dry_run"], report["accuracy"], report["gates"]) == (True, None, [])
+    said = "Dry run: the result was not measured, no gate was judged (max_drop), and OUT was not written."
+    assert said in Path("h.html").read_text()
+    assert said.replace("_", "&#95;") in Path("s.md").read_text()
+    assert ElementTree.parse("j.xml").find(".//testcase[@name='max_drop']/skipped") is not None
+    assert compress("--plan", "p.json") == 0
+    replayed = Path("out.onnx").read_bytes()
+    assert compress(*done, "--overwrite") == 0
+    assert replayed == Path("out.onnx").read_bytes()
+
+
+def test_a_dry_run_never_writes_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out.onnx").write_text("old")
+    assert compress("--prune", "0.1", "--dry-run", "--overwrite", "--keep-failed", *REPORTS) == 0
+    assert compress("--prune", "0.1", "--dry-run", "--report", "out.onnx") == 2
+    assert "OUT and --report are the same file" in capsys.readouterr().err
+    assert compress("--prune", "0.1", "--dry-run", "--save-plan", "missing/p.json") == 2
+    assert Path("out.onnx").read_text() == "old"
