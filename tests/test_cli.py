@@ -277,6 +277,13 @@ class TestCompare:
     def test_nothing_to_compare_is_wrong_usage(self, folder: Path) -> None:
         assert main(["compare", "in.onnx", "in.onnx", "--no-latency"]) == 2
 
+    def test_sizes_need_neither_data_nor_latency(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["compare", "in.onnx", "in.onnx", "--no-latency", "-q", "--min-compression"]
+        assert main([*arguments, "1"]) == 0
+        assert capsys.readouterr().err == ""
+        assert main([*arguments, "3"]) == 3
+        assert "gate failed: min_compression is 1, the limit is 3" in capsys.readouterr().err
+
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["inspect", "--help"], ["compare", "-h"]):

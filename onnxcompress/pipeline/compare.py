@@ -51,8 +51,10 @@ def compare(
     started = time.perf_counter()
     asked = resolve_recipe(recipe, options)
     data = asked.data if data is None else data
-    if data is None and not asked.latency:
-        raise RecipeError("nothing to compare: give --data for accuracy, or leave --no-latency out")
+    if data is None and not asked.latency and asked.min_compression is None and not asked.target:
+        raise RecipeError(
+            "nothing to compare: give --data for accuracy, --min-compression F for size, or leave --no-latency out"
+        )
     check_gates_can_be_measured(asked, has_data=data is not None)
     check_outputs(None, overwrite=False, reports=report_paths(asked), inputs=[original, compressed])
     providers = resolve_providers(asked)
