@@ -138,8 +138,7 @@ def compress(
     try:
         done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)
     except BudgetInfeasibleError as error:
-        if not asked.dry_run:
-            write_infeasible(request, job, error, time.perf_counter() - started)
+        write_infeasible(request, job, error, time.perf_counter() - started)
         raise
     stages, result = done.ran.stages, done.ran.model
     profile: ProfileComparison | None = None

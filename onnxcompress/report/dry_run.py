@@ -16,11 +16,13 @@ def is_dry_run(report: Report) -> bool:
 
 
 def unjudged_gates(report: Report) -> tuple[str, ...]:
-    """Return the names of the gates that a dry run was asked for; none of another run."""
+    """Return the names of the gates that a dry run was asked for and did not judge; none of another run."""
     if not is_dry_run(report):
         return ()
-    given = (name for name in _GATES if report.recipe.get(name) is not None)
-    return (*given, *(f"target_{kind}" for kind in report.recipe.get("target") or {}))
+    given = [name for name in _GATES if report.recipe.get(name) is not None]
+    given += [f"target_{kind}" for kind in report.recipe.get("target") or {}]
+    # A target out of reach is known without a measurement.
+    return tuple(name for name in given if name not in {gate.name for gate in report.gates})
 
 
 def dry_run_line(report: Report) -> str:

@@ -64,10 +64,10 @@ def _entity(match: re.Match[str]) -> str:
 
 def _verdict(report: Report) -> str:
     failed = [gate for gate in report.gates if not gate.passed]
-    if is_dry_run(report):
-        return "dry run"
     if failed:
         return f"{len(failed)} of {len(report.gates)} gates failed :x:"
+    if is_dry_run(report):
+        return "dry run"
     return f"{len(report.gates)} of {len(report.gates)} gates passed :white_check_mark:" if report.gates else "no gates"
 
 
