@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +62,19 @@ def test_prune_takes_fractions_below_one_only(value: Any) -> None:
         ("round_to", 8.0, "not a whole number"),
         ("round_to", "often", "auto"),
         ("exclude", ["("], "regular expression"),
-        ("exclude", "conv1", "is not a list"),
+        ("exclude", "(", "regular expression"),
+        ("exclude", 3, "neither text nor a list"),
+        ("provider", "gpu", "cpu, cuda"),
+        ("target", "macs", "macs=0.55"),
+        ("target", "flops=0.5", "macs, params, size, latency"),
+        ("target", "macs=half", "is not a number"),
+        ("target", ["macs=0.5", 3], "not a table"),
+        ("input_shape", "1x3", "NAME:1x3x224x224"),
+        ("input_shape", 3, "NAME:1x3x224x224"),
+        ("provider_option", "cuda=1", "PROVIDER.OPTION=VALUE"),
+        ("provider_option", 3, "PROVIDER.OPTION=VALUE"),
+        ("min_speedup", 10**400, "out of range"),
+        ("samples", np.float64(3), "not a whole number"),
         ("provider", [], "empty"),
         ("provider", ["gpu"], "cpu, cuda"),
         ("samples", 0, "at least 1"),
@@ -175,6 +189,33 @@ def test_command_line_errors_name_the_option(words: dict[str, list[str]], expect
     with pytest.raises(RecipeError) as caught:
         Recipe().updated_from_words(words)
     assert str(caught.value).startswith(expected)
+
+
+def test_lists_and_tables_may_be_written_as_on_the_command_line() -> None:
+    plain = Recipe(
+        target={"macs": 0.7},
+        exclude=("x",),
+        provider=("openvino",),
+        input_shape={"x:0": (1, 3)},
+        provider_option={"openvino": {"device_type": "CPU"}},
+    )
+    words: dict[str, Any] = {
+        "target": "macs=0.7",
+        "exclude": "x",
+        "provider": "openvino",
+        "input-shape": "x:0:1x3",
+        "provider-option": "openvino.device_type=CPU",
+    }
+    assert Recipe.from_mapping(words) == plain
+    assert Recipe.from_mapping({key: [text] for key, text in words.items()}) == plain
+    assert Recipe.from_mapping({"target": ["macs=0.7", "size=0.5"]}).target == {"macs": 0.7, "size": 0.5}
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    recipe = Recipe(prune=np.float32(0.5), round_to=np.int64(8), input_shape={"x": [np.int32(1), 3]})
+    assert (recipe.prune, recipe.round_to, recipe.input_shape) == (0.5, 8, {"x": (1, 3)})
+    assert json.loads(json.dumps(recipe.to_json()))["round_to"] == 8
+    assert Recipe(provider_option={"cuda": {"device_id": np.int64(1)}}).provider_option == {"cuda": {"device_id": "1"}}
 
 
 def test_provider_options_reach_onnxruntime_as_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -32,6 +33,9 @@ ACCEPTED: list[dict[str, Any]] = [
     {"prune_scope": "global", "round-to": "auto", "seed": 3},
     {"tucker": "ranks=r.json", "round_to": 8, "provider": ["cpu", "CUDAExecutionProvider"], "strict": True},
     {"input-shape": {"data:0": [1, 3, 8, 8]}, "provider-option": {"cuda": {"device_id": 1, "x": True}}},
+    {"target": "macs=0.7", "exclude": "^fc", "provider": "CUDA", "input-shape": "data:0:1x3", "tucker": "ratio=1"},
+    {"target": ["macs=7e-1", "latency=.5"], "provider-option": "cuda.device_id=1", "input-shape": ["x:1x3", "y:2"]},
+    {"provider-option": ["cpu.a=", "CPUExecutionProvider.b=c=d"], "target": {"size": 1}, "svd": "energy=1.0"},
     {"cleanup": "off"},
     {"cleanup": "auto, -lrn,-fold"},
     {"cleanup": "fold,unused"},
@@ -49,8 +53,23 @@ REFUSED: list[dict[str, Any]] = [
     {"cleanup": False},
     {"round-to": 0},
     {"seed": -1},
-    {"exclude": "^fc"},
+    {"exclude": 3},
+    {"tucker": "energy=2"},
+    {"tucker": "energy=0.0"},
+    {"tucker": "ratio=abc"},
+    {"svd": "energy="},
     {"provider": []},
+    {"provider": "gpu"},
+    {"provider": ["cpu", "CUDAProvider"]},
+    {"provider-option": {"gpu": {"device_id": 1}}},
+    {"provider-option": "cuda=1"},
+    {"target": "macs"},
+    {"target": ["macs=0.7", "flops=0.5"]},
+    {"target": "macs=1.5"},
+    {"input-shape": "1x3"},
+    {"input-shape": ["x:1x0"]},
+    {"min-speedup": math.inf},
+    {"steps": 2.5},
     {"max-drop": 101},
     {"min-speedup": 0},
     {"input-shape": {"x": "1x3"}},

@@ -1,7 +1,8 @@
 """Kinds of option values: how a value is read from the command line and checked wherever it came from.
 
 A kind first turns command-line text into the value a TOML recipe would hold (`from_texts`), then `checked` validates
-that value and returns its canonical form. Every complaint starts with the place the value stands at.
+that value and returns its canonical form. Lists and tables may stand in a recipe as the text of the command line, too.
+Every complaint starts with the place the value stands at.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,18 @@ from onnxcompress.remote import Location, RemoteFile, location
 
 def shown(value: object) -> str:
     """Return a value as it stands in a message: quoted text, at most 60 characters, control characters escaped."""
-    text = repr(value)
+    return _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _as_words(value: Any) -> list[str] | None:
+    """Return what follows an option on the command line, where a value is that: a text, or a list of texts."""
+    words = [value] if isinstance(value, str) else value
+    is_text = isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
+    return list(words) if is_text else None
 
 
 class Kind(ABC):
@@ -83,12 +95,15 @@ class Number(Kind):
     def checked(self, value: Any, where: str) -> Any:
         if isinstance(value, str) and value in self.words:
             return value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise RecipeError(f"{where}: {shown(value)} is not a number; give {self.expected}")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         inside = self.minimum <= number <= self.maximum and self.above < number < self.below
         if not math.isfinite(number) or not inside:
-            raise RecipeError(f"{where}: {value} is out of range; give {self.expected}")
+            raise RecipeError(f"{where}: {_shortened(str(value))} is out of range; give {self.expected}")
         return number
 
 
@@ -108,11 +123,12 @@ class Whole(Kind):
         if isinstance(value, str) and value in self.words:
             return value
         expected = " or ".join([f"a whole number of at least {self.minimum}", *self.words])
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise RecipeError(f"{where}: {shown(value)} is not a whole number; give {expected}")
-        if not self.minimum <= value < 2**63:
+        number = int(value)
+        if not self.minimum <= number < 2**63:
             raise RecipeError(f"{where}: {shown(value)} is out of range; give {expected}")
-        return value
+        return number
 
 
 class Choice(Kind):
@@ -244,8 +260,10 @@ class ManyOf(Kind):
         return [self.kind.from_text(text) for text in texts]
 
     def checked(self, value: Any, where: str) -> tuple[Any, ...]:
+        if isinstance(value, str):
+            value = self.from_texts([value], where)
         if not isinstance(value, (list, tuple)):
-            raise RecipeError(f"{where}: {shown(value)} is not a list; write [{shown(value)}]")
+            raise RecipeError(f"{where}: {shown(value)} is neither text nor a list; write [{shown(value)}]")
         if len(value) < self.minimum:
             raise RecipeError(f"{where}: the list is empty; give at least {self.minimum}")
         numbered = len(value) > 1
@@ -272,8 +290,10 @@ class InputShapes(Kind):
         return shapes
 
     def checked(self, value: Any, where: str) -> dict[str, tuple[int, ...]]:
+        words = _as_words(value)
+        value = value if words is None else self.from_texts(words, where)
         if not isinstance(value, Mapping):
-            raise RecipeError(f"{where}: {shown(value)} is not a table of input names and shapes")
+            raise RecipeError(f"{where}: {shown(value)} is not a table of input names and shapes; {self.expected}")
         size = Whole(minimum=1)
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in value.items():
@@ -302,8 +322,10 @@ class Targets(Kind):
         return shares
 
     def checked(self, value: Any, where: str) -> dict[str, float]:
+        words = _as_words(value)
+        value = value if words is None else self.from_texts(words, where)
         if not isinstance(value, Mapping):
-            raise RecipeError(f"{where}: {shown(value)} is not a table of kinds and shares, such as macs = 0.55")
+            raise RecipeError(f"{where}: {shown(value)} is not a table of kinds and shares; give text as macs=0.55")
         share = Number("a share above 0 and at most 1 of the original, such as 0.55", above=0.0, maximum=1.0)
         for kind in value:
             if kind not in self.names:
@@ -331,15 +353,17 @@ class ProviderOptions(Kind):
         return options
 
     def checked(self, value: Any, where: str) -> dict[str, dict[str, str]]:
+        words = _as_words(value)
+        value = value if words is None else self.from_texts(words, where)
         if not isinstance(value, Mapping):
-            raise RecipeError(f"{where}: {shown(value)} is not a table of providers")
+            raise RecipeError(f"{where}: {shown(value)} is not a table of providers; give PROVIDER.OPTION=VALUE")
         options: dict[str, dict[str, str]] = {}
         for provider, settings in value.items():
             name = Provider().checked(provider, where)
             if not isinstance(settings, Mapping):
                 raise RecipeError(f"{where}.{name}: {shown(settings)} is not a table of options")
             for option, setting in settings.items():
-                if not isinstance(setting, (str, int, float)):
+                if not isinstance(setting, (str, Real)):
                     raise RecipeError(f"{where}.{name}.{option}: {shown(setting)} is not text or a number")
             # onnxruntime takes every option as text, booleans as 0 and 1.
             options[name] = {str(o): str(int(s) if isinstance(s, bool) else s) for o, s in settings.items()}

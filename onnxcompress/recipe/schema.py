@@ -1,14 +1,16 @@
 """The JSON schema of a recipe, from its declarations: editors complete keys, explain them and mark wrong values.
 
 The schema is shipped as `recipe.schema.json` beside this module; `python -m onnxcompress.recipe.schema` writes it anew.
-It never refuses what a recipe accepts. What only the code can judge (whether a regular expression compiles, whether a
-provider exists) it lets through.
+It never refuses what a recipe accepts, spellings of a fraction apart that nobody writes (`energy=0.9_8`). What only the
+code can judge (whether a regular expression compiles, whether a provider is installed) it lets through; NaN and a whole
+number written as 3.0 as well, which this version of JSON schema does not tell apart.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ from onnxcompress.recipe.recipe import Recipe
 SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
 Schema = dict[str, Any]
+
+_FRACTION = r"\s*\+?(0*\.0*[1-9][0-9]*|0*1\.?0*|[0-9]*\.?[0-9]*[eE][+-]?[0-9]+)\s*$"
+"""A number above 0 and at most 1; with an exponent any number."""
 
 
 def recipe_schema() -> Schema:
@@ -77,25 +82,48 @@ def schema_of(kind: Kind) -> Schema:
     if isinstance(kind, Choice):
         return {"enum": list(kind.names)}
     if isinstance(kind, SplitSpec):
-        forms = "energy|ratio|ranks" if kind.file else "energy|ratio"
-        return {"anyOf": [{"enum": list(kind.words)}, {"type": "string", "pattern": f"^({forms})=."}]}
+        forms = [_text(f"^(energy|ratio)={_FRACTION}"), *([_text("^ranks=.")] if kind.file else [])]
+        return {"anyOf": [{"enum": list(kind.words)}, *forms]}
     if isinstance(kind, Steps):
         step = f"({'|'.join(kind.names)})"
         return {"type": "string", "pattern": rf"^\s*(off|auto(\s*,\s*-{step})*|{step}(\s*,\s*{step})*)\s*$"}
     if isinstance(kind, Provider):
-        return {"type": "string", "examples": list(kind.NAMES)}
+        return {"anyOf": [{"enum": list(kind.NAMES)}, _text(f"^{_PROVIDER}$")]}
     if isinstance(kind, ManyOf):
-        return {"type": "array", "items": schema_of(kind.kind), **({"minItems": kind.minimum} if kind.minimum else {})}
+        one = schema_of(kind.kind)
+        return {"anyOf": [one, {"type": "array", "items": one, **({"minItems": kind.minimum} if kind.minimum else {})}]}
     if isinstance(kind, InputShapes):
         sizes = {"type": "array", "items": {"type": "integer", "minimum": 1}}
-        return {"type": "object", "additionalProperties": sizes}
+        size = "0*[1-9][0-9]*"
+        return _table_or_words({"additionalProperties": sizes}, rf"^[\s\S]+:{size}(x{size})*$")
     if isinstance(kind, Targets):
         part = {"type": "number", "exclusiveMinimum": 0.0, "maximum": 1.0}
-        return {"type": "object", "properties": dict.fromkeys(kind.names, part), "additionalProperties": False}
+        table = {"properties": dict.fromkeys(kind.names, part), "additionalProperties": False}
+        return _table_or_words(table, f"^({'|'.join(kind.names)})={_FRACTION}")
     if isinstance(kind, ProviderOptions):
         setting = {"type": ["string", "number", "boolean"]}
-        return {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": setting}}
+        options = {"type": "object", "additionalProperties": setting}
+        table = {"propertyNames": {"pattern": f"^{_PROVIDER}$"}, "additionalProperties": options}
+        return _table_or_words(table, rf"^{_PROVIDER}\.[^=]+=")
     return {"type": "string", **({"format": "regex"} if isinstance(kind, Regex) else {"minLength": 1})}
+
+
+def _text(pattern: str) -> Schema:
+    return {"type": "string", "pattern": pattern}
+
+
+def _table_or_words(table: Schema, pattern: str) -> Schema:
+    """Return the schema of a table, or of its entries in the words of the command line: one text or a list."""
+    words = _text(pattern)
+    return {"anyOf": [{"type": "object", **table}, words, {"type": "array", "items": words}]}
+
+
+def _any_case(name: str) -> str:
+    """Return a pattern of a name in capitals or not: JSON schema knows no flags."""
+    return "".join(f"[{letter.lower()}{letter.upper()}]" for letter in name)
+
+
+_PROVIDER = f"({'|'.join(map(_any_case, Provider.NAMES))}|[a-zA-Z0-9]+{_any_case('ExecutionProvider')})"
 
 
 def _description(known: Option, default: Any) -> str:
@@ -104,9 +132,10 @@ def _description(known: Option, default: Any) -> str:
 
 
 def _bounds(kind: Number) -> Mapping[str, float]:
+    is_open = math.inf == kind.maximum == kind.below
     named = {
         "minimum": kind.minimum,
-        "maximum": kind.maximum,
+        "maximum": sys.float_info.max if is_open else kind.maximum,  # TOML has an infinity
         "exclusiveMaximum": kind.below,
         "exclusiveMinimum": kind.above,
     }
