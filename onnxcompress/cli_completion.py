@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onnxcompress.errors import RecipeError
+from onnxcompress.errors import ProviderUnavailableError, RecipeError
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.kinds import Choice, FilePath, Kind, ManyOf, Provider, SplitSpec, Text
 from onnxcompress.recipe.options import options_of
@@ -24,14 +24,15 @@ def completion_script(shell: str, parsers: Parsers) -> str:
     """Return a script that a shell reads to complete the program's options, their values, files and commands.
 
     Raises:
-        RecipeError: the shell is not known, or shtab is not installed.
+        RecipeError: the shell is not known.
+        ProviderUnavailableError: shtab is not installed.
     """
     if shell not in SHELLS:
         raise RecipeError(f"--print-completion: '{shell}' is not known; give one of {', '.join(SHELLS)}")
     try:
         import shtab
     except ImportError as error:
-        raise RecipeError(
+        raise ProviderUnavailableError(
             "--print-completion needs shtab, which is not installed: pip install 'onnxcompress[completion]'"
         ) from error
     parser = parsers["compress"]()

@@ -35,7 +35,7 @@ examples:
 
 exit codes:
   0 done, every gate passed    2 wrong usage or recipe    3 a gate failed
-  4 unusable model             5 unusable data            6 provider not available
+  4 unusable model             5 unusable data            6 provider, device or package not available
   70 a bug                     130 interrupted
 """
 _INSPECT_EXAMPLES = """\

@@ -48,7 +48,7 @@ class DataError(OnnxCompressError):
 
 
 class ProviderUnavailableError(OnnxCompressError):
-    """A requested execution provider or device is not available."""
+    """An execution provider or device that was asked for is not available, or a package that an option needs."""
 
     exit_code = EXIT_PROVIDER
 

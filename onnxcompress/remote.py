@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from onnxcompress.errors import OnnxCompressError, RecipeError
+from onnxcompress.errors import OnnxCompressError, ProviderUnavailableError, RecipeError
 
 # Two letters at least: `C://` is a drive.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.")
@@ -97,7 +97,8 @@ def fetch_file(source: RemoteFile, failure: type[OnnxCompressError]) -> Copy:
 
     Raises:
         failure: there is no such file, it may not be read, or the network does not reach it.
-        RecipeError: what reaches it is not installed.
+        ProviderUnavailableError: what reaches it is not installed.
+        RecipeError: nothing reaches such an address.
     """
     copy = Copy(source)
     try:
@@ -135,7 +136,7 @@ def fetch_beside(copy: Copy, name: str, failure: type[OnnxCompressError]) -> Non
     """Copy a further file of the folder that `copy.source` lies in, to the same place beside the copy.
 
     Raises:
-        failure, RecipeError: as `fetch_file`.
+        failure, ProviderUnavailableError, RecipeError: as `fetch_file`.
     """
     source = copy.source.beside(name)
     target = copy.folder / name
@@ -149,7 +150,7 @@ def fetch(source: RemoteFile, failure: type[OnnxCompressError]) -> Copy:
     """Copy a remote file here, or a folder with everything in it (not from http, which lists no folders).
 
     Raises:
-        failure, RecipeError: as `fetch_file`.
+        failure, ProviderUnavailableError, RecipeError: as `fetch_file`.
     """
     if source.protocol in _READ_ONLY:
         return fetch_file(source, failure)
@@ -225,11 +226,13 @@ def _file_system(file: RemoteFile) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise RecipeError(f"{file}: {file.protocol}:// needs fsspec, which is not installed: {extra}") from error
+        raise ProviderUnavailableError(
+            f"{file}: {file.protocol}:// needs fsspec, which is not installed: {extra}"
+        ) from error
     try:
         files, path = fsspec.core.url_to_fs(file.address)
     except ImportError as error:
-        raise RecipeError(f"{file}: {_one_line(error)}: {extra}") from error
+        raise ProviderUnavailableError(f"{file}: {_one_line(error)}: {extra}") from error
     except ValueError as error:
         raise RecipeError(f"{file}: {_one_line(error)}; give a path, s3://, gs:// or https://") from error
     return files, str(path)

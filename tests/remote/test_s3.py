@@ -160,7 +160,7 @@ def test_a_network_that_goes_during_the_work_loses_nothing(
 
 
 def test_without_the_extra_the_message_says_what_to_install(bucket: Any) -> None:
-    """`s3fs` or fsspec itself missing: exit code 2 whatever the address is for."""
+    """`s3fs` or fsspec itself missing: exit code 6 whatever the address is for."""
     program = (
         "import sys; sys.modules[{!r}] = None\n"
         "from onnxcompress.cli import main\n"
@@ -170,6 +170,6 @@ def test_without_the_extra_the_message_says_what_to_install(bucket: Any) -> None
         done = subprocess.run(
             [sys.executable, "-c", program.format(module)], capture_output=True, text=True, check=False
         )
-        assert done.returncode == 2, done.stderr
+        assert done.returncode == 6, done.stderr
         assert "pip install 'onnxcompress[remote]'" in done.stderr
         assert done.stderr.count("\n") == 1
