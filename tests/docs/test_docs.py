@@ -93,7 +93,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_and_path_that_is_named_exists(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(r"^olive run .*$", "", page.read_text(encoding="utf-8"), flags=re.M)  # its own options
-    for command in ([], ["sweep"]):
+    for command in ([], ["inspect"], ["sweep"]):
         main([*command, "--help"])
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
     # pip's options are its own.
