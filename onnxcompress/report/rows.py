@@ -33,7 +33,9 @@ def before_and_after_title(report: Report) -> str:
 def _accuracy_rows(report: Report) -> list[Row]:
     accuracy = report.accuracy
     if accuracy is None:
-        why = "dry run" if is_dry_run(report) else "give --data PATH"
+        why = "give --data PATH"
+        if is_dry_run(report) or report.output is None:
+            why = "dry run" if is_dry_run(report) else "no model was made"
         return [("Accuracy", "not measured", "not measured", why)]
     rows: list[Row] = []
     if accuracy.labels:

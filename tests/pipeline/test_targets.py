@@ -75,6 +75,7 @@ def test_a_target_out_of_reach_has_its_reports(tmp_path: Path, dry_run: bool) ->
     assert failed.count("target_macs") == 1
     for option in ("markdown", "html"):
         assert "macs=0.01 cannot be reached" in files[option].read_text()
+        assert "give --data PATH" not in files[option].read_text()
     assert not (tmp_path / "out.onnx").exists()
 
 
