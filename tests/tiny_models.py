@@ -121,3 +121,26 @@ def save_data(path: Path, model: onnx.ModelProto, count: int = 40) -> Path:
     labels = np.concatenate([session.run(None, {"x": inputs[n : n + 1]})[0].argmax(axis=1) for n in range(count)])
     np.savez(path, x=inputs, labels=labels.astype(np.int64))
     return path
+
+
+def image_and_table(batch: int | str = "n", batch_of_table: int | str = "n") -> onnx.ModelProto:
+    """Return two inputs, `x` (N, 6, 8, 8) by Conv and pooling, `t` (M, 3) by MatMul, joined before a MatMul: `y`."""
+    generator = np.random.default_rng(0)
+    shapes = {"w": (8, 6, 3, 3), "d": (3, 4), "g": (12, 5)}
+    weights = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("MatMul", ["t", "d"], ["dense"], "dense"),
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Concat", ["f", "dense"], ["joined"], "join", axis=1),
+        helper.make_node("MatMul", ["joined", "g"], ["y"], "last"),
+    ]
+    declared = {"x": [batch, 6, 8, 8], "t": [batch_of_table, 3], "y": [batch, 5]}
+    infos = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in declared.items()}
+    tensors = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "two inputs", [infos["x"], infos["t"]], [infos["y"]], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+MACS_OF_IMAGE_AND_TABLE = 8 * 6 * 9 * 36 + 3 * 4 + 12 * 5

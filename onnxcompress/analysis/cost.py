@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import ModelError, RecipeError
-from onnxcompress.graph import Model, Shape
+from onnxcompress.graph import Dim, Model, Shape
 
 Shapes = Mapping[str, Shape]
 """{tensor name: shape} of everything that is not constant."""
@@ -30,7 +30,8 @@ _DEFAULT_DOMAIN = (None, "", "ai.onnx")
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _MAX_FOLDING_ROUNDS = 4
 _BATCHED_RANK = 3
-"""From three axes on, the first axis of an input is taken as its batch; of two only where no input has three."""
+"""From three axes on, the first axis of an input is taken as its batch; of fewer only where no input has three, or
+where it goes by the same symbol."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,21 @@ def _quantised_constant(node: gs.Node) -> gs.Constant | None:
 
 def open_inputs(model: Model) -> list[str]:
     """Return the graph's inputs with a length, other than the batch, that is not known."""
-    shapes = {tensor.name: model.shape_of(tensor) or () for tensor in model.graph.inputs}
-    return [name for name, shape in shapes.items() if not all(isinstance(length, int) for length in shape[1:])]
+    shapes = {tensor.name: model.shape_of(tensor) for tensor in model.graph.inputs}
+    batched = _batched(shapes)
+    known = {name: (shape or ())[name in batched :] for name, shape in shapes.items()}
+    return [name for name, shape in known.items() if not all(isinstance(length, int) for length in shape)]
+
+
+def _batched(inputs: Mapping[str, Shape | None]) -> set[str]:
+    """Return the inputs whose first axis is the batch: those of many axes, and those that share their symbol for it.
+
+    What else has an open first axis beside them may be anything (regions of interest, ids); data or a shape tell.
+    """
+    smallest = _BATCHED_RANK if any(len(shape or ()) >= _BATCHED_RANK for shape in inputs.values()) else 2
+    large = {name for name, shape in inputs.items() if shape is not None and len(shape) >= smallest}
+    symbols = {shape[0] for name in large if isinstance((shape := inputs[name] or ())[0], str)}
+    return large | {name for name, shape in inputs.items() if shape and shape[0] in symbols}
 
 
 def sample_shapes(model: Model) -> tuple[dict[str, Shape], int]:
@@ -157,19 +171,18 @@ def sample_shapes(model: Model) -> tuple[dict[str, Shape], int]:
     inputs = {tensor.name: model.shape_of(tensor) for tensor in model.graph.inputs}
     for name, asked in given.items():
         _check_fits(name, asked, inputs)
-    smallest = _BATCHED_RANK if any(s is not None and len(s) >= _BATCHED_RANK for s in inputs.values()) else 2
-    concrete: dict[str, tuple[int, ...]] = {}
+    batched = _batched(inputs)
+    asked_batch: dict[Dim, int] = {
+        own[0]: given[name][0] for name, own in inputs.items() if own and own[0] and name in given
+    }
+    concrete = {name: tuple(shape) for name, shape in given.items() if inputs[name] is not None}
     batches: set[int] = set()
-    for name, shape in inputs.items():
-        if shape is None or len(shape) < smallest:
-            concrete.update({name: tuple(given[name])} if name in given else {})
-            continue
-        batch = given[name][0] if name in given else shape[0]
-        batches.add(batch if isinstance(batch, int) else 1)
-        if name in given:
-            concrete[name] = tuple(given[name])
-        elif not isinstance(batch, int):
-            concrete[name] = (1,)  # `shapes_for` sets leading dimensions and leaves the others as they are
+    for name in batched:
+        own = given[name][0] if name in given else (inputs[name] or (None,))[0]
+        if not isinstance(own, int):
+            own = asked_batch.get(own, 1)
+            concrete[name] = (own,)  # `shapes_for` sets leading dimensions and leaves the others as they are
+        batches.add(own)
     batch = batches.pop() if len(batches) == 1 else 1
     try:
         shapes = model.shapes_for(concrete) if concrete else dict(model.shapes)

@@ -115,7 +115,7 @@ def compress(
     (source,), asked = with_sizes_of_data([source], asked, data_sets)
     request = replace(request, recipe=asked)
     original_cost = model_cost(source.model)
-    check_target_can_be_counted(original_cost, asked)
+    check_target_can_be_counted(source.model, original_cost, asked)
     context = PassContext(
         asked.seed,
         int(asked.round_to or 1),

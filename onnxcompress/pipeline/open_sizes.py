@@ -30,7 +30,7 @@ def with_sizes_of_data(
         return tuple(sources), recipe
     data = data_sets.in_use[0]
     first = next(data.batches(1)).inputs
-    batch = fixed_batch(data.inputs) or 1
+    batch = fixed_batch(data.inputs) or next((shape[0] for shape in recipe.input_shape.values() if shape), 1)
     sized, found = [], dict(recipe.input_shape)
     for source, names in zip(sources, unknown, strict=True):
         own = {name: (batch, *first[name].shape[1:]) for name in sorted(names.intersection(first))}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxcompress.analysis.cost import ModelCost, model_cost
+from onnxcompress.analysis.cost import ModelCost, model_cost, open_inputs
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
@@ -197,8 +197,13 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
         raise ModelError(f"{where}: holds nothing that can be compressed: no {names} (it has {seen}){hint}")
 
 
-def check_target_can_be_counted(cost: ModelCost, recipe: Recipe) -> None:
+def check_target_can_be_counted(model: Model, cost: ModelCost, recipe: Recipe) -> None:
     """Refuse a target of a model whose layers' sizes are not known, before anything is measured.
+
+    Args:
+        model: the original.
+        cost: what it costs.
+        recipe: what is asked for.
 
     Raises:
         RecipeError: they are not known.
@@ -208,4 +213,13 @@ def check_target_can_be_counted(cost: ModelCost, recipe: Recipe) -> None:
         return
     if "macs" in recipe.target or not recipe.target:
         counting = "target" if recipe.target else "a search counts MACs"
-        raise RecipeError(f"{counting}: the model's MACs are not known; a target of params needs none")
+        layer = next(layer for layer in cost.layers if layer.macs is None)
+        sizes = "".join(f"give --input-shape {name}:..., or data; " for name in _without_shape(model)[:1])
+        raise RecipeError(
+            f"{counting}: the model's MACs are not known: the sizes at '{layer.node}' ({layer.op}) are not known "
+            f"before the run; {sizes}a target of params needs no MACs"
+        )
+
+
+def _without_shape(model: Model) -> list[str]:
+    return [name for name in open_inputs(model) if name not in model.input_shapes]

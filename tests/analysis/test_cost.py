@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from onnxcompress.analysis.cost import model_cost, node_macs, sample_shapes
+from onnxcompress.analysis.cost import model_cost, node_macs, open_inputs, sample_shapes
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from tests.passes.tucker_models import conv_model, model_of, weight_of
+from tests.tiny_models import MACS_OF_IMAGE_AND_TABLE, image_and_table
 
 
 @pytest.mark.parametrize(
@@ -207,3 +208,19 @@ def test_real_models(shared_data: Path, name, params, mega_macs, convs):
     assert cost.macs is not None
     if mega_macs is not None:
         assert cost.macs / 1e6 == pytest.approx(mega_macs, abs=0.005)
+
+
+@pytest.mark.parametrize("shapes", [{}, {"x": (4, 6, 8, 8)}, {"t": (4, 3)}])
+def test_an_input_of_two_axes_has_the_batch_whose_symbol_it_shares(shapes):
+    model = Model.from_proto(image_and_table())
+    assert open_inputs(model) == []
+    assert model_cost(model.at(shapes)).macs == MACS_OF_IMAGE_AND_TABLE
+
+
+def test_an_input_of_two_axes_with_a_symbol_of_its_own_is_open_until_its_shape_is_given():
+    model = Model.from_proto(image_and_table("n", "m"))
+    assert open_inputs(model) == ["t"]
+    assert [layer.node for layer in model_cost(model).layers if layer.macs is None] == ["dense"]
+    assert model_cost(model.at({"t": (1, 3)})).macs == MACS_OF_IMAGE_AND_TABLE
+    assert model_cost(model.at({"t": (4, 3), "x": (4, 6, 8, 8)})).macs == MACS_OF_IMAGE_AND_TABLE
+    assert open_inputs(Model.from_proto(image_and_table("n", 1))) == []

@@ -11,6 +11,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress
+from onnxcompress.analysis.cost import model_cost
+from onnxcompress.errors import RecipeError
+from onnxcompress.graph import Model
+from onnxcompress.pipeline.stages import check_target_can_be_counted
+from onnxcompress.recipe import Recipe
+from tests.tiny_models import MACS_OF_IMAGE_AND_TABLE, image_and_table
 
 SHAPE = {"x": (1, 3, 12, 10)}
 
@@ -122,3 +128,24 @@ def test_sizes_are_those_of_the_inputs_that_the_data_name(data: Path) -> None:
     assert report.input.macs
     assert report.output.macs is None
     assert report.recipe["input_shape"] == {"x": list(SHAPE["x"])}
+
+
+def test_an_input_beside_the_image_has_the_batch_of_the_data(tmp_path: Path) -> None:
+    """Its first axis goes by a symbol of its own, so that only the data say that it is a sample's."""
+    generator = np.random.default_rng(1)
+    arrays = {"x": generator.standard_normal((32, 6, 8, 8)), "t": generator.standard_normal((32, 3))}
+    np.savez(tmp_path / "data.npz", **{name: array.astype(np.float32) for name, array in arrays.items()})
+    given = {"target": {"macs": 0.7}, "round_to": 1, "latency": False, "calib": tmp_path / "data.npz"}
+    for shape in ({}, {"x": (4, 6, 8, 8)}):
+        report = onnxcompress.compress(image_and_table("n", "m"), input_shape=shape, **given).report
+        assert report.input.macs == MACS_OF_IMAGE_AND_TABLE
+        assert report.output.macs <= 0.7 * MACS_OF_IMAGE_AND_TABLE
+
+
+@pytest.mark.parametrize("options", [{"target": {"macs": 0.7}}, {"prune": "auto", "max_error": 30.0}])
+def test_a_target_that_cannot_be_counted_names_the_node_and_the_input(options: dict[str, Any]) -> None:
+    model = Model.from_proto(image_and_table("n", "m"))
+    with pytest.raises(RecipeError, match=r"the sizes at 'dense' \(MatMul\) are not known.*give --input-shape t:"):
+        check_target_can_be_counted(model, model_cost(model), Recipe(**options))
+    given = model.at({"t": (1, 3)})
+    check_target_can_be_counted(given, model_cost(given), Recipe(**options))
