@@ -71,6 +71,7 @@ class Call:
         inputs: elements of each input; None if the input is left out or nothing is known of it.
         given: for each input, whether it is not left out.
         shapes: shape of each input, None if not even the rank is known.
+        outputs: how many outputs it has.
         attributes: plain attributes by name; tensor attributes as numpy arrays.
         origin: gives a dimension `(input position, axis)` its number.
     """
@@ -78,6 +79,7 @@ class Call:
     inputs: Sequence[Elements | None]
     given: Sequence[bool]
     shapes: Sequence[Shape | None]
+    outputs: int
     attributes: Mapping[str, Any]
     opset: int
     origin: Callable[[int, int], int]

@@ -1,5 +1,6 @@
 """How operators compute on tensors of which only some elements are known: one function each, in `RULES`.
 
+A function returns the elements of the output, or a list of them, one for each output.
 Data movement applies one numpy function to values, known flags and origins alike. Arithmetic is numpy's in the tensor's
 own type, which for integers and for + - * / floor and ceil of IEEE floats is what every runtime computes. A rule raises
 where it has nothing to say.
@@ -15,7 +16,7 @@ import numpy as np
 
 from onnxcompress.analysis.elements import MAX_ELEMENTS, Array, Call, Elements
 
-Rule = Callable[[Call], Elements]
+Rule = Callable[[Call], Elements | list[Elements]]
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _SLICE_WITH_INPUTS = 10
@@ -65,6 +66,18 @@ def _slice(call: Call) -> Elements:
 def _concat(call: Call) -> Elements:
     parts, axis = [call.operand(i) for i in range(len(call.inputs))], call.attributes.get("axis", 1)
     return Elements(*(np.concatenate([getattr(p, f) for p in parts], axis) for f in ("values", "known", "origins")))
+
+
+def _split(call: Call) -> list[Elements]:
+    operand, axis = call.operand(0), call.attributes.get("axis", 0)
+    sizes, length = call.integers(1, "split"), operand.values.shape[axis]
+    if sizes is None:  # in parts of equal size, the last of which may be smaller
+        sizes = [-(-length // call.outputs)] * call.outputs
+        sizes[-1] += length - sum(sizes)
+    if len(sizes) != call.outputs or sum(sizes) != length or min(sizes) < 0:
+        raise LookupError(f"{length} does not split into {sizes}")
+    parts = [np.split(getattr(operand, f), np.cumsum(sizes)[:-1], axis) for f in ("values", "known", "origins")]
+    return [Elements(*part) for part in zip(*parts, strict=True)]
 
 
 def _squeeze(call: Call) -> Elements:
@@ -285,6 +298,7 @@ RULES: Mapping[str, Rule] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
+    "Split": _split,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Identity": _identity,

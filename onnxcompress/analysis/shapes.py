@@ -33,7 +33,7 @@ class ShapeValues:
         self._numbers: dict[tuple[str, int], int] = {}
         self._tensor_attributes: dict[str, Mapping[str, Array]] | None = None
         for node in model.nodes:
-            if node.domain in (None, "", "ai.onnx") and node.op in RULES and len(node.outputs) == 1:
+            if node.domain in (None, "", "ai.onnx") and node.op in RULES:
                 self._evaluate(node)
 
     def values(self, tensor: gs.Tensor) -> tuple[int | None, ...] | None:
@@ -86,11 +86,16 @@ class ShapeValues:
         try:
             attributes = self._attributes(node)
             with np.errstate(all="ignore"):
-                found = RULES[node.op](Call(inputs, given, shapes, attributes, self._model.opset, origin))
+                call = Call(inputs, given, shapes, len(node.outputs), attributes, self._model.opset, origin)
+                found = RULES[node.op](call)
+                parts = found if isinstance(found, list) else [found]
+                by_output = list(zip(node.outputs, parts, strict=True))
         except Exception:  # an unusual node is unknown, whatever is unusual about it
             return
-        if found.values.size <= MAX_ELEMENTS and not found.empty_of_facts and self._agrees(node.outputs[0], found):
-            self._elements[node.outputs[0].name] = found
+        for tensor, elements in by_output:
+            small = elements.values.size <= MAX_ELEMENTS
+            if tensor.name and small and not elements.empty_of_facts and self._agrees(tensor, elements):
+                self._elements[tensor.name] = elements
 
     def _operand(self, tensor: gs.Tensor) -> Elements | None:
         """Return an input's elements. An integer tensor of known size counts, with none known: Concat can go on."""
@@ -170,11 +175,12 @@ def fold_static_values(model: Model) -> int:
     for _ in range(_MAX_FOLDING_ROUNDS):
         shape_values, folded = ShapeValues(model), False
         for node in model.nodes:
-            tensor = node.outputs[0] if len(node.outputs) == 1 else None
-            values = None if tensor is None or tensor.name in kept else shape_values.array(tensor)
-            if tensor is not None and values is not None:
+            outputs = [tensor for tensor in node.outputs if tensor.name]
+            known = [None if tensor.name in kept else shape_values.array(tensor) for tensor in outputs]
+            if outputs and all(values is not None for values in known):
                 node.outputs.clear()
-                tensor.to_constant(np.array(values))
+                for tensor, values in zip(outputs, known, strict=True):
+                    tensor.to_constant(np.array(values))
                 folded = True
         folded |= settle_reshape_targets(model, shape_values)
         if not folded:

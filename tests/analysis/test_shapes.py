@@ -106,6 +106,30 @@ def test_slice_in_all_its_forms(opset: int) -> None:
         assert look(model, "reversed")[1] == (("x", 3), ("x", 2), ("x", 1), ("x", 0))
 
 
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_every_part_of_a_split_is_known_as_far_as_the_whole_is(opset: int) -> None:
+    sizes: dict[str, Any] = {"split": [1, 3]} if opset < 13 else {}
+    equal = {"num_outputs": 3} if opset >= 18 else {}
+    nodes = [
+        node("Shape", ["x"], "s"),
+        node("Split", ["s", *(["sizes"] if opset >= 13 else [])], "n", "rest", axis=0, **sizes),
+        node("Concat", ["rest", "s", "rest"], "many", axis=0),
+        node("Split", ["many" if opset >= 18 else "rest"], "a", "b", "c", **equal),  # 10 are 4, 4 and 2
+        node("Split", ["rows"], "left", "right", axis=-1, **({"num_outputs": 2} if opset >= 18 else {})),
+        node("Mul", ["left", "right"], "product"),
+    ]
+    constants = {"sizes": np.array([1, 3], np.int64), "rows": np.arange(12, dtype=np.int64).reshape(2, 6)}
+    model = build(nodes, constants, opset=opset, outputs=["n", "a", "b", "c", "product"])
+    assert look(model, "n") == ((None,), (("x", 0),))
+    assert look(model, "rest") == ((6, None, None), (("x", 1), ("x", 2), ("x", 3)))
+    assert look(model, "a")[0] == ((6, None, None, None) if opset >= 18 else (6,))
+    assert look(model, "c")[1] == ((("x", 2), ("x", 3)) if opset >= 18 else (("x", 3),))
+    assert check_against_runtime(model, [(2, 6, 5, 4), (3, 6, 1, 7)]) > 20
+    folded = model.copy()
+    assert fold_static_values(folded) == 1 + (opset < 18)  # the split of a constant; where all of `a` is known, no more
+    assert check_against_runtime(folded, [(2, 6, 5, 4)]) > 5
+
+
 def test_slice_whose_axes_are_unknown_is_unknown() -> None:
     nodes = [
         node("Shape", ["x"], "s"),

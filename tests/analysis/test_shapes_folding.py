@@ -86,6 +86,7 @@ OPERATORS: list[Callable[[str, str], list[onnx.NodeProto]]] = [
     lambda a, o: [node("ReduceProd", [a], o)],
     lambda a, o: [node("Equal", [a, "minus"], f"{o}_c"), node("Where", [f"{o}_c", "i2", a], o)],
     lambda a, o: [node("Cast", [a], f"{o}_f", to=TensorProto.FLOAT), node("Cast", [f"{o}_f"], o, to=TensorProto.INT64)],
+    lambda a, o: [node("Concat", [a, a], f"{o}_t", axis=0), node("Split", [f"{o}_t"], f"{o}_p", o, axis=0)],
     lambda a, o: [node("Squeeze", [a], f"{o}_s"), node("Reshape", [f"{o}_s", "minus"], o)],
 ]
 

@@ -53,13 +53,13 @@ class ConstantFolding(Rule):
         candidates = _Candidates(model, pinned, context)
         static: set[str] = set()
         for node in model.nodes:
-            if not candidates.consider(node) and _static_value(node, shape_values, pinned) is not None:
+            if not candidates.consider(node) and _is_static(node, shape_values, pinned):
                 if reason := excluded([node], context):
                     candidates.skipped[node.name] = reason
                     continue
                 static.add(node.name)
                 candidates.skipped.pop(node.name, None)
-                candidates.constant.add(node.outputs[0].name)
+                candidates.constant.update(tensor.name for tensor in node.outputs if tensor.name)
         _, failed = compute(model, candidates.nodes, _known(model, shape_values, static))
         decisions: list[Decision] = []
         kinds = dict.fromkeys(static, _STATIC) | {n.name: _CONSTANT for n in candidates.nodes if n.name not in failed}
@@ -96,19 +96,19 @@ class ConstantFolding(Rule):
         return {}
 
 
-def _static_value(node: gs.Node, shape_values: ShapeValues, pinned: frozenset[str]) -> Array | None:
-    if not is_standard(node) or len(node.outputs) != 1 or node.outputs[0].name in pinned:
-        return None
-    return shape_values.array(node.outputs[0])
+def _is_static(node: gs.Node, shape_values: ShapeValues, pinned: frozenset[str]) -> bool:
+    outputs = [tensor for tensor in node.outputs if tensor.name]
+    known = [tensor for tensor in outputs if tensor.name not in pinned and shape_values.array(tensor) is not None]
+    return is_standard(node) and bool(outputs) and len(known) == len(outputs)
 
 
 def _known(model: Model, shape_values: ShapeValues, static: Iterable[str]) -> dict[str, Array]:
     """Return {tensor name: values} of the static outputs of these nodes."""
     wanted = set(static)
     found = {}
-    for node in model.nodes:
-        if node.name in wanted and (values := shape_values.array(node.outputs[0])) is not None:
-            found[node.outputs[0].name] = values
+    for tensor in (t for node in model.nodes if node.name in wanted for t in node.outputs):
+        if (values := shape_values.array(tensor)) is not None:
+            found[tensor.name] = values
     return found
 
 
