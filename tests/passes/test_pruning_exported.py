@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from tests.passes.cleanup_models import assert_same_bits, clean, ops
 from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes
 from tests.small_models import build, node
 
@@ -24,3 +26,55 @@ def test_computed_pads_that_pass_through_a_split() -> None:
     ]
     pruned = prune(build(nodes, {name: np.asarray(values) for name, values in constants.items()}))
     assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+
+
+@pytest.mark.parametrize("batch", [1, "n"])
+def test_a_pooled_map_that_is_gathered_in_order(batch: int | str) -> None:
+    """As torch exports a strided view: everything in a row, gathered by numbers that are computed for each element."""
+    constants: Constants = {"flat": [-1], "axes": [2, 3], "channels": np.arange(8).reshape(1, 8, 1, 1)}
+    constants |= {"zero": np.array(0), "one": np.array(1), "eight": np.array(8), "first": [0], "behind": [1, 2, 3]}
+    counting = [
+        node("Shape", ["x"], "lengths", end=1),
+        node("Squeeze", ["lengths"], "n"),
+        node("Range", ["zero", "n", "one"], "samples"),
+        node("Mul", ["samples", "eight"], "starts"),
+        node("Unsqueeze", ["starts", "behind"], "rows"),
+        node("Add", ["rows", "channels"], "numbers"),
+    ]
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("ReduceMean", ["a"], "pooled", axes=[2, 3]),
+        node("Reshape", ["pooled", "flat"], "row"),
+        *(counting if batch == "n" else []),
+        node("Gather", ["row", "numbers" if batch == "n" else "channels"], "view", axis=0),
+        conv("b", "view", constants, 8, 3),
+    ]
+    arrays = {name: np.asarray(values) for name, values in constants.items()}
+    model = build(nodes, arrays, shape=(batch, 6, 8, 8))
+    cleaned, _ = clean(model)
+    assert ops(cleaned) == ["Conv", "ReduceMean", "Conv"]
+    assert_same_bits(model, cleaned)
+    if batch == "n":
+        assert shapes(prune(cleaned)) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+
+
+@pytest.mark.parametrize(("opset", "batch"), [(17, "n"), (20, 2)])
+def test_a_norm_that_is_expanded_to_what_it_divides(opset: int, batch: int | str) -> None:
+    """As torch exports F.normalize: ReduceL2, Clip, Expand to the shape of the features, Div."""
+    constants: Constants = {"least": np.float32(1e-12), "axis": [1]}
+    by_input = opset >= 18
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("ReduceL2", ["a", "axis"] if by_input else ["a"], "norm", **({} if by_input else {"axes": [1]})),
+        node("Clip", ["norm", "least"], "above"),
+        node("Shape", ["a"], "shape"),
+        node("Expand", ["above", "shape"], "wide"),
+        node("Div", ["a", "wide"], "unit"),
+        conv("b", "unit", constants, 8, 3),
+    ]
+    arrays = {name: np.asarray(values) for name, values in constants.items()}
+    model = build(nodes, arrays, shape=(batch, 6, 8, 8), opset=opset)
+    cleaned, _ = clean(model)
+    assert ops(cleaned) == ["Conv", "ReduceL2", "Clip", "Div", "Conv"]
+    assert_same_bits(model, cleaned)
+    assert shapes(prune(cleaned)) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}

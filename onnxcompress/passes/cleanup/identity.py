@@ -1,8 +1,9 @@
 """Nodes that hand on their input unchanged are removed: y = f(x) = x, so every reader of y reads x.
 
 Identity, Dropout in inference, a Cast to the same type, a Reshape or Flatten to the same shape, a Transpose that keeps
-the order, a Concat (Sum, Max, Min, Mean) of one tensor, a Pad of nothing. Names of graph outputs stay: where y is one,
-x takes the name of y, which needs x to be made by a node and free to be renamed.
+the order, a Concat (Sum, Max, Min, Mean) of one tensor, a Pad of nothing; and an Expand all of whose readers broadcast
+x as far by themselves, because they combine it with a tensor of those lengths. Names of graph outputs stay: where y is
+one, x takes the name of y, which needs x to be made by a node and free to be renamed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ from onnxcompress.passes.cleanup.rule import (
 
 _OF_ONE_INPUT = frozenset({"Concat", "Sum", "Max", "Min", "Mean"})
 _CHANGES_ONLY_SHAPE = frozenset({"Reshape", "Flatten"})
+_BROADCASTS = frozenset(
+    (
+        *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
+        *("GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Mul", "Or", "Pow", "Sub", "Where", "Xor"),
+    )
+)
+_THESE_BROADCAST_SINCE = 8
+_OF_MANY_OPERANDS = frozenset({"Max", "Mean", "Min", "Sum"})
 
 
 class IdentityRemoval(Rule):
@@ -96,7 +105,29 @@ def _does_nothing(model: Model, node: gs.Node, pinned: frozenset[str]) -> bool |
         if pads is None and has_input(node, 1) and isinstance(node.inputs[1], gs.Constant):
             pads = model.values(node.inputs[1])
         return pads is not None and not np.any(pads)
+    if node.op == "Expand":
+        readers = [] if node.outputs[0].name in pinned else list(node.outputs[0].outputs)
+        return bool(readers) and all(_broadcasts(model, reader, node) for reader in readers)
     return False
+
+
+def _broadcasts(model: Model, reader: gs.Node, expand: gs.Node) -> bool:
+    """Whether an operator gives the same of what an Expand reads as of what it makes."""
+    own, after = model.shape_of(expand.inputs[0]), model.shape_of(expand.outputs[0])
+    others = [model.shape_of(tensor) for tensor in reader.inputs if tensor is not expand.outputs[0]]
+    lengths = [shape for shape in others if shape is not None]
+    known = _BROADCASTS | (_OF_MANY_OPERANDS if model.opset >= _THESE_BROADCAST_SINCE else frozenset())
+    if not is_standard(reader) or reader.op not in known or own is None or after is None:
+        return False
+    if len(lengths) < len(others) or len(after) > max((len(shape) for shape in lengths), default=-1):
+        return False
+    for axis in range(-len(after), 0):
+        before = own[axis] if len(own) >= -axis else 1
+        grows = before == 1 and after[axis] != 1
+        met = any(shape[axis] == after[axis] for shape in lengths if len(shape) >= -axis)
+        if after[axis] is None or (not met if grows else before != after[axis]):
+            return False
+    return True
 
 
 def _dropout(node: gs.Node, pinned: frozenset[str]) -> str | None:
