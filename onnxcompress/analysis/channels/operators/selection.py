@@ -77,7 +77,8 @@ def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
     expanded = labels.expanded()
     sizes = [(analysis.shape(output) or {axis: None})[axis] for output in node.outputs]
     if expanded is None or len(expanded.axes) > 1 or not all(isinstance(size, int) for size in sizes):
-        analysis.freeze(labels.ids, f"'{node.name}' splits them into parts of unknown size")
+        why = _on_several_axes(labels) or "into parts of unknown size"
+        analysis.freeze(labels.ids, f"'{node.name}' splits them {why}")
         return
     bounds = np.cumsum([int(size) for size in sizes])[:-1]  # type: ignore[arg-type]
     parts = np.split(expanded.ids, bounds)
@@ -98,6 +99,12 @@ def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
     analysis.on_removal(node, expanded, new_sizes)
 
 
+def _on_several_axes(labels: Labels) -> str | None:
+    """Return why a part of them is no part of the filters, None where it is: q, k and v of all heads in one tensor."""
+    count = len(labels.axes)
+    return f"along one of the {count} axes that they lie on" if count > 1 else None
+
+
 @operator("Slice")
 def slice_(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """A range of the labels, with any step."""
@@ -112,7 +119,9 @@ def slice_(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     expanded = labels.expanded()
     if cut is None or None in cut.values() or expanded is None or len(expanded.axes) > 1:
-        analysis.freeze(labels.ids, f"'{node.name}' cuts a range of them that is not known before the run")
+        known = cut is not None and None not in cut.values()
+        why = (known and _on_several_axes(labels)) or "that is not known before the run"
+        analysis.freeze(labels.ids, f"'{node.name}' cuts a range of them {why}")
         return
     axis = expanded.axes[0]
     picked = np.arange(len(expanded.ids))[cut[axis]]
@@ -207,7 +216,8 @@ def gather(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     expanded = labels.expanded()
     if indices is None or len(indices.shape) != 1 or expanded is None or len(expanded.axes) > 1:
-        analysis.freeze(labels.ids, f"'{node.name}' picks some of them by number")
+        why = (indices is not None and _on_several_axes(labels)) or "by number"
+        analysis.freeze(labels.ids, f"'{node.name}' picks some of them {why}")
         return
     picked = np.asarray(indices.values, np.int64) % len(expanded.ids)
     taken = Labels.along(axis, expanded.ids[picked])
