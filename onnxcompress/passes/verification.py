@@ -15,6 +15,7 @@ from onnxcompress.errors import DataError, ModelError, PassError
 from onnxcompress.graph import Model
 from onnxcompress.lengths import may_agree
 from onnxcompress.passes.execution import NONE_MADE, WIDENED, WeightMakers, run_model
+from onnxcompress.passes.rounding import moved_weights
 from onnxcompress.runtime.providers import one_line
 from onnxcompress.runtime.tensors import TensorInfo, concrete_shapes, random_inputs
 from onnxcompress.serialization import tensor_dtype
@@ -36,6 +37,7 @@ _BOUNDED = frozenset({"Softmax", "Sigmoid", "HardSigmoid", "Tanh"})
 _SATURATING = _BOUNDED | {"LogSoftmax", "Clip", "ArgMax", "ArgMin", "TopK"}
 _REARRANGING = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _ROUNDINGS_OF_ONE = 4
+_ROUNDINGS_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -85,21 +87,49 @@ def verify(
         made: weights of the reference that are made when they are read; see `run_model`.
 
     Raises:
-        ModelError: they differ where the values overflow or come near it, which proves nothing.
+        ModelError: they differ where the values overflow or come near it, or no more than the reference does from
+            itself once its weights are moved by a rounding, which proves nothing.
     """
     expected, seen = run_both(reference, candidate, feeds, made)
     tensors = tuple(expected)
-    outputs = {tensor.name: tensor for tensor in reference.graph.outputs}
-    worst = 0.0
-    for name in tensors:
-        least = _resolution(outputs[name], expected[name].dtype, tensors) if name in outputs else 0.0
-        worst = max(worst, relative_difference(expected[name], seen[name], least))
+    worst = _worst_difference(reference, expected, seen)
     if math.isinf(worst) and not all(_is_finite(values) for values in expected.values()):
         raise ModelError(_overflows(f"the values at {', '.join(tensors)} are not finite"))
     if math.isinf(worst) and not all(_is_finite(values) for values in seen.values()):
         _refuse_overflow(reference, feeds, made)
     half = any(t.values.dtype.itemsize == 2 and t.values.dtype.kind in "fV" for t in candidate.constants().values())
-    return Verification(pass_name, worst, HALF_TOLERANCE if half else TOLERANCE, tensors)
+    verification = Verification(pass_name, worst, HALF_TOLERANCE if half else TOLERANCE, tensors)
+    if not verification.passed:
+        _refuse_amplified(verification, reference, feeds, made, expected)
+    return verification
+
+
+def _worst_difference(reference: Model, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> float:
+    outputs = {tensor.name: tensor for tensor in reference.graph.outputs}
+    worst = 0.0
+    for name, values in expected.items():
+        least = _resolution(outputs[name], values.dtype, expected) if name in outputs else 0.0
+        worst = max(worst, relative_difference(values, seen[name], least))
+    return worst
+
+
+def _refuse_amplified(
+    found: Verification, reference: Model, feeds: Mapping[str, Array], made: WeightMakers, expected: Mapping[str, Array]
+) -> None:
+    """Refuse a model that differs from itself as much as the candidate does, its weights moved by a rounding.
+
+    Raises:
+        ModelError: it is such a model.
+    """
+    for seed in range(_ROUNDINGS_TRIED):
+        moved = run_model(reference, feeds, found.tensors, moved_weights(reference, made, seed))
+        own = _worst_difference(reference, expected, moved)
+        if own >= found.difference:
+            raise ModelError(
+                f"the model amplifies rounding: on random input {', '.join(found.tensors)} differs by {own:.3g} of its "
+                f"range where the weights move by their last digit, as much as pass '{found.pass_name}' changes it "
+                f"({found.difference:.3g}), so that nothing can be verified; give --no-verify to go on"
+            )
 
 
 def _overflows(what: str) -> str:
