@@ -78,3 +78,31 @@ def test_a_norm_that_is_expanded_to_what_it_divides(opset: int, batch: int | str
     assert ops(cleaned) == ["Conv", "ReduceL2", "Clip", "Div", "Conv"]
     assert_same_bits(model, cleaned)
     assert shapes(prune(cleaned)) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9])
+def test_opsets_before_where(opset: int) -> None:
+    """What some channels left of is read by a sum, a maximum and a mean; from 8 on by an Expand to computed lengths."""
+    constants: Constants = {"first": [0], "eight": [8], "behind": [2, 3]}
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Relu", ["a"], "r"),
+        node("ReduceMax", ["a"], "largest", axes=[1]),
+        node("ReduceMean", ["r"], "mean", axes=[1]),
+        node("Add", ["r", "largest"], "s"),
+        node("Sub", ["s", "mean"], "d"),
+    ]
+    if opset >= 8:
+        nodes += [
+            node("GlobalMaxPool", ["d"], "pooled"),
+            node("Shape", ["x"], "shape"),
+            node("Gather", ["shape", "first"], "n", axis=0),
+            node("Gather", ["shape", "behind"], "hw", axis=0),
+            node("Concat", ["n", "eight", "hw"], "lengths", axis=0),
+            node("Expand", ["pooled", "lengths"], "wide"),
+        ]
+    nodes.append(conv("b", "wide" if opset >= 8 else "d", constants, 8, 3))
+    arrays = {name: np.asarray(values) for name, values in constants.items()}
+    pruned = prune(build(nodes, arrays, opset=opset))
+    assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+    assert ("Where" in ops(pruned)) == (opset >= 9)

@@ -13,6 +13,8 @@ from onnxcompress.errors import PassError
 from onnxcompress.graph import Model
 from onnxcompress.serialization import Array, release_mapped
 
+FIRST_OPSET_WITH_WHERE = 9
+
 
 class Surgery:
     """Removes atoms from `model`, a copy of the model that was analysed."""
@@ -44,7 +46,7 @@ class Surgery:
         return tuple(None if m is None else n * m for n, m in zip(block, labels.inner, strict=True))
 
     def patch_vector(self, node: gs.Node, position: int, entries: dict[int, int]) -> None:
-        """Set entries of an integer vector input: in the constant, or by a Where behind what is computed."""
+        """Set entries of an integer vector input: in the constant, or behind what is computed."""
         if not entries:
             return
         tensor = node.inputs[position]
@@ -62,10 +64,17 @@ class Surgery:
         for at, value in entries.items():
             mask[at], values[at] = True, value
         patched = self.model.new_variable(f"{tensor.name}_pruned")
-        inputs = [self.model.new_constant(f"{tensor.name}_which", mask)]
-        inputs += [self.model.new_constant(f"{tensor.name}_lengths", values), tensor]
+        lengths = self.model.new_constant(f"{tensor.name}_lengths", values)
         name = self.model.unique_name(f"{node.name}_lengths")
-        self.model.insert_before(node, [gs.Node("Where", name, {}, inputs, [patched])])
+        if self.model.opset < FIRST_OPSET_WITH_WHERE:
+            others = self.model.new_constant(f"{tensor.name}_which", (~mask).astype(values.dtype))
+            computed = self.model.new_variable(f"{tensor.name}_others")
+            keep = gs.Node("Mul", self.model.unique_name(f"{node.name}_others"), {}, [tensor, others], [computed])
+            made = [keep, gs.Node("Add", name, {}, [computed, lengths], [patched])]
+        else:
+            which = self.model.new_constant(f"{tensor.name}_which", mask)
+            made = [gs.Node("Where", name, {}, [which, lengths, tensor], [patched])]
+        self.model.insert_before(node, made)
         node.inputs[position] = patched
 
     def run(self) -> None:

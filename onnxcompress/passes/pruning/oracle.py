@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels import FIXED, ChannelGroups, Consumer
 from onnxcompress.analysis.channels.labels import Mask
+from onnxcompress.analysis.channels.surgery import FIRST_OPSET_WITH_WHERE
 from onnxcompress.errors import PassError
 from onnxcompress.graph import Model, Shape
 
@@ -88,6 +89,9 @@ class _Writer:
         return self.model.new_constant(f"{node.name}_oracle", values)
 
     def _where(self, node: gs.Node, tensor: gs.Tensor, mask: Mask, fill: Array) -> gs.Tensor:
+        if self.model.opset < FIRST_OPSET_WITH_WHERE:
+            kept = self._op(node, "Mul", [tensor, self._constant(node, mask.astype(fill.dtype))])
+            return self._op(node, "Add", [kept, self._constant(node, np.where(mask, np.zeros((), fill.dtype), fill))])
         return self._op(node, "Where", [self._constant(node, mask), tensor, self._constant(node, fill)])
 
     def _mean(self, node: gs.Node, tensor: gs.Tensor, axes: list[int], share: float, dtype: np.dtype[Any]) -> gs.Tensor:
