@@ -129,6 +129,15 @@ def test_layers_that_see_a_sample_in_pieces_cost_what_all_pieces_cost(batch: int
     )  # no more is taken away than was asked for, but for the ranks' steps
 
 
+def test_a_split_that_costs_nothing_takes_the_place_of_no_layer() -> None:
+    generator = np.random.default_rng(0)
+    channels = generator.standard_normal((400, 9, 1)) * np.eye(8)[:1]  # of eight channels one says something
+    own = accumulate(channels.reshape(400, 72).astype(np.float32), np.zeros((400, 1), np.float32)).centred()
+    choices = layer_choices(own, generator.standard_normal((72, 16)), LayerSize(8, 16, (3, 3), (8, 8), (8, 8)), 1)
+    assert min(choice.error for choice in choices[1:]) == 0.0
+    assert (choices[0].rank_in, choices[0].rank_out, choices[0].error) == (None, None, 0.0)
+
+
 @pytest.mark.parametrize("target", [{"macs": 0.6}, {"params": 0.9}, {"macs": 0.7, "params": 0.95}])
 def test_the_budget_is_kept(target: dict[str, float]) -> None:
     model = Model.from_proto(conv_net(channels=32))

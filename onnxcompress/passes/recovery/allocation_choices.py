@@ -192,7 +192,9 @@ def _ranks(channels: int, shares: tuple[float, ...], block: int) -> list[int]:
 
 
 def _undominated(choices: list[Choice]) -> list[Choice]:
+    """Return the choices than which none is better in all; the first stays, as that is what the layer costs now."""
     figures = np.array([(choice.macs, choice.params, choice.error) for choice in choices])
     no_worse = (figures[None] <= figures[:, None]).all(axis=2)
     beaten = (no_worse & ~no_worse.T).any(axis=1)
+    beaten[:1] = False
     return [choice for choice, is_beaten in zip(choices, beaten, strict=True) if not is_beaten]
