@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores, probabilities
 from onnxcompress.evaluation.reference import real_outputs
 from onnxcompress.graph import Model
@@ -17,7 +19,7 @@ from onnxcompress.passes.recovery.outputs import Output, compared_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.dataset import Dataset
 from onnxcompress.runtime.session import Session
-from onnxcompress.runtime.tensors import classifies
+from onnxcompress.runtime.tensors import Array, classifies
 
 _SAMPLES = 32
 _LEAST_CONFIDENCE = 0.05
@@ -25,7 +27,10 @@ _LEAST_CONFIDENCE = 0.05
 or somewhat more."""
 
 _FEW_CLASSES = 20
-"""So many always reach it."""
+"""So many always reach it: of so few only tags are told apart, each between 0 and 1 by itself."""
+
+_MOST_BESIDE_ONE = 0.2
+"""By which the numbers of a sample miss a sum of 1 on average, where they are probabilities of one class or another."""
 
 
 def number_outputs(model: Model, content: bytes | Path, recipe: Recipe, data: Sequence[Dataset]) -> frozenset[str]:
@@ -34,7 +39,8 @@ def number_outputs(model: Model, content: bytes | Path, recipe: Recipe, data: Se
     Args:
         model: the original; `content` is what onnxruntime loads of it.
         recipe: its `task` decides. With `auto` an output classifies that ends with a Softmax or has few classes, and
-            every one where there are labels; what is left is looked at on the first data that there are.
+            every one where there are labels; what is left is looked at on the first data that there are. Of few
+            classes those are none that lie between 0 and 1 and sum to anything.
         data: what is given.
 
     Raises:
@@ -50,24 +56,28 @@ def number_outputs(model: Model, content: bytes | Path, recipe: Recipe, data: Se
 
 
 def _may_be_numbers(model: Model, output: Output) -> bool:
-    classes = (model.shape_of(output.name) or (None, None))[1]
     is_output = any(output.name == tensor.name for tensor in model.graph.outputs)
-    is_few = isinstance(classes, int) and classes <= _FEW_CLASSES
-    return is_output and output.compared == output.name and not is_few
+    return is_output and output.compared == output.name
 
 
 def _undecided(outputs: Sequence[Output], content: bytes | Path, data: Dataset) -> list[Output]:
-    """Return the outputs that favour no class."""
+    """Return the outputs that favour no class, and those that hold tags."""
     session = Session(content)
-    confidence = dict.fromkeys((each.name for each in outputs), 0.0)
-    samples = 0
+    seen: dict[str, list[Array]] = {each.name: [] for each in outputs}
     for batch in data.limit(_SAMPLES).batches():
         answers = real_outputs(session, batch)
-        samples += batch.size
-        for name in confidence:
+        for name, rows in seen.items():
             scores = class_scores(answers[name], batch.size)
-            if scores is None or are_probabilities(scores):
-                confidence[name] += batch.size
-            else:
-                confidence[name] += float(probabilities(scores, normalised=False).max(axis=1).sum())
-    return [each for each in outputs if confidence[each.name] < _LEAST_CONFIDENCE * samples]
+            rows += [] if scores is None else [scores]
+    return [each for each in outputs if seen[each.name] and _are_numbers(np.concatenate(seen[each.name]))]
+
+
+def _are_numbers(scores: Array) -> bool:
+    """Whether rows (n, C) are no scores of classes."""
+    if are_probabilities(scores):
+        return False
+    if scores.shape[1] > _FEW_CLASSES:
+        return float(probabilities(scores, normalised=False).max(axis=1).mean()) < _LEAST_CONFIDENCE
+    wide = scores.astype(np.float64)
+    beside = np.abs(wide.sum(axis=1) - 1.0).mean()
+    return bool(wide.min() >= 0.0 and wide.max() <= 1.0 and beside > _MOST_BESIDE_ONE)

@@ -60,6 +60,10 @@ def test_what_favours_no_class_holds_numbers() -> None:
     assert numbers(small, UNLABELLED, task="classification") == frozenset()
     assert numbers(large, labelled, task="regression") == {"y"}
     assert numbers(embedding_net(width=20, scale=0.2), UNLABELLED) == frozenset()
+    # Few numbers that are each between 0 and 1 and sum to anything are tags, not classes.
+    assert numbers(embedding_net(width=6, scale=20.0, tail="Sigmoid"), UNLABELLED) == {"y"}
+    assert numbers(embedding_net(width=6, scale=20.0, tail="Softmax"), UNLABELLED) == frozenset()
+    assert numbers(embedding_net(width=6, scale=20.0), UNLABELLED) == frozenset()
     # A Softmax says that these are classes, however little it tells them apart.
     assert numbers(embedding_net(scale=0.2, tail="Softmax"), UNLABELLED) == frozenset()
     assert numbers(embedding_net(scale=0.2, tail="Softmax"), UNLABELLED, task="regression") == {"y", "g"}
