@@ -49,6 +49,8 @@ def test_weights_move_by_their_last_place(dtype: Any) -> None:
     assert np.array_equal(made, moved(model))
     assert not np.array_equal(made, moved(model, 98))
     assert "gain" not in moved_weights(model, NONE_MADE, 0)
+    made = moved_weights(model, {"w": lambda: 2 * weight}, 99)["w"]()  # products of factors, in the place of a weight
+    np.testing.assert_array_equal(made, 2 * moved(model))
 
 
 def test_a_model_that_amplifies_rounding_cannot_be_verified() -> None:
