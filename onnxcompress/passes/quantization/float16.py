@@ -15,6 +15,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
+from onnxcompress.passes.quantization.casts import without_detours
 from onnxcompress.runtime.quiet import quiet_logging
 
 _LARGEST = 65504.0
@@ -120,10 +121,12 @@ def _blocked_operators() -> frozenset[str]:
 def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelProto:
     from onnxruntime.quantization.onnx_model import ONNXModel
 
+    given = {node.name for node in proto.graph.node}
     with quiet_logging():
         result = _converter().convert_float_to_float16(
             proto, keep_io_types=True, op_block_list=[], node_block_list=float32_nodes
         )
+        without_detours(result.graph, given)
         ordered = ONNXModel(result)
         ordered.topological_sort()
     del ordered.model.graph.value_info[:]

@@ -1,0 +1,117 @@
+"""Half precision beside float32: what is kept there is computed there, from node to node and out of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, PassResult
+from onnxcompress.passes.quantization import Float16Conversion
+from tests.small_models import build, node, run_all
+
+RNG = np.random.default_rng(0)
+SHAPE = ("n", 6, 8, 8)
+
+
+def data(samples: int = 4) -> dict[str, Any]:
+    return {"x": np.random.default_rng(1).standard_normal((samples, 6, 8, 8)).astype(np.float32)}
+
+
+def converted(model: Model, *exclude: str, calibrated: bool = True) -> PassResult:
+    context = PassContext(calibration=(lambda: iter([data()])) if calibrated else None, exclude=exclude)
+    each = Float16Conversion()
+    return each.apply(model, each.plan(model, context), context)
+
+
+def kernel(out: int = 6, size: float = 1.0) -> np.ndarray:
+    return (size * RNG.standard_normal((out, 6, 1, 1))).astype(np.float32)
+
+
+CONSTANTS = {"large": kernel(size=3e4), "small": np.array(1e-6, np.float32), "w": kernel(4)}
+LARGE_INSIDE = [
+    node("Conv", ["x", "large"], "a", name="a"),
+    node("Sigmoid", ["a"], "gate", name="gate"),
+    node("Mul", ["a", "gate"], "b", name="b"),
+    node("Mul", ["b", "small"], "c", name="c"),
+    node("Conv", ["c", "w"], "y", name="y"),
+]
+
+
+@pytest.mark.parametrize("outputs", [("y",), ("y", "b"), ("b", "c")])
+def test_values_that_float16_does_not_hold_pass_between_nodes_in_float32(outputs: tuple[str, ...]) -> None:
+    model = build(LARGE_INSIDE, CONSTANTS, shape=SHAPE, outputs=outputs)
+    result = converted(model)
+    assert [each.node for each in result.plan.skipped] == ["a", "gate", "b", "c"]
+    wanted, seen = run_all(model, data()), run_all(result.model, data())
+    assert np.abs(wanted["b"]).max() > 1e5
+    for name in outputs:
+        np.testing.assert_allclose(seen[name], wanted[name], rtol=0, atol=2e-3 * np.abs(wanted[name]).max())
+    assert {seen[name].dtype for name in "abc"} == {np.dtype(np.float32)}  # under the names that they had
+    assert sum(each.op == "Cast" for each in result.model.nodes) == 1 + ("y" in outputs)
+
+
+def test_what_is_read_in_both_precisions_is_rounded_for_one_reader_alone() -> None:
+    nodes = [
+        node("Conv", ["x", "v"], "a", name="kept"),
+        node("Relu", ["a"], "b", name="kept too"),
+        node("Neg", ["a"], "c", name="kept as well"),
+        node("Conv", ["a", "w"], "y", name="half"),
+    ]
+    model = build(nodes, {"v": kernel(), "w": kernel(4)}, shape=SHAPE, outputs=("a", "b", "c", "y"))
+    result = converted(model, "^kept", calibrated=False)
+    assert [each["node"] for each in result.plan.decisions] == ["half"]
+    wanted, seen = run_all(model, data()), run_all(result.model, data())
+    for name in ("a", "b", "c"):
+        assert np.array_equal(seen[name], wanted[name])
+    np.testing.assert_allclose(seen["y"], wanted["y"], rtol=0, atol=0.02)
+    assert not np.array_equal(seen["y"], wanted["y"])
+    assert result.model.signature() == model.signature()
+
+
+def test_a_branch_reads_around_it_what_it_is_written_for() -> None:
+    shape = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    branch = helper.make_graph([node("Neg", ["a"], "inner", name="inside")], "branch", [], [shape])
+    other = helper.make_graph([node("Abs", ["a"], "outer", name="outside")], "other", [], [shape])
+    other.output[0].name = "outer"
+    nodes = [
+        node("Conv", ["x", "v"], "a", name="kept"),
+        node("Relu", ["a"], "b", name="kept too"),
+        node("If", ["yes"], "c", name="if", then_branch=branch, else_branch=other),
+        node("Add", ["b", "c"], "y", name="half"),
+    ]
+    model = build(nodes, {"v": kernel(), "yes": np.array(True)}, shape=SHAPE)
+    result = converted(model, "^kept", calibrated=False)
+    wanted, seen = run_all(model, data()), run_all(result.model, data())
+    np.testing.assert_allclose(seen["y"], wanted["y"], rtol=0, atol=0.02)
+
+
+def test_casts_that_the_model_came_with_stay() -> None:
+    nodes = [
+        node("Conv", ["x", "v"], "a", name="kept"),
+        node("Cast", ["a"], "rounded", name="kept: down", to=10),
+        node("Cast", ["rounded"], "b", name="kept: up", to=1),
+        node("Conv", ["b", "w"], "y", name="half"),
+    ]
+    model = build(nodes, {"v": kernel(), "w": kernel(4)}, shape=SHAPE)
+    result = converted(model, "^kept", calibrated=False)
+    seen = run_all(result.model, data())
+    assert [each.op for each in result.model.nodes].count("Cast") == 4
+    assert np.array_equal(seen["rounded"], run_all(model, data())["rounded"])
+
+
+def test_squares_of_an_lrn_do_not_overflow() -> None:
+    from onnxcompress.analysis.lrn import with_banded_lrn
+
+    nodes = [
+        node("Conv", ["x", "v"], "a", name="first"),
+        node("LRN", ["a"], "b", name="n", size=3, alpha=0.3),
+        node("Conv", ["b", "w"], "y", name="last"),
+    ]
+    model = with_banded_lrn(build(nodes, {"v": kernel(size=200.0), "w": kernel(4)}, shape=SHAPE))
+    result = converted(model, calibrated=False)
+    wanted, seen = run_all(model, data())["y"], run_all(result.model, data())["y"]
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
