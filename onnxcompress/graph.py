@@ -271,10 +271,14 @@ class Model:
     def become(self, proto: onnx.ModelProto) -> None:
         """Take the place of a rewritten form of this model; `proto` must name its nodes uniquely.
 
+        Inputs and outputs stay declared as they were: tools write in what they infer of one export's lengths.
+
         Raises:
             ModelError: it is invalid.
         """
+        inputs, outputs = self._envelope.inputs, self._envelope.outputs
         self.__dict__.update({**Model.from_proto(proto).__dict__, "input_shapes": self.input_shapes})
+        self._envelope = replace(self._envelope, inputs=inputs, outputs=outputs)
 
     def remove_unused(self) -> None:
         """Remove nodes none of whose outputs is read."""
