@@ -94,7 +94,7 @@ def finish(job: Job, request: Request, number: int = 0) -> Finished:
     passes = passes_of(request.settled_recipe, recovery=request.recovery)
     work = planned_work(passes, None if saved is None else saved.plans, str(asked.plan))
     checkpoints = _checkpoints(work, request.output, number)
-    calibration = job.data_sets.calibration
+    calibration, evaluation = job.data_sets.calibration, job.data_sets.evaluation
 
     def evaluated(model: Model) -> Evaluation:
         with CompressedModel(model, external=False).loadable() as content:
@@ -110,6 +110,7 @@ def finish(job: Job, request: Request, number: int = 0) -> Finished:
             checkpoints,
             of_other_weights=saved is not None and not saved.is_of(source),
             samples=None if calibration is None else calibration.length,
+            evaluation=None if evaluation is None else lambda: (batch.inputs for batch in evaluation.batches()),
             evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
         )
 
@@ -191,6 +192,7 @@ def _run_passes(
     *,
     of_other_weights: bool,
     samples: int | None,
+    evaluation: Samples | None,
     evaluated: Callable[[Model], Evaluation] | None,
 ) -> Ran:
     """Run the passes one after another, each proved before the next one starts.
@@ -199,6 +201,7 @@ def _run_passes(
 
     Args:
         samples: of the calibration data, where their number is known.
+        evaluation: a fresh stream of the evaluation data at each call; None where there are none.
         evaluated: measures the model after every stage that changed it; None leaves that out.
 
     With `of_other_weights` the plans were made for other weights: their figures are measured anew.
@@ -226,7 +229,7 @@ def _run_passes(
         if asked.verify and result.modified:
             tell(f"verifying {each.name}", number, len(work))
             _collect(model.weight_bytes)
-            stage = replace(stage, self_check=verify_stage(model, result, random_feeds, context))
+            stage = replace(stage, self_check=verify_stage(model, result, random_feeds, context, evaluation))
         if evaluated is not None and result.modified:
             own = evaluated(result.model)
             stage = replace(stage, figures=replace(stage.figures, accuracy=own.accuracy, latency=own.latency))

@@ -9,13 +9,14 @@ from typing import Any
 import numpy.typing as npt
 
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import PassContext, PassResult
+from onnxcompress.passes.base import PassContext, PassResult, Samples
 from onnxcompress.passes.cleanup import Cleanup, LinearMerging, Lowering
 from onnxcompress.passes.pruning import FilterPruning, verify_pruning
 from onnxcompress.passes.quantization import (
     Float16Conversion,
     Int8Quantization,
     calibration_batch,
+    few_samples,
     verify_quantization,
 )
 from onnxcompress.passes.recovery.allocation import Allocation
@@ -42,37 +43,49 @@ _VERIFIERS: Mapping[str, Verifier] = MappingProxyType(
         Allocation.name: verify_splits,
         TuckerDecomposition.name: verify_splits,
         SvdDecomposition.name: verify_splits,
-        Int8Quantization.name: verify_quantization,
-        Float16Conversion.name: verify_quantization,
     }
 )
 
+_QUANTIZATIONS = frozenset({Int8Quantization.name, Float16Conversion.name})
+
 
 def verify_stage(
-    before: Model, result: PassResult, feeds: Callable[[], Feeds], context: PassContext
+    before: Model,
+    result: PassResult,
+    feeds: Callable[[], Feeds],
+    context: PassContext,
+    evaluation: Samples | None = None,
 ) -> Verification | None:
     """Compare what a pass made with what its plan says it should be; None for a pass that has no such proof.
 
     A quantised model only answers on values as in its calibration data: it is compared on those, and a plan of int8
-    that is replayed without them is not compared again.
+    that is replayed without them is not compared again. Half precision needs none; without them it is compared on what
+    the model will be evaluated on, and on random input only where there is nothing else.
 
     Args:
         before: the model that the pass was given.
         result: what it returned.
         feeds: gives one random batch of inputs.
+        context: what the pass was given.
+        evaluation: samples that the result will be evaluated on; None where there are none.
 
     Raises:
         PassError: they differ: a bug, and nothing may be written.
         ModelError: a quantised model answers nothing of what it should.
     """
     name = result.plan.pass_name
+    if not result.modified:
+        return None
+    if name in _QUANTIZATIONS:
+        own = calibration_batch(before, context)
+        if own is None and name == Int8Quantization.name:
+            return None
+        own = own or few_samples(before, evaluation)
+        return verify_quantization(before, result, own or feeds(), random=own is None)
     verifier = _VERIFIERS.get(name)
-    if verifier is None or not result.modified:
+    if verifier is None:
         return None
-    own = calibration_batch(before, context) if verifier is verify_quantization else None
-    if own is None and name == Int8Quantization.name:
-        return None
-    verification = verifier(before, result, own or feeds())
+    verification = verifier(before, result, feeds())
     verification.require()
     return verification
 

@@ -2,7 +2,7 @@
 
 from onnxcompress.passes.quantization.float16 import Float16Config, Float16Conversion
 from onnxcompress.passes.quantization.int8 import Int8Config, Int8Quantization
-from onnxcompress.passes.quantization.verify import calibration_batch, verify_quantization
+from onnxcompress.passes.quantization.verify import calibration_batch, few_samples, verify_quantization
 
 __all__ = [
     "Float16Config",
@@ -10,5 +10,6 @@ __all__ = [
     "Int8Config",
     "Int8Quantization",
     "calibration_batch",
+    "few_samples",
     "verify_quantization",
 ]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import PassContext, PassResult
+from onnxcompress.passes.base import PassContext, PassResult, Samples
 from onnxcompress.passes.verification import Verification, run_both
 
 Array = npt.NDArray[Any]
@@ -23,20 +23,33 @@ _MOST_ROWS = 8
 
 def calibration_batch(model: Model, context: PassContext) -> dict[str, Array] | None:
     """Return a few calibration samples, None where there are none."""
-    if context.calibration is None:
+    return few_samples(model, context.calibration)
+
+
+def few_samples(model: Model, samples: Samples | None) -> dict[str, Array] | None:
+    """Return a few samples of a stream in one batch, None where there are none."""
+    if samples is None:
         return None
-    first = next(iter(context.calibration()), None)
+    first = next(iter(samples()), None)
     if first is None:
         return None
     is_fixed = isinstance((model.shape_of(model.graph.inputs[0]) or (None,))[0], int)
     return dict(first) if is_fixed else {name: array[:_MOST_ROWS] for name, array in first.items()}
 
 
-def verify_quantization(before: Model, result: PassResult, feeds: Mapping[str, Array]) -> Verification:
+def verify_quantization(
+    before: Model, result: PassResult, feeds: Mapping[str, Array], *, random: bool = False
+) -> Verification:
     """Compare a quantised model with the one that it was made of: floating-point outputs, or what others come from.
 
     Scores before a Softmax do not count beside its probabilities: what is added to all of them changes nothing, and in
     text readers eight bits add as much as the scores differ (0.74 of the spread, 99 % of the characters the same).
+
+    Args:
+        before: what was quantised.
+        result: what was made of it.
+        feeds: one batch of inputs.
+        random: whether they are random numbers, on which a model may overflow that does not on samples.
 
     Raises:
         ModelError: hardly anything of the answer is left: the model does not stand so few bits.
@@ -48,9 +61,15 @@ def verify_quantization(before: Model, result: PassResult, feeds: Mapping[str, A
     verification = Verification(result.plan.pass_name, worst, TOLERANCE, tuple(judged))
     if not verification.passed:
         name = result.plan.pass_name
+        differ = f"its outputs differ by {worst:.2g} of their spread (at most {TOLERANCE} is accepted)"
+        if random:
+            raise ModelError(
+                f"the model does not stand {name} on random input, where {differ}; give --calib PATH, or --data PATH, "
+                "to have it judged by samples, or --no-verify to go on"
+            )
         raise ModelError(
-            f"the model does not stand {name}: its outputs differ by {worst:.2g} of their spread (at most "
-            f"{TOLERANCE} is accepted); leave --quantize out, or --exclude sensitive nodes, or --no-verify to go on"
+            f"the model does not stand {name}: {differ}; leave --quantize out, or --exclude sensitive nodes, or "
+            "--no-verify to go on"
         )
     return verification
 
