@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +177,8 @@ class Model:
             for node in self.nodes:
                 self._names.update(t.name for t in chain(node.inputs, node.outputs))
             self._names.update(t.name for t in chain(self.graph.inputs, self.graph.outputs))
-        name, number = hint, 0
-        while name in self._names:
-            number += 1
-            name = f"{hint}_{number}"
+        names = chain([hint], (f"{hint}_{number}" for number in count(1)))
+        name = next(each for each in names if each not in self._names)
         self._names.add(name)
         return name
 
@@ -269,16 +267,14 @@ class Model:
         return model
 
     def become(self, proto: onnx.ModelProto) -> None:
-        """Take the place of a rewritten form of this model; `proto` must name its nodes uniquely.
-
-        Inputs and outputs stay declared as they were: tools write in what they infer of one export's lengths.
+        """Take the place of a rewritten form, whose nodes have unique names; inputs and outputs stay as declared.
 
         Raises:
             ModelError: it is invalid.
         """
-        inputs, outputs = self._envelope.inputs, self._envelope.outputs
-        self.__dict__.update({**Model.from_proto(proto).__dict__, "input_shapes": self.input_shapes})
-        self._envelope = replace(self._envelope, inputs=inputs, outputs=outputs)
+        made, own = Model.from_proto(proto), self._envelope
+        envelope = replace(made._envelope, inputs=own.inputs, outputs=own.outputs)
+        self.__dict__.update({**made.__dict__, "_envelope": envelope, "input_shapes": self.input_shapes})
 
     def remove_unused(self) -> None:
         """Remove nodes none of whose outputs is read."""
