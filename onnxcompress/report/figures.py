@@ -70,7 +70,8 @@ class StageFigures:
     """One pass: what it decided, and the model after it.
 
     Attributes:
-        outcome: what the pass measured while it ran: of a training its samples, epochs and score; None where nothing.
+        outcome: what the pass measured while it ran: of a training its samples, epochs and score; `notes` are
+            sentences that become warnings; None where nothing.
         bytes: of the model after it, as a file.
         steps: of the clean-up, in their order; empty for passes of one step.
         accuracy, latency: of the model after it against the original, where the recipe measures stages and the stage

@@ -60,7 +60,7 @@ def print_report(report: Report, console: Console, *, verbose: bool = False, dec
     if report.search is not None:
         _print_search(report.search, console)
     for stage in report.stages:
-        if stage.outcome is not None:
+        if stage.outcome is not None and "score" in stage.outcome:
             console.print(cell(outcome_line(stage.pass_name, stage.outcome)), "")
     for check in report.self_checks:
         if is_loose(check):

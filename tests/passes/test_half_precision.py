@@ -115,3 +115,36 @@ def test_squares_of_an_lrn_do_not_overflow() -> None:
     result = converted(model, calibrated=False)
     wanted, seen = run_all(model, data())["y"], run_all(result.model, data())["y"]
     np.testing.assert_allclose(seen, wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
+
+
+def quantised_net(opset: int = 13) -> Model:
+    """Two convolutions in eight bits as an export after a training writes them, and a third one in float."""
+    q = ["scale", "zero"]
+    nodes = [
+        node("QuantizeLinear", ["x", *q], "x8", name="x8"),
+        node("DequantizeLinear", ["x8", *q], "xd", name="xd"),
+        node("Transpose", ["xd"], "xt", name="first moved", perm=[0, 1, 3, 2]),
+        node("Conv", ["xt", "v"], "a", name="first"),
+        node("Relu", ["a"], "r", name="first cut"),
+        node("QuantizeLinear", ["r", *q], "r8", name="r8"),
+        node("DequantizeLinear", ["r8", *q], "rd", name="rd"),
+        node("Conv", ["rd", "w"], "y", name="last"),
+    ]
+    constants = {"v": kernel(), "w": kernel(4), "scale": np.array(0.02, np.float32), "zero": np.array(128, np.uint8)}
+    return build(nodes, constants, shape=SHAPE, opset=opset)
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_what_comes_in_eight_bits_is_not_converted(opset: int) -> None:
+    model = quantised_net(opset)
+    told: list[Any] = []
+    each, context = Float16Conversion(), PassContext(note=told.append)
+    result = each.apply(model, each.plan(model, context), context)
+    assert [decision["node"] for decision in result.plan.decisions] == ["last"]
+    reasons = {skipped.node: skipped.reason for skipped in result.plan.skipped}
+    assert "quantised already" in reasons["x8"]
+    assert "between DequantizeLinear and QuantizeLinear" in reasons["first"]
+    assert "its 7 nodes of eight bits stay as they are; 1 nodes" in told[0]["notes"][0]
+    wanted, seen = run_all(model, data()), run_all(result.model, data())
+    assert np.array_equal(seen["r8"], wanted["r8"])
+    np.testing.assert_allclose(seen["y"], wanted["y"], rtol=0, atol=0.02)

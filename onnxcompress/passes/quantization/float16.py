@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.passes.quantization.casts import without_detours
+from onnxcompress.passes.quantization.quantised import quantised_nodes
 from onnxcompress.runtime.quiet import quiet_logging
 
 _LARGEST = 65504.0
@@ -51,7 +53,7 @@ class Float16Conversion(Pass):
             ModelError: the model has more than 2 GB of weights.
         """
         require_one_file(model, self.name)
-        kept, banded = _blocked_operators(), banded_nodes(model)
+        kept, banded, quantised = _blocked_operators(), banded_nodes(model), quantised_nodes(model)
         tensors = list(float_tensors(model, model.nodes))
         largest: dict[str, float] = {}
         if context.calibration is not None and tensors:
@@ -68,6 +70,8 @@ class Float16Conversion(Pass):
                 skipped.append(Skipped(node.name, "excluded (--exclude)"))
             elif node.name in banded:
                 skipped.append(Skipped(node.name, "the squares of an LRN written as a convolution could overflow"))
+            elif node.name in quantised:
+                skipped.append(Skipped(node.name, quantised[node.name]))
             elif node.op in kept:
                 skipped.append(Skipped(node.name, f"{node.op} has no half-precision form"))
             elif node.op == "LayerNormalization" and any(tensor.name for tensor in node.outputs[1:]):
@@ -76,6 +80,8 @@ class Float16Conversion(Pass):
                 skipped.append(Skipped(node.name, f"values up to {max(values, weights):.3g} could overflow float16"))
             elif _has_float32(model, node):
                 decisions.append({"kind": "fp16", "node": node.name, "op": node.op})
+        if quantised:
+            context.note({"notes": [_told_quantised(quantised, decisions)]})
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -90,6 +96,14 @@ class Float16Conversion(Pass):
             raise RecipeError(f"plan: the model has no node '{min(converted - names)}' to convert to float16")
         model.become(_converted(model.to_proto(), sorted(names - converted)))
         return {}
+
+
+def _told_quantised(quantised: Mapping[str, str], decisions: Sequence[Decision]) -> str:
+    converted = f"{len(decisions)} nodes beside these were converted" if decisions else "nothing beside these is left"
+    return (
+        f"--quantize fp16: the model is quantised already, and its {len(quantised)} nodes of eight bits stay as they "
+        f"are; {converted}. Give the float model to have all of it in half precision"
+    )
 
 
 def _has_float32(model: Model, node: Any) -> bool:

@@ -1,0 +1,53 @@
+"""What a model that comes quantised already, as exporters write it after a training that knows of it, has in 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import onnx_graphsurgeon as gs
+
+from onnxcompress.graph import Model
+
+_DEQUANTIZE = "DequantizeLinear"
+_CONVERSIONS = frozenset({"DynamicQuantizeLinear", "QuantizeLinear", _DEQUANTIZE})
+
+
+def quantised_nodes(model: Model) -> dict[str, str]:
+    """Return {node: why} of the nodes that convert to and from 8 bits, compute in them, or stand between such nodes.
+
+    Runtimes take what stands between a DequantizeLinear and a QuantizeLinear together with these for one 8-bit kernel.
+    """
+    own = [node for node in model.nodes if is_quantised(node)]
+    behind = _reached((node for node in own if node.op == _DEQUANTIZE), _readers)
+    before = _reached((node for node in own if node.op != _DEQUANTIZE), _makers)
+    reasons = {node.name: f"{node.op} is of a model that is quantised already" for node in own}
+    between = "between DequantizeLinear and QuantizeLinear: computed in eight bits already"
+    return {
+        node.name: reasons.get(node.name, between)
+        for node in model.nodes
+        if node.name in (behind & before) | {*reasons}
+    }
+
+
+def is_quantised(node: gs.Node) -> bool:
+    """Whether an operator reads or writes quantised numbers."""
+    return node.op in _CONVERSIONS or node.op.startswith("QLinear") or node.op.endswith("Integer")
+
+
+def _reached(starts: Iterable[gs.Node], neighbours: Callable[[gs.Node], Iterable[gs.Node]]) -> set[str]:
+    """Return the nodes that are reached without passing one that is quantised."""
+    left, found = list(starts), set()
+    while left:
+        for node in neighbours(left.pop()):
+            if node.name not in found and not is_quantised(node):
+                found.add(node.name)
+                left.append(node)
+    return found
+
+
+def _readers(node: gs.Node) -> Iterable[gs.Node]:
+    return (reader for tensor in node.outputs for reader in tensor.outputs)
+
+
+def _makers(node: gs.Node) -> Iterable[gs.Node]:
+    return (maker for tensor in node.inputs for maker in tensor.inputs)
