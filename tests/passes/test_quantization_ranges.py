@@ -161,7 +161,7 @@ def test_outputs_are_closer_with_ranges_behind_activations(monkeypatch: pytest.M
 
 
 def detector() -> Model:
-    """Return boxes of hundreds (6 channels) and scores (2) that only look at the same map, joined to `y`."""
+    """Return boxes of hundreds (6 channels) and scores (2) that only look at the same map, joined and handed on."""
     generator = np.random.default_rng(0)
     constants = {
         name: generator.standard_normal(shape).astype(np.float32)
@@ -170,13 +170,15 @@ def detector() -> Model:
     constants["boxes"] *= 30
     constants["scores"] /= 8
     constants["bias"] = np.full(2, -2, np.float32)
+    constants["eye"] = np.eye(8, dtype=np.float32)[:, :, None, None]
     nodes = [
         node("Conv", ["x", "w"], "c", name="backbone"),
         node("Relu", ["c"], "r", name="relu"),
         node("Conv", ["r", "boxes"], "large", name="regression"),
         node("Conv", ["r", "scores", "bias"], "logits", name="classification"),
         node("Sigmoid", ["logits"], "small", name="sigmoid"),
-        node("Concat", ["large", "small"], "y", name="joined", axis=1),
+        node("Concat", ["large", "small"], "both", name="joined", axis=1),
+        node("Conv", ["both", "eye"], "y", name="last"),
     ]
     return build(nodes, constants, shape=SHAPE)
 
@@ -186,7 +188,7 @@ def test_scores_that_are_joined_with_boxes_survive(monkeypatch: pytest.MonkeyPat
     model, config, scores = detector(), Int8Config(symmetric=symmetric), slice(6, None)
     plan = Int8Quantization(config).plan(model, CONTEXT)
     reasons = {each.node: each.reason for each in plan.skipped if "eight bits for" in each.reason}
-    assert reasons["joined"].startswith("eight bits for 'y' alone would change the outputs by ")
+    assert reasons["joined"].startswith("eight bits for 'both' alone would change the outputs by ")
     assert {"backbone", "regression"} <= {str(decision["node"]) for decision in plan.decisions}
     assert relative_error(model, config, scores) < 0.15
     monkeypatch.setattr(sparing, "MOST_ERROR", 10.0)
