@@ -100,7 +100,7 @@ def test_only_layers_between_conversions_are_shielded() -> None:
         assert "LeakyRelu" not in [n.op for n in quantised(model, replace(CONTEXT, exclude=excluded)).model.nodes]
 
 
-def test_what_only_moves_values_on_to_float_is_left_in_float() -> None:
+def test_what_gains_nothing_and_hands_values_on_to_float_is_left_in_float() -> None:
     nodes = [
         node("Conv", ["x", "w"], "a", name="layer"),
         node("Relu", ["a"], "b", name="its rectifier"),
@@ -111,14 +111,18 @@ def test_what_only_moves_values_on_to_float_is_left_in_float() -> None:
         node("Reshape", ["f", "flat"], "g", name="flat"),
         node("MaxPool", ["b"], "p", name="pool of both", kernel_shape=[2, 2]),
         node("Conv", ["p", "u"], "q", name="third layer"),
+        node("Add", ["e", "q"], "s", name="sum with float"),
+        node("Mul", ["q", "two"], "t", name="scale"),
+        node("GlobalAveragePool", ["t"], "m", name="mean"),
     ]
-    constants: dict[str, Any] = {"w": kernel(16, 32, 1, 1), "v": kernel(8, 16, 1, 1), "u": kernel(4, 16, 1, 1)}
-    constants["flat"] = np.array([0, -1], np.int64)
-    model = build(nodes, constants, shape=("n", 32, 8, 8), outputs=("e", "g", "q"))
+    constants: dict[str, Any] = {"w": kernel(16, 32, 1, 1), "v": kernel(4, 16, 1, 1), "u": kernel(4, 16, 1, 1)}
+    constants |= {"flat": np.array([0, -1], np.int64), "two": np.array(2.0, np.float32)}
+    model = build(nodes, constants, shape=("n", 32, 8, 8), outputs=("g", "s", "m"))
     plan = quantised(model, replace(CONTEXT, exclude=("kept",))).plan
     assert {each.node: each.reason for each in plan.skipped} == {
         "pool": "what reads it stays in float",
         "no layer's rectifier": "what reads it stays in float",
         "kept": "excluded (--exclude)",
         "flat": "what reads it stays in float",
+        "sum with float": "what reads it stays in float",
     }

@@ -43,6 +43,9 @@ _WIDE_GROUP = 16
 """Channels of a group from which on eight bits are no slower than float between conversions on a CPU."""
 
 _SAME_RANGE = frozenset({"Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_ARITHMETIC = frozenset({"Add", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"})
+"""Operators without weights that eight bits make faster even where float is wanted behind them."""
+
 _RECTIFIERS = frozenset({"Clip", "Relu"})
 _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 
@@ -65,8 +68,9 @@ def find_candidates(
 ) -> tuple[list[gs.Node], list[Skipped]]:
     """Return the nodes that can be quantised, in graph order, and the others with their reasons.
 
-    An operator without weights is a candidate where a candidate gives it its input and another one reads what it makes:
-    elsewhere it would only be surrounded by conversions. A rectifier behind a layer is part of that layer's kernel.
+    An operator without weights is a candidate where a candidate gives it its input: elsewhere it would only be
+    surrounded by conversions. Where it gains nothing by eight bits, as pools and resizing do not, another candidate has
+    to read what it makes, too. A rectifier behind a layer is part of that layer's kernel.
 
     Args:
         refused: {node: reason} of nodes that are none whatever else they are.
@@ -81,7 +85,7 @@ def find_candidates(
             reasons[node.name] = reason
     wanted: set[str] = set()
     for node in [each for each in reversed(model.nodes) if each.name not in reasons]:
-        if node.op in WEIGHTED or _is_absorbed(node, made) or any(t.name in wanted for t in node.outputs):
+        if _gains(node, made) or any(tensor.name in wanted for tensor in node.outputs):
             wanted.update(tensor.name for tensor in node.inputs)
         else:
             reasons[node.name] = "what reads it stays in float"
@@ -139,9 +143,13 @@ def _followed(sources: Mapping[str, str], name: str) -> str:
     return name
 
 
-def _is_absorbed(node: gs.Node, made: Mapping[str, gs.Node]) -> bool:
-    before = node.inputs[0]
-    return node.op in _RECTIFIERS and len(before.outputs) == 1 and made[before.name].op in WEIGHTED
+def _gains(node: gs.Node, made: Mapping[str, gs.Node]) -> bool:
+    """Whether a candidate is worth eight bits where all that reads it stays in float."""
+    if node.op in _RECTIFIERS:
+        before = node.inputs[0]
+        return len(before.outputs) == 1 and made[before.name].op in WEIGHTED
+    computed = [tensor.name for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
+    return node.op in WEIGHTED or (node.op in _ARITHMETIC and all(name in made for name in computed))
 
 
 def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection[str]) -> str | None:

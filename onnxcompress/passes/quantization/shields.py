@@ -2,8 +2,8 @@
 
 As it loads a model, it quantises the weights of every layer between a DequantizeLinear and a QuantizeLinear by itself,
 with one scale for all channels (`WeightBiasQuantization`): a layer that was excluded, or left in float because eight
-bits cost too much, in accuracy or in time, would compute in eight bits all the same. It does not look past an activation
-other than Relu and Clip: one that changes nothing, and is part of the layer's kernel, keeps the layer as it is.
+bits cost too much, in accuracy or in time, would compute in eight bits all the same. It does not look past another
+activation than Relu and Clip: one that changes nothing, and is part of the layer's kernel, keeps the layer as it is.
 """
 
 from __future__ import annotations
