@@ -34,7 +34,7 @@ from onnxcompress.passes.quantization.candidates import (
 from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.passes.quantization.curves import curves
 from onnxcompress.passes.quantization.opset import with_opset
-from onnxcompress.passes.quantization.shields import shield_float_layers
+from onnxcompress.passes.quantization.shields import shield_float_nodes
 from onnxcompress.passes.quantization.sparing import spared_nodes
 from onnxcompress.runtime.block import saturates_signed_weights
 from onnxcompress.runtime.quiet import quiet_logging
@@ -162,7 +162,7 @@ class Int8Quantization(Pass):
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
         nodes = [str(decision["node"]) for decision in plan.decisions]
         quantized = _quantized(proto, nodes, ranges, symmetric=symmetric)
-        shield_float_layers(quantized.graph)
+        shield_float_nodes(quantized.graph)
         if unsigned:
             _shift_weights(quantized.graph)
         # TensorRT, for which activations are symmetric, reads scales as it builds its engine.

@@ -1,14 +1,16 @@
-"""What keeps onnxruntime from quantising layers that were left in float.
+"""What keeps onnxruntime from quantising nodes that were left in float.
 
 As it loads a model, it quantises the weights of every layer between a DequantizeLinear and a QuantizeLinear by itself,
 with one scale for all channels (`WeightBiasQuantization`): a layer that was excluded, or left in float because eight
 bits cost too much, in accuracy or in time, would compute in eight bits all the same. It does not look past another
-activation than Relu and Clip: one that changes nothing, and is part of the layer's kernel, keeps the layer as it is.
+activation than Relu and Clip. And it moves a DequantizeLinear behind a MaxPool, whose 8-bit form takes up to 20 times
+as long, but not past an activation. One of slope one changes nothing, and behind a layer is part of its kernel.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 import onnx
@@ -17,8 +19,12 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LOOKED_PAST = frozenset({"Clip", "Relu"})
 
 
-def shield_float_layers(graph: onnx.GraphProto) -> None:
-    """Put an activation of slope one behind every layer with float weights between two conversions."""
+def shield_float_nodes(graph: onnx.GraphProto) -> None:
+    """Put an activation of slope one behind layers, and in front of pools, that onnxruntime would quantise.
+
+    Args:
+        graph: of a QDQ model in topological order; is changed.
+    """
     constants = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -27,23 +33,34 @@ def shield_float_layers(graph: onnx.GraphProto) -> None:
             readers[name].append(node)
     outputs = {each.name for each in graph.output}
     taken = {*constants, *makers, *readers, *(node.name for node in graph.node)}
+
+    def fresh(hint: str) -> str:
+        name = next(each for each in (f"{hint}.{number}" for number in count()) if each not in taken)
+        taken.add(name)
+        return name
+
     nodes = []
     for node in graph.node:
         nodes.append(node)
-        if node.op_type not in _LAYERS or node.input[1] not in constants:
+        before = makers.get(node.input[0]) if node.input else None
+        if before is None or before.op_type != "DequantizeLinear":
             continue
-        before, name = makers.get(node.input[0]), node.output[0]
-        if before is None or before.op_type != "DequantizeLinear" or not _is_quantised(name, readers, outputs):
-            continue
-        bare = next(each for each in (f"{name}.{number}" for number in count()) if each not in taken)
-        taken.add(bare)
-        nodes.append(onnx.helper.make_node("LeakyRelu", [bare], [name], name=bare, alpha=1.0))
-        node.output[0] = bare
+        result = node.output[0]
+        if node.op_type in _LAYERS and node.input[1] in constants and _is_quantised(result, readers, outputs):
+            node.output[0] = fresh(result)
+            nodes.append(_shield(node.output[0], result, node.output[0]))
+        elif node.op_type == "MaxPool" and any(each.op_type != "QuantizeLinear" for each in readers[result]):
+            source, node.input[0] = node.input[0], fresh(node.input[0])
+            nodes.insert(-1, _shield(source, node.input[0], node.input[0]))
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _is_quantised(name: str, readers: dict[str, list[onnx.NodeProto]], outputs: set[str]) -> bool:
+def _shield(source: str, target: str, name: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("LeakyRelu", [source], [target], name=name, alpha=1.0)
+
+
+def _is_quantised(name: str, readers: Mapping[str, Sequence[onnx.NodeProto]], outputs: set[str]) -> bool:
     """Whether all that reads a tensor, past what is looked past, is one QuantizeLinear."""
     while name not in outputs and len(readers[name]) == 1:
         (reader,) = readers[name]
