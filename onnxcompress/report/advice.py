@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
+from onnxcompress.report.faster import how_to_be_faster
 from onnxcompress.report.figures import Report, StageFigures
 from onnxcompress.report.search_figures import Found
 from onnxcompress.report.text import percent, times
@@ -14,8 +15,6 @@ WORTH_SAYING_POINTS = 1.0
 
 UNUSABLE_POINTS = 10.0
 """From here on a fall of accuracy is called unusable."""
-
-FASTER = "Fewer MACs are not always less time: try --round-to 8 or 16, or a gentler --tucker"
 
 WORTH_SAYING_ERROR = 0.01
 """A smaller relative error of an output that classifies nothing is left to the table."""
@@ -47,21 +46,27 @@ _TRAINING_OPTIONS = ("epochs", "lr", "train_batch", "loss", "device")
 def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a compression, one line each."""
     if not any(stage.decisions for stage in _compressing(report)):
-        return (_nothing_done(report, recipe),)
+        return (_nothing_done(report, recipe), *_notes(report), *comparison_warnings(report))
     lines = [f"{line}{how_to_keep_more(recipe)}{_gate_it(report, recipe)}" for line in accuracy_lines(report.accuracy)]
     if report.accuracy is None and not recipe.dry_run:
         lines.append(
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
             "Give --data PATH, and --preprocess for images"
         )
-    lines += [note for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
+    lines += _notes(report)
     lines += [*sample_lines(report.accuracy), *task_lines(report), *not_compared_lines(report.accuracy)]
     lines += _few_samples(report)
     lines += _unused(report, recipe)
     lines += _dearer(report, recipe)
-    lines += [f"{line} {FASTER}" for line in latency_lines(report.latency)]
+    for figures in report.latency:
+        lines += [f"{line} {how_to_be_faster(recipe, (figures.provider,))}" for line in latency_lines((figures,))]
     lines += noise_lines(report.latency)
     return tuple(lines)
+
+
+def _notes(report: Report) -> list[str]:
+    """Return what passes found worth saying."""
+    return [str(note) for stage in report.stages for note in (stage.outcome or {}).get("notes", ())]
 
 
 def judged_lines(found: Found) -> list[str]:

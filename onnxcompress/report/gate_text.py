@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxcompress.recipe import Recipe
-from onnxcompress.report.advice import FASTER, how_to_keep_more
+from onnxcompress.report.advice import how_to_keep_more
+from onnxcompress.report.faster import how_to_be_faster
 from onnxcompress.report.figures import GateResult, Report
+
+_MOST_DIGITS = 9
 
 _ABOUT: Mapping[str, tuple[str, str, str]] = {
     "max_drop": ("fall of accuracy", "at most", " points"),
@@ -34,7 +37,7 @@ def gate_value(gate: GateResult) -> str:
     """Return the value with its interval: `0.50 (95 %: -1.20 to 2.20)`."""
     if gate.value is None:
         return "not measured"
-    return f"{_written(gate.value, '.2f')}{_interval(gate, '.2f')}"
+    return f"{_written(gate.value, gate, 2)}{_interval(gate, 2)}"
 
 
 def gate_verdict(gate: GateResult) -> str:
@@ -52,7 +55,8 @@ def gate_sentence(gate: GateResult) -> str:
         return f"{gate.name} was not measured, the limit is {gate.limit:g}"
     why = ", and with --strict the whole interval must keep it" if failed_by_interval(gate) else ""
     why = ", but the measurement is too noisy to judge by" if gate.noisy else why
-    return f"{gate.name} is {gate.value:.4g}{_interval(gate, '.4g')}, the limit is {gate.limit:g}{why}"
+    value = _written(gate.value, gate, 4, "g")
+    return f"{gate.name} is {value}{_interval(gate, 4, 'g')}, the limit is {gate.limit:g}{why}"
 
 
 def failed_by_interval(gate: GateResult) -> bool:
@@ -80,7 +84,7 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     if gate.name in ("max_drop", "max_error"):
         return how_to_keep_more(recipe)
     if gate.name == "min_speedup":
-        return FASTER
+        return how_to_be_faster(recipe, [each.provider for each in report.latency if each.speedup < gate.limit])
     if gate.name == "min_compression":
         stronger = "lower --target" if recipe.target else "split more (--tucker ratio=0.5, --svd auto)"
         return f"To make it smaller: raise --prune, or {stronger}"
@@ -96,14 +100,18 @@ def _measure_more(gate: GateResult, report: Report) -> str:
     return "The measurement is too short or the machine too busy to be sure: raise --repeat, or use an idle machine"
 
 
-def _interval(gate: GateResult, form: str) -> str:
+def _interval(gate: GateResult, digits: int, kind: str = "f") -> str:
     if gate.interval is None:
         return ""
-    low, high = gate.interval
-    return f" (95 %: {_written(low, form)} to {_written(high, form)})"
+    low, high = (_written(end, gate, digits, kind) for end in gate.interval)
+    return f" (95 %: {low} to {high})"
 
 
-def _written(value: float, form: str) -> str:
-    """What rounds to zero has no sign."""
-    number = f"{value:{form}}"
+def _written(value: float, gate: GateResult, digits: int, kind: str = "f") -> str:
+    """Return a number, with a failed gate's as many digits as tell it from the limit; what is zero has no sign."""
+    number = f"{value:.{digits}{kind}}"
+    limit = float(f"{gate.limit:g}")
+    while not gate.passed and value != limit and float(number) == limit and digits < _MOST_DIGITS:
+        digits += 1
+        number = f"{value:.{digits}{kind}}"
     return number if number.strip("-0.") else number.removeprefix("-")

@@ -13,8 +13,8 @@ from onnxcompress.evaluation.latency import Latency
 from onnxcompress.evaluation.timing import Milliseconds
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
 from onnxcompress.recipe import Recipe
-from onnxcompress.report.figures import CompressionFigures
-from onnxcompress.report.gate_text import gate_advice, gate_sentence, gate_verdict
+from onnxcompress.report.figures import CompressionFigures, GateResult
+from onnxcompress.report.gate_text import gate_advice, gate_sentence, gate_value, gate_verdict
 from tests.report.sample_reports import sample_report
 
 
@@ -149,3 +149,25 @@ def test_gates_on_what_will_not_be_measured_are_refused_before_any_work() -> Non
     with pytest.raises(RecipeError, match=r"--min-speedup needs .*--no-latency"):
         check_gates_can_be_measured(Recipe(min_speedup=1.0, latency=False), has_data=True)
     check_gates_can_be_measured(Recipe(max_drop=1.0, min_speedup=1.0), has_data=True)
+
+
+@pytest.mark.parametrize(
+    ("gate", "value", "sentence"),
+    [
+        (GateResult("target_params", 0.5, 0.5 + 2e-5, False), "0.50002", "target_params is 0.50002, the limit is 0.5"),
+        (GateResult("max_drop", 1.0, 1.004, False), "1.004", "max_drop is 1.004, the limit is 1"),
+        (GateResult("max_drop", 1.0, 3.004, False), "3.00", "max_drop is 3.004, the limit is 1"),
+        (GateResult("min_speedup", 1.5, 1.49999, False), "1.49999", "min_speedup is 1.49999, the limit is 1.5"),
+        (GateResult("target_macs", 0.5, 0.5, True), "0.50", "target_macs is 0.5, the limit is 0.5"),
+        (GateResult("target_macs", 0.5, 0.499999, True), "0.50", "target_macs is 0.5, the limit is 0.5"),
+    ],
+)
+def test_a_value_that_failed_is_told_from_its_limit(gate: GateResult, value: str, sentence: str) -> None:
+    assert gate_value(gate) == value
+    assert gate_sentence(gate) == sentence
+
+
+def test_the_end_of_an_interval_that_failed_is_told_from_the_limit() -> None:
+    gate = GateResult("max_drop", 1.0, 0.5, False, (-0.25, 1.0004), strict=True)
+    assert gate_value(gate) == "0.50 (95 %: -0.25 to 1.0004)"
+    assert gate_sentence(gate).startswith("max_drop is 0.5 (95 %: -0.25 to 1.0004), the limit is 1, and with --strict")

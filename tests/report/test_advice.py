@@ -11,9 +11,11 @@ from onnxcompress.evaluation.relative_error import SmallNumbers
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.advice import comparison_warnings, compression_warnings, how_to_keep_more
 from onnxcompress.report.figures import (
+    GateResult,
     StageFigures,
     compression_between,
 )
+from onnxcompress.report.gate_text import gate_advice
 from onnxcompress.report.rows import before_and_after
 from tests.report.measured import LATENCY, accuracy, report
 from tests.report.sample_reports import COMPRESSED, ORIGINAL
@@ -134,6 +136,46 @@ def test_unmeasured_accuracy_slowness_and_idleness_are_said() -> None:
     assert "no pass found anything to change" in line
 
 
+SLOW = dataclasses.replace(LATENCY, provider="CPUExecutionProvider", speedup=0.8, interval=(0.7, 0.9))
+
+
+def slow(recipe: Recipe, provider: str = SLOW.provider) -> str:
+    figures = dataclasses.replace(SLOW, provider=provider)
+    (line,) = compression_warnings(report(accuracy=accuracy(78.5, 78.5), latency=(figures,)), recipe)
+    gate = GateResult("min_speedup", 1.0, 0.8, False)
+    told = gate_advice(gate, report(latency=(figures,), recipe=recipe.to_json()))
+    assert line.endswith(f"1.25 x slower. {told}")
+    return told
+
+
+def test_what_makes_it_faster_goes_by_what_was_done() -> None:
+    integers = slow(Recipe(quantize="int8"))
+    assert integers.startswith("Eight bits do not pay on this processor for every layer: --exclude REGEX those")
+    assert "MACs" not in integers
+    half = slow(Recipe(quantize="fp16"))
+    assert half.startswith("This processor does not compute in half precision")
+    assert "MACs" not in half
+    assert "leave --quantize fp16 out" in slow(Recipe(quantize="fp16"), "CUDAExecutionProvider")
+    assert slow(Recipe(prune=0.4)) == "Fewer MACs are not always less time: try --round-to 8 or 16"
+    assert slow(Recipe(tucker="auto")).endswith("try --round-to 8 or 16, or a gentler --tucker")
+    assert slow(Recipe(svd="auto", round_to=8)).endswith("try --round-to 16, or a gentler --svd")
+    assert slow(Recipe(prune=0.4, round_to=16)).endswith("try a lower --prune")
+    both = slow(Recipe(quantize="int8", target={"macs": 0.5}))
+    assert both.startswith("Eight bits")
+    assert both.endswith("try --round-to 8 or 16, or --target latency=F, which times what it chooses")
+
+
+def test_where_nothing_was_compressed_what_is_wrong_with_the_data_is_said_all_the_same() -> None:
+    wrong = dataclasses.replace(accuracy(1.0, 1.0), classes=10)
+    cleaned = StageFigures("cleanup", 0.1, 1, 1, ({"step": "identity", "node": "n"},))
+    for stages in ((), (cleaned,)):
+        nothing, lines = compression_warnings(report(accuracy=wrong, stages=stages), Recipe())
+        assert nothing.startswith("Nothing was compressed")
+        assert lines.startswith("The original gives 1.0 % of the labels, where guessing gives 10.0 %")
+    nothing, line = compression_warnings(report(accuracy=None, stages=(cleaned,), latency=(SLOW,)), Recipe())
+    assert line == "Latency on CPUExecutionProvider: the compressed model is 1.25 x slower."
+
+
 def test_a_model_that_costs_more_is_said() -> None:
     dearer = dataclasses.replace(COMPRESSED, macs=2 * 1_582_671_616)
     costly = report(accuracy=accuracy(78.5, 78.5), compression=compression_between(ORIGINAL, dearer))
@@ -154,9 +196,10 @@ def test_advice_names_only_options_that_exist() -> None:
 
     known = {f"--{name.replace('_', '-')}" for name in options_of(Recipe)}
     recipe = Recipe(prune=0.4, tucker="auto", svd="auto")
-    slow = dataclasses.replace(LATENCY, speedup=0.8, interval=(0.7, 0.9))
     everything = [
-        *compression_warnings(report(latency=(slow,)), recipe),
+        *compression_warnings(report(latency=(SLOW,)), recipe),
+        slow(Recipe(quantize="int8", target={"macs": 0.5})),
+        slow(Recipe(quantize="fp16", prune=0.4)),
         *compression_warnings(report(accuracy=None), recipe),
         *compression_warnings(report(stages=()), Recipe()),
     ]
