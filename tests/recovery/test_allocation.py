@@ -6,6 +6,7 @@ import itertools
 import re
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxcompress.analysis.cost import model_cost
@@ -230,6 +231,23 @@ def test_a_target_of_size_is_of_the_file_as_it_is_stored(quantize: str, share: f
     assert (gate.name, gate.passed) == ("target_size", True)
     assert gate.value is not None
     assert gate.value > 0.8 * share  # what may be kept is kept
+
+
+@pytest.mark.parametrize(("quantize", "share", "exclude"), [("int8", 0.25, ()), ("fp16", 0.45, ("^grouped$",))])
+def test_a_target_of_size_counts_what_stays_in_float(quantize: str, share: float, exclude: tuple[str, ...]) -> None:
+    proto = conv_net(channels=96)
+    kernel = np.random.default_rng(3).standard_normal((96, 12, 3, 3)).astype(np.float32) / 10
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(kernel, "g"))
+    inputs, pads = ["r1", "g"], [1, 1, 1, 1]
+    proto.graph.node.insert(2, onnx.helper.make_node("Conv", inputs, ["r1g"], "grouped", group=8, pads=pads))
+    proto.graph.node[3].input[0] = "r1g"
+    options = {"target": {"size": share}, "quantize": quantize, "recover": "none", "round_to": 1, "latency": False}
+    result = compress(proto, calib=_calibration(320), exclude=exclude, **options)
+    assert "grouped" in [skipped.node for skipped in result.report.stages[-1].skipped]
+    (gate,) = result.report.gates
+    assert gate.passed
+    assert gate.value is not None
+    assert gate.value > 0.8 * share
 
 
 def test_a_model_without_choices_keeps_its_limit_or_tells_so() -> None:

@@ -252,8 +252,9 @@ class Allocation(Pass):
             own_costs = [np.array([self._cost_of(kind, c) for c in own]) for own in choices.values()]
             movable = sum(float(own[0]) for own in own_costs)
             costs[kind] = own_costs
-            present = self.config.stored.of_model(model, cost) if kind == "size" else _total(kind, cost)
-            present += {"size": self.config.stored.of_biases(biases), "params": sum(biases)}.get(kind, 0.0)
+            stored = self.config.stored
+            present = stored.of_model(model, cost, context) if kind == "size" else _total(kind, cost)
+            present += {"size": stored.of_biases(biases), "params": sum(biases)}.get(kind, 0.0)
             whole, fixed = _total(kind, reference), present - movable
             limits[kind] = share * whole - fixed
             least = fixed + sum(float(own.min()) for own in own_costs)

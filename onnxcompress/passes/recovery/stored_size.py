@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import onnx_graphsurgeon as gs
+
 from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.quantization.candidates import why_float_is_faster
 from onnxcompress.passes.recovery.allocation_choices import Choice
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -26,6 +30,7 @@ class StoredSize:
         weighted: of a node with weights beside what the float model has of it; `other`: of another node.
         added: of a node that a split adds: its names, attributes and shapes.
         named: of a bias that a layer had not: its name, twice, and its shape.
+        integers: whether what is slower in integers stays in float.
     """
 
     number: float
@@ -36,6 +41,7 @@ class StoredSize:
     other: float = 0.0
     added: float = 400.0
     named: float = 100.0
+    integers: bool = False
 
     def of_choice(self, choice: Choice) -> float:
         """Return the bytes of a layer that is split so."""
@@ -46,14 +52,20 @@ class StoredSize:
         """Return the bytes of further biases of so many numbers each."""
         return sum((self.number + self.channel) * size + self.named for size in sizes)
 
-    def of_model(self, model: Model, cost: ModelCost) -> float:
-        """Return the bytes that a float model's constants, and what is added to them, will take."""
+    def of_model(self, model: Model, cost: ModelCost, context: PassContext) -> float:
+        """Return the bytes that a float model's constants, and what is added to them, will take.
+
+        Of what stays in float, that which is known before anything is quantised is counted as such.
+        """
         if self == FLOAT32:
             return float(cost.weight_bytes)
         total = self.number * cost.params
+        params = {layer.node: layer.params for layer in cost.layers}
         for node in model.nodes:
             if is_window(node):
                 total += (self.window - self.number) * node.inputs[1].values.size
+            elif node.op in _WEIGHTED and self._leaves(node, context):
+                total += (_FLOAT_BYTES - self.number) * params.get(node.name, 0)
             elif node.op in _WEIGHTED:
                 biases = node.inputs[2].values.size if len(node.inputs) > 2 and model.is_constant(node.inputs[2]) else 0
                 total += self.channel * biases + self.weighted
@@ -61,8 +73,12 @@ class StoredSize:
                 total += self.other
         return total
 
+    def _leaves(self, node: gs.Node, context: PassContext) -> bool:
+        slower = self.integers and why_float_is_faster(node, context.providers) is not None
+        return slower or context.is_excluded(node.name)
+
 
 FLOAT32 = StoredSize(_FLOAT_BYTES)
 FLOAT16 = StoredSize(2.0)
 # Measured on GoogLeNet in compact QDQ form.
-INT8 = StoredSize(1.0, channel=10.0, rank=5.0, window=0.02, weighted=530.0, other=120.0, added=520.0)
+INT8 = StoredSize(1.0, channel=10.0, rank=5.0, window=0.02, weighted=530.0, other=120.0, added=520.0, integers=True)
