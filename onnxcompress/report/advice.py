@@ -47,7 +47,8 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a compression, one line each."""
     if not any(stage.decisions for stage in _compressing(report)):
         return (_nothing_done(report, recipe), *_notes(report), *comparison_warnings(report))
-    lines = [f"{line}{how_to_keep_more(recipe)}{_gate_it(report, recipe)}" for line in accuracy_lines(report.accuracy)]
+    ways = f"{_searched_limits(report) or how_to_keep_more(recipe)}{_gate_it(report, recipe)}"
+    lines = [f"{line}{ways}" for line in accuracy_lines(report.accuracy)]
     if report.accuracy is None and not recipe.dry_run:
         lines.append(
             "Accuracy was not measured, because no data were given: do not ship this model unseen. "
@@ -218,6 +219,14 @@ def _gate_it(report: Report, recipe: Recipe) -> str:
     if report.accuracy is not None and report.accuracy.output is None:
         return ". With --max-error P such a difference is an error (exit code 3)"
     return ". With --max-drop P such a fall is an error (exit code 3)"
+
+
+def _searched_limits(report: Report) -> str:
+    """Name the limits that a search kept, which say how much may be lost; nothing of another run."""
+    asked = Recipe.from_mapping(report.recipe)
+    given = [("--max-drop", asked.max_drop), ("--max-error", asked.max_error)]
+    limits = " or ".join(f"{name} (now {limit:g})" for name, limit in given if limit is not None)
+    return f"To keep more: lower {limits}" if asked.is_searched and limits else ""
 
 
 def how_to_keep_more(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ _ABOUT: Mapping[str, tuple[str, str, str]] = {
     "target_macs": ("MACs, compressed / original", "at most", " x"),
     "target_params": ("parameters, compressed / original", "at most", " x"),
     "target_size": ("file size, compressed / original", "at most", " x"),
+    "target_latency": ("latency, compressed / original", "at most", " x"),
 }
 
 
@@ -80,6 +81,8 @@ def gate_advice(gate: GateResult, report: Report) -> str:
         return _measure_more(gate, report)
     if report.command == "compare":
         return "Compress more gently, train the second model further, or relax the limit"
+    if report.output is None:
+        return "Nothing that is compressed so far reaches it: ask for less; the warning says how far it goes"
     recipe = Recipe.from_mapping(report.recipe)
     if gate.name in ("max_drop", "max_error"):
         return how_to_keep_more(recipe)
@@ -88,6 +91,8 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     if gate.name == "min_compression":
         stronger = "lower --target" if recipe.target else "split more (--tucker ratio=0.5, --svd auto)"
         return f"To make it smaller: raise --prune, or {stronger}"
+    if gate.name == "target_latency":
+        return "Latency scatters from one measurement to the next: ask for a little less, or measure on an idle machine"
     if gate.name.startswith("target_"):
         return "A target counts weights before the file is written: ask for a little less"
     return ""

@@ -15,7 +15,7 @@ from onnxcompress.report.figures import (
     StageFigures,
     compression_between,
 )
-from onnxcompress.report.gate_text import gate_advice
+from onnxcompress.report.gate_text import gate_about, gate_advice
 from onnxcompress.report.rows import before_and_after
 from tests.report.measured import LATENCY, accuracy, report
 from tests.report.sample_reports import COMPRESSED, ORIGINAL
@@ -238,3 +238,25 @@ def test_the_advice_goes_as_far_as_the_recipe_has_not() -> None:
     assert "--quantize fp16" in trained
     only = how_to_keep_more(Recipe(quantize="int8"))
     assert "refit" not in only
+
+
+def test_a_search_that_kept_its_limit_names_the_limit() -> None:
+    asked = Recipe(tucker="auto", max_error=5.0)
+    made = report(accuracy=Accuracy(9, False, relative_error=0.03), recipe=asked.to_json())
+    (line,) = compression_warnings(made, asked.updated({"target": {"macs": 0.87}}))
+    assert line.endswith("To keep more: lower --max-error (now 5)")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("target_latency", {}, "ask for a little less, or measure on an idle machine"),
+        ("target_macs", {}, "A target counts weights before the file is written"),
+        ("target_macs", {"output": None}, "the warning says how far it goes"),
+    ],
+)
+def test_what_to_do_about_a_target_goes_by_why_it_failed(name: str, changes: dict[str, None], expected: str) -> None:
+    gate = GateResult(name, 0.5, 0.6, passed=False)
+    made = report(gates=(gate,), **changes)
+    assert expected in gate_advice(gate, made)
+    assert gate_about(gate).endswith("compressed / original")
