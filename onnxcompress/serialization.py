@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from onnxcompress.errors import ModelError, RecipeError
+from onnxcompress.side_files import own_side_files, remove_unneeded
 
 Array = npt.NDArray[Any]
 
@@ -333,11 +334,14 @@ def _umask() -> int:
     return mask
 
 
-def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *, external: bool) -> None:
+def write_proto(
+    proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *, external: bool, spared: Iterable[Path] = ()
+) -> None:
     """Write `proto` (without weights) and `weights` to `path`, atomically.
 
     With `external` the weights (but strings and four-bit numbers) go to a side file whose name carries their hash: an
-    earlier model of the same name keeps its own side file until the new model stands in its place.
+    earlier model of the same name keeps its own side file until the new model stands in its place; then it is removed,
+    unless it is `spared` or another model in the folder names it.
 
     Raises:
         RecipeError: the files cannot be written.
@@ -349,7 +353,7 @@ def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *
     offsets, digest = _layout({name: array for name, array in weights.items() if not _is_packed(array)})
     location = f"{path.name}.{digest[:12]}.data"
     side_file = path.absolute().parent / location
-    previous = _own_side_files(path)
+    previous = own_side_files(path)
     existed = side_file.exists()
     with atomic_file(side_file) as stream:
         for name, offset in offsets.items():
@@ -370,8 +374,7 @@ def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *
         if not existed:
             side_file.unlink(missing_ok=True)
         raise
-    for stale in previous - {side_file}:
-        stale.unlink(missing_ok=True)
+    remove_unneeded(previous - {side_file}, spared=spared)
 
 
 def _layout(weights: dict[str, Array]) -> tuple[dict[str, int], str]:
@@ -392,14 +395,3 @@ def _external_tensor(name: str, array: Array, location: str, offset: int) -> onn
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)
     return tensor
-
-
-def _own_side_files(path: Path) -> set[Path]:
-    """Side files this module wrote for an earlier model at `path`."""
-    return {file for file in path.absolute().parent.glob("*.data") if is_side_file(file.name, path.name)}
-
-
-def is_side_file(name: str, model: str) -> bool:
-    """Whether a file is called as this module calls the side files of a model: `MODEL.<12 hex digits>.data`."""
-    digits = name.removeprefix(f"{model}.").removesuffix(".data")
-    return name == f"{model}.{digits}.data" and len(digits) == 12 and all(c in "0123456789abcdef" for c in digits)

@@ -148,7 +148,7 @@ def compress(
     plan = _plan(done.request, source, stages)
     if not asked.dry_run:
         tell("writing", 0, None)
-        report = _write(done.request, done.compressed, plan, report)
+        report = _write(done.request, done.compressed, plan, report, source.files)
         # Only now: a run that is killed after its training need not train again.
         if not done.was_stopped:
             _remove(done.checkpoints)
@@ -192,8 +192,10 @@ def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPla
     )
 
 
-def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, report: Report) -> Report:
-    """Write OUT and the reports: all of them, or none where one of them fails."""
+def _write(
+    request: Request, compressed: CompressedModel, plan: SavedPlan, report: Report, read: Sequence[Location]
+) -> Report:
+    """Write OUT and the reports: all of them, or none where one of them fails; the files `read` stay."""
     asked, output = request.recipe, request.output
     if output is not None and (report.passed or asked.keep_failed) and report.output is not None:
         report = replace(report, output=replace(report.output, path=str(output)))
@@ -205,7 +207,7 @@ def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, repor
 
     def save() -> None:
         if output is not None:
-            compressed.save(output, overwrite=asked.overwrite)
+            compressed.save(output, overwrite=asked.overwrite, spared=read)
 
     write_together(files, then=save)
     return report
