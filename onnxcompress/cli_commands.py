@@ -6,19 +6,22 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from onnxcompress.cli_options import measurement_of, recipe_of, sweep_options_of
 from onnxcompress.errors import EXIT_BUG, EXIT_GATE, EXIT_OK, RecipeError
 from onnxcompress.evaluation.profile import compare_profiles
 from onnxcompress.pipeline.compare import compare
 from onnxcompress.pipeline.compress import compress
+from onnxcompress.pipeline.inputs import check_not_read
 from onnxcompress.pipeline.inspect import inspect
 from onnxcompress.pipeline.layer_times import Profiled, profile
 from onnxcompress.pipeline.measure import resolve_providers
 from onnxcompress.pipeline.outputs import check_outputs, write_together
+from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.pipeline.source import read_source
 from onnxcompress.pipeline.sweep import sweep
 from onnxcompress.pipeline.time_table_file import make_time_table
@@ -32,6 +35,7 @@ from onnxcompress.report.progress import progress_bar
 from onnxcompress.report.sweep_terminal import print_sweep
 from onnxcompress.report.terminal import console_for, print_report
 from onnxcompress.report.text import printable
+from onnxcompress.serialization import external_files, read_proto
 
 
 def run_compress(arguments: argparse.Namespace) -> int:
@@ -64,6 +68,8 @@ def _started_together(arguments: argparse.Namespace, recipe: Recipe) -> Iterator
 
 
 def _compress(arguments: argparse.Namespace, recipe: Recipe) -> int:
+    if not recipe.dry_run:
+        _check_recipe_stays(arguments, {"OUT": arguments.output, "--save-plan": recipe.save_plan}, recipe)
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         result = compress(arguments.input, recipe, output=arguments.output, progress=progress)
     if not arguments.quiet:
@@ -75,9 +81,16 @@ def _compress(arguments: argparse.Namespace, recipe: Recipe) -> int:
     return _verdict(result.report, arguments.output if not recipe.dry_run else None)
 
 
+def _check_recipe_stays(arguments: argparse.Namespace, written: Mapping[str, Location | None], recipe: Recipe) -> None:
+    """Refuse to write over the file that the recipe was read from, which the pipeline does not know."""
+    if arguments.recipe:
+        check_not_read({**written, **report_paths(recipe)}, [("--recipe", arguments.recipe)])
+
+
 def run_compare(arguments: argparse.Namespace) -> int:
     """`onnxcompress compare A B`; see `onnxcompress.pipeline.compare`."""
     recipe = recipe_of(arguments)
+    _check_recipe_stays(arguments, {}, recipe)
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         report = compare(arguments.input, arguments.output, recipe, progress=progress)
     if not arguments.quiet:
@@ -91,6 +104,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     recipe = measurement_of(arguments)
     reports = {"--json": arguments.json, "--time-table": arguments.time_table}
     check_outputs(None, overwrite=False, reports=reports, inputs=[arguments.input])
+    if any(reports.values()) and isinstance(arguments.input, Path):
+        names = external_files(read_proto(arguments.input))
+        check_not_read(reports, [(str(arguments.input), arguments.input.parent / name) for name in names])
     inspection = inspect(arguments.input, input_shapes=recipe.input_shape)
     if recipe.profile:
         source = read_source(arguments.input, recipe.input_shape)

@@ -13,6 +13,7 @@ from onnxcompress.errors import DataError
 from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
+from onnxcompress.pipeline.inputs import check_not_read, side_files_read
 from onnxcompress.pipeline.job import Job, finish, finish_search
 from onnxcompress.pipeline.latency_context import with_latency
 from onnxcompress.pipeline.layer_times import Profiled, with_times
@@ -98,6 +99,7 @@ def compress(
     tell("loading the model", 0, None)
     source = read_source(model, asked.input_shape)
     name = str(source.path or "model")
+    check_not_read(request.written, side_files_read(source))
     check_something_can_be_compressed(source.model, asked, name)
     saved = request.saved_plan
     if saved is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.time_table import read_time_table
 from onnxcompress.pipeline.gates import check_gates_can_be_measured
+from onnxcompress.pipeline.inputs import check_not_read, files_read
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
 from onnxcompress.pipeline.recovery import chosen_mode
@@ -42,6 +43,13 @@ class Request:
     saved_plan: SavedPlan | None
     round_up: bool = False
     settled: Recipe | None = None
+
+    @property
+    def written(self) -> dict[str, Location | None]:
+        """{option, or OUT: file} of what the run writes, None where it is not asked for."""
+        if self.recipe.dry_run:
+            return {}
+        return {"OUT": self.output, **report_paths(self.recipe), "--save-plan": self.recipe.save_plan}
 
     @property
     def align_to(self) -> int:
@@ -121,12 +129,10 @@ def make_request(
         raise RecipeError(f"{request.calibration_reason} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:
         check_gates_can_be_measured(asked, has_data=request.data is not None)
-        check_outputs(
-            request.output,
-            overwrite=asked.overwrite,
-            reports={**report_paths(asked), "--save-plan": asked.save_plan},
-            inputs=[model, asked.plan],
-        )
+        reports = {name: path for name, path in request.written.items() if name != "OUT"}
+        check_outputs(request.output, overwrite=asked.overwrite, reports=reports, inputs=[model, asked.plan])
+        uses = {"data": request.data, "calib": request.calib, "train": request.train}
+        check_not_read(request.written, files_read(settled, recipe, **uses))
     return request
 
 
