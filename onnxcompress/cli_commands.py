@@ -36,6 +36,7 @@ from onnxcompress.report.sweep_terminal import print_sweep
 from onnxcompress.report.terminal import console_for, print_report
 from onnxcompress.report.text import printable
 from onnxcompress.serialization import external_files, read_proto
+from onnxcompress.standard_streams import tell, tolerated
 
 
 def run_compress(arguments: argparse.Namespace) -> int:
@@ -73,7 +74,7 @@ def _compress(arguments: argparse.Namespace, recipe: Recipe) -> int:
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         result = compress(arguments.input, recipe, output=arguments.output, progress=progress)
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             console = console_for(sys.stdout)
             print_report(result.report, console, verbose=arguments.verbose, decisions=recipe.dry_run)
             if recipe.dry_run:
@@ -94,7 +95,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         report = compare(arguments.input, arguments.output, recipe, progress=progress)
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             print_report(report, console_for(sys.stdout), verbose=arguments.verbose)
     return _verdict(report, None)
 
@@ -119,7 +120,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_together({arguments.json: json_text(inspection.to_json()).encode()})
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             print_inspection(inspection, console_for(sys.stdout), verbose=arguments.verbose)
     return EXIT_OK
 
@@ -130,10 +131,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         report = sweep(arguments.input, recipe, out=arguments.out, progress=progress, **options)
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             print_sweep(report, console_for(sys.stdout))
     for point in report.failed:
-        sys.stderr.write(f"onnxcompress: warning: {printable(f'{point.name}: {point.reason}')}\n")
+        tell(f"onnxcompress: warning: {printable(f'{point.name}: {point.reason}')}\n")
     if any(point.exit_code == EXIT_BUG for point in report.failed):
         return EXIT_BUG
     return EXIT_OK if len(report.failed) < len(report.points) else report.failed[0].exit_code
@@ -142,21 +143,11 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 def _verdict(report: Report, output: Location | None) -> int:
     """Tell on standard error what must not be missed, and return the exit code."""
     for line in report.warnings:
-        sys.stderr.write(f"onnxcompress: warning: {printable(line)}\n")
+        tell(f"onnxcompress: warning: {printable(line)}\n")
     for gate in report.gates:
         if not gate.passed:
             advice = gate_advice(gate, report) if gate.value is None else ""
-            sys.stderr.write(f"onnxcompress: gate failed: {gate_sentence(gate)}{'. ' if advice else ''}{advice}\n")
+            tell(f"onnxcompress: gate failed: {gate_sentence(gate)}{'. ' if advice else ''}{advice}\n")
     if not report.passed and output is not None and report.output is not None and report.output.path is None:
-        sys.stderr.write(f"onnxcompress: {printable(str(output))} was not written (--keep-failed would write it)\n")
+        tell(f"onnxcompress: {printable(str(output))} was not written (--keep-failed would write it)\n")
     return EXIT_OK if report.passed else EXIT_GATE
-
-
-@contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """A reader of our output that goes away (`| head`) changes neither what was written nor the exit code."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

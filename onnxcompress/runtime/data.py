@@ -57,7 +57,8 @@ def open_dataset(
     if isinstance(data, str) and not exists and _CALLABLE.fullmatch(data):
         return open_callable(data, inputs)
     if os.path.isdir(path):
-        if any(path.glob("test_data_set_*")) or (path / "input_0.pb").is_file():
+        # os.path: a folder that may not be read is refused as one of images, by its own name.
+        if any(path.glob("test_data_set_*")) or os.path.isfile(path / "input_0.pb"):
             return open_test_data_sets(path, inputs)
         transform = _transform(inputs, preprocess, path)
         return IndexedDataset(ImageFolder(path, inputs[0].name, transform, classes), inputs)
