@@ -22,7 +22,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from onnxcompress.errors import ModelError, RecipeError
-from onnxcompress.side_files import own_side_files, remove_unneeded
+from onnxcompress.side_files import own_side_files, remove_unneeded, side_file_name
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +35,7 @@ IN_MEMORY_BYTES = 2**28
 _EXTERNAL_ALIGNMENT = 4096
 _LONGEST_OF_NOTHING = 2**24  # a length beside a length of 0: no data vouch for it
 _SMALL_BYTES = 4096
+_NAME_START_BYTES = 100
 _SUB_BYTE_TYPES = frozenset(
     getattr(onnx.TensorProto, name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
@@ -298,6 +299,25 @@ def check_output_path(path: Path, *, overwrite: bool) -> None:
         raise RecipeError(f"{path}: the folder {parent} is not writable")
 
 
+def check_side_file_name(path: Path) -> None:
+    """Refuse a path of a model that no side file can be named after.
+
+    Raises:
+        RecipeError: the model's name is no UTF-8, which ONNX stores it as, or too long.
+    """
+    name = os.fsencode(side_file_name(path.name, "0" * 12))
+    try:
+        name.decode()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no UTF-8, as the name of a file with weights beside it must be") from error
+    try:
+        longest = os.pathconf(path.absolute().parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        longest = 255
+    if len(name) > longest:
+        raise RecipeError(f"{path}: is too long a name for weights beside it: theirs takes 18 bytes more")
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; it takes `path`'s place only when the block ends without an error.
@@ -306,9 +326,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         RecipeError: the file cannot be written (folder gone, disk full, …); `path` is untouched.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.absolute().parent
-        )
+        # The system counts bytes; a character that is cut through goes.
+        start = os.fsencode(path.name)[:_NAME_START_BYTES].decode(errors="ignore")
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{start}.", suffix=".tmp", dir=path.absolute().parent)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
@@ -350,9 +370,10 @@ def write_proto(
         with atomic_file(path) as stream:
             stream.writelines(serialized(proto, weights))
         return
+    check_side_file_name(path)
     offsets, digest = _layout({name: array for name, array in weights.items() if not _is_packed(array)})
-    location = f"{path.name}.{digest[:12]}.data"
-    side_file = path.absolute().parent / location
+    side_file = path.absolute().parent / side_file_name(path.name, digest)
+    location = os.fsencode(side_file.name).decode()
     previous = own_side_files(path)
     existed = side_file.exists()
     with atomic_file(side_file) as stream:

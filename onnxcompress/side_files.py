@@ -13,10 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def side_file_name(model: str, digest: str) -> str:
+    """Return the name of a model's side file, by the hash of its content (hexadecimal)."""
+    return f"{model}.{digest[:12]}.data"
+
+
 def is_side_file(name: str, model: str) -> bool:
     """Whether a file is called as this package calls the side files of a model: `MODEL.<12 hex digits>.data`."""
     digits = name.removeprefix(f"{model}.").removesuffix(".data")
-    return name == f"{model}.{digits}.data" and len(digits) == 12 and all(c in "0123456789abcdef" for c in digits)
+    return name == side_file_name(model, digits) and len(digits) == 12 and all(c in "0123456789abcdef" for c in digits)
 
 
 def own_side_files(path: Path) -> set[Path]:

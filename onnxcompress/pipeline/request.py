@@ -16,8 +16,9 @@ from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decide
 from onnxcompress.pipeline.recovery import chosen_mode
 from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.recipe import Recipe
-from onnxcompress.remote import Location, RemoteFile, location
+from onnxcompress.remote import Location, RemoteFile, file_location
 from onnxcompress.runtime.block import fast_multiple, preferred_block
+from onnxcompress.serialization import check_side_file_name
 
 RecipeLike = Recipe | Mapping[str, Any] | str | Location | None
 """A recipe, a mapping of its fields, the path of a TOML file, or None for the defaults."""
@@ -115,7 +116,7 @@ def make_request(
             prune_scope=settled.prune_scope or ("global" if settled.prune == "auto" else "uniform"),
             importance=settled.importance or ("response" if settled.prune == "auto" else "l1"),
         ),
-        output=None if output is None else location(output),
+        output=None if output is None else file_location(output),
         data=asked.data if data is None else data,
         calib=asked.calib if calib is None else calib,
         train=asked.train if train is None else train,
@@ -131,6 +132,8 @@ def make_request(
         check_gates_can_be_measured(asked, has_data=request.data is not None)
         reports = {name: path for name, path in request.written.items() if name != "OUT"}
         check_outputs(request.output, overwrite=asked.overwrite, reports=reports, inputs=[model, asked.plan])
+        if asked.external_data and isinstance(request.output, Path):
+            check_side_file_name(request.output)
         uses = {"data": request.data, "calib": request.calib, "train": request.train}
         check_not_read(request.written, files_read(settled, recipe, **uses))
     return request

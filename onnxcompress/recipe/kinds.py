@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import RecipeError
-from onnxcompress.remote import Location, RemoteFile, location
+from onnxcompress.remote import Location, RemoteFile, file_location
+
+_LARGEST = sys.float_info.max
 
 
 def shown(value: object) -> str:
@@ -85,11 +88,10 @@ class Number(Kind):
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(f"{where}: {shown(value)} is not a number; give {self.expected}")
-        number = float(value)
-        inside = self.minimum <= number <= self.maximum and self.above < number < self.below
-        if not math.isfinite(number) or not inside:
-            raise RecipeError(f"{where}: {value} is out of range; give {self.expected}")
-        return number
+        inside = self.minimum <= value <= self.maximum and self.above < value < self.below
+        if not abs(value) <= _LARGEST or not inside:  # also a whole number that no float holds, and NaN
+            raise RecipeError(f"{where}: {shown(value)} is out of range; give {self.expected}")
+        return float(value)
 
 
 class Whole(Kind):
@@ -146,7 +148,10 @@ class FilePath(Kind):
     def checked(self, value: Any, where: str) -> Location:
         if not isinstance(value, (str, Path, RemoteFile)) or not str(value) or "\0" in str(value):
             raise RecipeError(f"{where}: {shown(value)} is not a file path")
-        return location(value)
+        try:
+            return file_location(value)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
 
     def plain(self, value: Any) -> str:
         return str(value)

@@ -22,6 +22,11 @@ from onnxcompress.runtime.tensors import TensorInfo
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
+def is_callable(text: str) -> bool:
+    """Whether a text has the form `module:callable`; what exists as a path is one nevertheless."""
+    return _CALLABLE.fullmatch(text) is not None
+
+
 def open_dataset(
     data: Any,
     inputs: Sequence[TensorInfo],

@@ -77,6 +77,13 @@ def test_labels_csv_that_cannot_be_used(text: str, message: str, tmp_path: Path)
         open_folder(tmp_path)
 
 
+def test_a_label_that_no_number_of_classes_has(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"a.png,{2**63}\n")
+    with pytest.raises(DataError, match="line 1: label 9223372036854775808 is not a class"):
+        open_folder(tmp_path, classes=None)
+
+
 def test_labels_csv_that_is_no_text(tmp_path: Path) -> None:
     save_image(tmp_path / "labels.csv.png").tobytes()
     (tmp_path / "labels.csv").write_bytes((tmp_path / "labels.csv.png").read_bytes())
