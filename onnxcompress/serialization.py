@@ -129,7 +129,7 @@ def _typed_length(tensor: onnx.TensorProto) -> int:
 
 def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], base_dir: Path | None) -> Array:
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
+    location = os.fsdecode(entries.get("location", "").encode())  # UTF-8, whatever the locale makes of names
     where = f"tensor '{tensor.name}': external data '{location}'"
     if base_dir is None:
         raise ModelError(f"{where} cannot be found for a model given in memory; give the model's path instead")
@@ -169,7 +169,7 @@ def external_files(proto: onnx.ModelProto) -> list[str]:
     Paths that would lead outside the model's folder are left out: reading the tensors refuses them.
     """
     named = {
-        entry.value
+        os.fsdecode(entry.value.encode())
         for tensor in _all_tensors(proto.graph)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
@@ -327,7 +327,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         # The system counts bytes; a character that is cut through goes.
-        start = os.fsencode(path.name)[:_NAME_START_BYTES].decode(errors="ignore")
+        start = os.fsdecode(os.fsencode(path.name)[:_NAME_START_BYTES].decode(errors="ignore").encode())
         descriptor, temporary = tempfile.mkstemp(prefix=f".{start}.", suffix=".tmp", dir=path.absolute().parent)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,19 @@ def test_in_of_a_name_that_onnxruntime_does_not_take(capsys: pytest.CaptureFixtu
     np.savez("d.npz", x=samples(8))
     arguments = [NOT_UTF8, "out.onnx", "--prune", "0.5", "--no-latency", "--data", "d.npz"]
     assert "onnxruntime takes only names in UTF-8; rename the file" in refused(MODEL, arguments, capsys)
+
+
+def test_names_in_utf8_where_the_locale_knows_none() -> None:
+    Path("in.onnx").rename("modèle.onnx")
+    np.savez("d.npz", x=samples(8))
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONUTF8": "0", "LC_ALL": "POSIX"}
+    options = ["--prune", "0.5", "--external-data", "--no-latency", "--data", "d.npz"]
+    for arguments in (["modèle.onnx", "é.onnx", *options], ["é.onnx", "è.onnx", *options]):
+        command = [sys.executable, "-m", "onnxcompress", *arguments, "-q"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert main(["inspect", "è.onnx", "-q"]) == 0
 
 
 @pytest.mark.parametrize(
