@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -12,17 +13,17 @@ from types import FrameType
 from typing import NoReturn
 
 from onnxcompress.cli_options import parse_arguments
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError, Terminated
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError, RecipeError, Terminated
+from onnxcompress.standard_streams import open_closed_streams, tell, tolerated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code (see `onnxcompress.errors`)."""
+    open_closed_streams()
     _make_streams_forgiving()
     try:
         with _termination_as_exception(), _library_warnings_hidden():
             return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except SystemExit as stop:  # --help and --version
-        return int(stop.code or EXIT_OK)
     except KeyboardInterrupt:
         _say("interrupted")
         return EXIT_INTERRUPTED
@@ -34,12 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _bug(error)
         _say(f"error: {error}")
         return error.exit_code
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _bug(error)
 
 
 def _run(arguments: list[str]) -> int:
-    namespace = parse_arguments(arguments)
+    try:
+        namespace = parse_arguments(arguments)
+    except SystemExit as stop:  # --help and --version
+        with tolerated(sys.stdout):
+            return int(stop.code or EXIT_OK)
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise RecipeError("the current folder does not exist any more; change into another one") from error
     from onnxcompress import cli_commands
 
     commands = {
@@ -55,7 +64,7 @@ def _say(message: str) -> None:
     """Write one line to standard error, whatever the message holds."""
     from onnxcompress.report.text import printable
 
-    sys.stderr.write(f"onnxcompress: {printable(' '.join(message.split()))}\n")
+    tell(f"onnxcompress: {printable(' '.join(message.split()))}\n")
 
 
 def _bug(error: BaseException) -> int:
@@ -63,7 +72,7 @@ def _bug(error: BaseException) -> int:
 
     from onnxcompress.report.environment import versions
 
-    traceback.print_exception(error, file=sys.stderr)
+    tell("".join(traceback.format_exception(error)))
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     _say(f"this is a bug of onnxcompress; please report it with the lines above ({found})")
     return EXIT_BUG

@@ -6,19 +6,22 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 from onnxcompress.cli_options import measurement_of, recipe_of, sweep_options_of
 from onnxcompress.errors import EXIT_BUG, EXIT_GATE, EXIT_OK, RecipeError
 from onnxcompress.evaluation.profile import compare_profiles
 from onnxcompress.pipeline.compare import compare
 from onnxcompress.pipeline.compress import compress
+from onnxcompress.pipeline.inputs import check_not_read
 from onnxcompress.pipeline.inspect import inspect
 from onnxcompress.pipeline.layer_times import Profiled, profile
 from onnxcompress.pipeline.measure import resolve_providers
 from onnxcompress.pipeline.outputs import check_outputs, write_together
+from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.pipeline.source import read_source
 from onnxcompress.pipeline.sweep import sweep
 from onnxcompress.pipeline.time_table_file import make_time_table
@@ -33,6 +36,8 @@ from onnxcompress.report.progress import progress_bar
 from onnxcompress.report.sweep_terminal import print_sweep
 from onnxcompress.report.terminal import cell, console_for, print_report
 from onnxcompress.report.text import printable
+from onnxcompress.serialization import external_files, read_proto
+from onnxcompress.standard_streams import tell, tolerated
 
 
 def run_compress(arguments: argparse.Namespace) -> int:
@@ -65,10 +70,12 @@ def _started_together(arguments: argparse.Namespace, recipe: Recipe) -> Iterator
 
 
 def _compress(arguments: argparse.Namespace, recipe: Recipe) -> int:
+    if not recipe.dry_run:
+        _check_recipe_stays(arguments, {"OUT": arguments.output, "--save-plan": recipe.save_plan}, recipe)
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         result = compress(arguments.input, recipe, output=arguments.output, progress=progress)
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             console = console_for(sys.stdout)
             print_report(result.report, console, verbose=arguments.verbose, decisions=recipe.dry_run)
             if recipe.dry_run:
@@ -76,13 +83,20 @@ def _compress(arguments: argparse.Namespace, recipe: Recipe) -> int:
     return _verdict(result.report, arguments.output if not recipe.dry_run else None)
 
 
+def _check_recipe_stays(arguments: argparse.Namespace, written: Mapping[str, Location | None], recipe: Recipe) -> None:
+    """Refuse to write over the file that the recipe was read from, which the pipeline does not know."""
+    if arguments.recipe:
+        check_not_read({**written, **report_paths(recipe)}, [("--recipe", arguments.recipe)])
+
+
 def run_compare(arguments: argparse.Namespace) -> int:
     """`onnxcompress compare A B`; see `onnxcompress.pipeline.compare`."""
     recipe = recipe_of(arguments)
+    _check_recipe_stays(arguments, {}, recipe)
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         report = compare(arguments.input, arguments.output, recipe, progress=progress)
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             print_report(report, console_for(sys.stdout), verbose=arguments.verbose)
     return _verdict(report, None)
 
@@ -92,6 +106,9 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     recipe = measurement_of(arguments)
     reports = {"--json": arguments.json, "--time-table": arguments.time_table}
     check_outputs(None, overwrite=False, reports=reports, inputs=[arguments.input])
+    if any(reports.values()) and isinstance(arguments.input, Path):
+        names = external_files(read_proto(arguments.input))
+        check_not_read(reports, [(str(arguments.input), arguments.input.parent / name) for name in names])
     inspection = inspect(arguments.input, input_shapes=recipe.input_shape)
     if recipe.profile:
         source = read_source(arguments.input, recipe.input_shape)
@@ -104,7 +121,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         write_together({arguments.json: json_text(inspection.to_json()).encode()})
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             print_inspection(inspection, console_for(sys.stdout), verbose=arguments.verbose)
     return EXIT_OK
 
@@ -115,10 +132,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
         report = sweep(arguments.input, recipe, out=arguments.out, progress=progress, **options)
     if not arguments.quiet:
-        with _reader_may_leave():
+        with tolerated(sys.stdout):
             print_sweep(report, console_for(sys.stdout))
     for point in report.failed:
-        sys.stderr.write(f"onnxcompress: warning: {printable(f'{point.name}: {point.reason}')}\n")
+        tell(f"onnxcompress: warning: {printable(f'{point.name}: {point.reason}')}\n")
     if any(point.exit_code == EXIT_BUG for point in report.failed):
         return EXIT_BUG
     return EXIT_OK if len(report.failed) < len(report.points) else report.failed[0].exit_code
@@ -127,21 +144,11 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 def _verdict(report: Report, output: Location | None) -> int:
     """Tell on standard error what must not be missed, and return the exit code."""
     for line in report.warnings:
-        sys.stderr.write(f"onnxcompress: warning: {printable(line)}\n")
+        tell(f"onnxcompress: warning: {printable(line)}\n")
     for gate in report.gates:
         if not gate.passed:
             advice = gate_advice(gate, report) if gate.value is None else ""
-            sys.stderr.write(f"onnxcompress: gate failed: {gate_sentence(gate)}{'. ' if advice else ''}{advice}\n")
+            tell(f"onnxcompress: gate failed: {gate_sentence(gate)}{'. ' if advice else ''}{advice}\n")
     if not report.passed and output is not None and report.output is not None and report.output.path is None:
-        sys.stderr.write(f"onnxcompress: {printable(str(output))} was not written (--keep-failed would write it)\n")
+        tell(f"onnxcompress: {printable(str(output))} was not written (--keep-failed would write it)\n")
     return EXIT_OK if report.passed else EXIT_GATE
-
-
-@contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """A reader of our output that goes away (`| head`) changes neither what was written nor the exit code."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.kinds import Flag
 from onnxcompress.recipe.options import DATA, GATES, GROUPS, LATENCY, Option, options_of
 from onnxcompress.recipe.sweep_options import SweepOptions, recipe_names
-from onnxcompress.remote import location
+from onnxcompress.remote import file_location, location
 
 COMMANDS = ("inspect", "compare", "sweep")
 
@@ -150,7 +150,11 @@ def _compress_parser() -> argparse.ArgumentParser:
     parser = _new_parser("onnxcompress", "%(prog)s IN OUT [options]", _COMPRESS_ABOUT, _COMPRESS_EXAMPLES)
     parser.add_argument("input", metavar="IN", type=location, help="the model to compress")
     parser.add_argument(
-        "output", metavar="OUT", type=location, nargs="?", help="the model to write (may be left out with --dry-run)"
+        "output",
+        metavar="OUT",
+        type=file_location,
+        nargs="?",
+        help="the model to write (may be left out with --dry-run)",
     )
     _add_recipe_options(parser, options_of(Recipe))
     _add_common(parser, progress=True)
@@ -169,12 +173,12 @@ def _inspect_parser() -> argparse.ArgumentParser:
     about = "Show what a model costs layer by layer, and what of it can be pruned or split and what cannot, and why."
     parser = _new_parser("onnxcompress inspect", "%(prog)s IN [options]", about, _INSPECT_EXAMPLES)
     parser.add_argument("input", metavar="IN", type=location, help="the model to look at")
-    parser.add_argument("--json", metavar="FILE", type=location, help="write everything as JSON")
+    parser.add_argument("--json", metavar="FILE", type=file_location, help="write everything as JSON")
     section = parser.add_argument_group("what is measured")
     section.add_argument(
         "--time-table",
         metavar="F.json",
-        type=location,
+        type=file_location,
         help="time every layer whole and split on this machine (minutes), for --time-table of compression",
     )
     known = options_of(Recipe)

@@ -27,6 +27,7 @@ from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.inference import Dim as Dim
 from onnxcompress.inference import Shape as Shape
 from onnxcompress.inference import infer
+from onnxcompress.links import cut_links
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
@@ -366,8 +367,12 @@ class Model:
         for tensor in self.constants().values():
             release_mapped(tensor.values)
 
-    def save(self, path: str | Path, *, overwrite: bool = False, external: bool = False) -> None:
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, external: bool = False, spared: Iterable[Path] = ()
+    ) -> None:
         """Write the model: whole or not at all; with a side file above 2 GB or on request.
+
+        The side file of a model that is replaced goes, unless it is `spared` or another model beside it names it.
 
         Raises:
             RecipeError: the path exists and `overwrite` is false, or cannot be written.
@@ -375,7 +380,8 @@ class Model:
         path = Path(path)
         check_output_path(path, overwrite=overwrite)
         proto, weights = self._export()
-        write_proto(proto, weights, path, external=external or self.weight_bytes > PROTOBUF_LIMIT_BYTES)
+        is_external = external or self.weight_bytes > PROTOBUF_LIMIT_BYTES
+        write_proto(proto, weights, path, external=is_external, spared=spared)
 
     def _export(self) -> tuple[onnx.ModelProto, dict[str, Array]]:
         """Return the protobuf without initializers, and the initializers."""
@@ -401,20 +407,3 @@ class Model:
                 names = [t.name for t in node.outputs if t.name in envelope.value_info]
                 graph.value_info.extend(envelope.value_info[name] for name in names)
         return proto, weights
-
-
-def cut_links(nodes: Iterable[gs.Node]) -> None:
-    """Take every input and output from `nodes`, all at once.
-
-    graphsurgeon's own lists search the tensor's readers for each link, comparing nodes by content: quadratic where many
-    nodes read one constant.
-    """
-    cut = list(nodes)
-    gone = {id(node) for node in cut}
-    touched = {id(tensor): tensor for node in cut for tensor in chain(node.inputs, node.outputs)}
-    for tensor in touched.values():
-        for links in (tensor.inputs, tensor.outputs):
-            list.__setitem__(links, slice(None), [node for node in links if id(node) not in gone])
-    for node in cut:
-        list.clear(node.inputs)
-        list.clear(node.outputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from onnxcompress.errors import OnnxCompressError, ProviderUnavailableError, Rec
 
 # Two letters at least: `C://` is a drive.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.")
+_ENDS_OF_FOLDERS = tuple({"/", os.sep})
 _READ_ONLY = ("http", "https")
 _EXTRAS = {"gs": "gcs", "gcs": "gcs"}
 _IN_BUCKETS = ("s3", "s3a", "gs", "gcs")
@@ -63,6 +65,19 @@ def location(given: str | Path | RemoteFile) -> Location:
     if isinstance(given, RemoteFile):
         return given
     return RemoteFile(given) if isinstance(given, str) and _ADDRESS.match(given) else Path(given)
+
+
+def file_location(given: str | Path | RemoteFile) -> Location:
+    """Return the location of a single file.
+
+    Raises:
+        RecipeError: `given` is text that names a folder by its last character, or `-`: there are no standard streams.
+    """
+    if given == "-":
+        raise RecipeError("'-': standard input and output are not used; give the path of a file (./- for this name)")
+    if isinstance(given, str) and not _ADDRESS.match(given) and given.endswith(_ENDS_OF_FOLDERS):
+        raise RecipeError(f"{given}: is a folder, expected a file")
+    return location(given)
 
 
 class Copy:

@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from onnxcompress.errors import ModelError, RecipeError
+from onnxcompress.side_files import own_side_files, remove_unneeded, side_file_name
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +35,7 @@ IN_MEMORY_BYTES = 2**28
 _EXTERNAL_ALIGNMENT = 4096
 _LONGEST_OF_NOTHING = 2**24  # a length beside a length of 0: no data vouch for it
 _SMALL_BYTES = 4096
+_NAME_START_BYTES = 100
 _SUB_BYTE_TYPES = frozenset(
     getattr(onnx.TensorProto, name)
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
@@ -127,7 +129,7 @@ def _typed_length(tensor: onnx.TensorProto) -> int:
 
 def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], base_dir: Path | None) -> Array:
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
+    location = os.fsdecode(entries.get("location", "").encode())  # UTF-8, whatever the locale makes of names
     where = f"tensor '{tensor.name}': external data '{location}'"
     if base_dir is None:
         raise ModelError(f"{where} cannot be found for a model given in memory; give the model's path instead")
@@ -167,7 +169,7 @@ def external_files(proto: onnx.ModelProto) -> list[str]:
     Paths that would lead outside the model's folder are left out: reading the tensors refuses them.
     """
     named = {
-        entry.value
+        os.fsdecode(entry.value.encode())
         for tensor in _all_tensors(proto.graph)
         if tensor.data_location == onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data
@@ -297,6 +299,25 @@ def check_output_path(path: Path, *, overwrite: bool) -> None:
         raise RecipeError(f"{path}: the folder {parent} is not writable")
 
 
+def check_side_file_name(path: Path) -> None:
+    """Refuse a path of a model that no side file can be named after.
+
+    Raises:
+        RecipeError: the model's name is no UTF-8, which ONNX stores it as, or too long.
+    """
+    name = os.fsencode(side_file_name(path.name, "0" * 12))
+    try:
+        name.decode()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no UTF-8, as the name of a file with weights beside it must be") from error
+    try:
+        longest = os.pathconf(path.absolute().parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        longest = 255
+    if len(name) > longest:
+        raise RecipeError(f"{path}: is too long a name for weights beside it: theirs takes 18 bytes more")
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; it takes `path`'s place only when the block ends without an error.
@@ -305,9 +326,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         RecipeError: the file cannot be written (folder gone, disk full, …); `path` is untouched.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.absolute().parent
-        )
+        # The system counts bytes; a character that is cut through goes.
+        start = os.fsdecode(os.fsencode(path.name)[:_NAME_START_BYTES].decode(errors="ignore").encode())
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{start}.", suffix=".tmp", dir=path.absolute().parent)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
@@ -333,11 +354,14 @@ def _umask() -> int:
     return mask
 
 
-def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *, external: bool) -> None:
+def write_proto(
+    proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *, external: bool, spared: Iterable[Path] = ()
+) -> None:
     """Write `proto` (without weights) and `weights` to `path`, atomically.
 
     With `external` the weights (but strings and four-bit numbers) go to a side file whose name carries their hash: an
-    earlier model of the same name keeps its own side file until the new model stands in its place.
+    earlier model of the same name keeps its own side file until the new model stands in its place; then it is removed,
+    unless it is `spared` or another model in the folder names it.
 
     Raises:
         RecipeError: the files cannot be written.
@@ -346,10 +370,11 @@ def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *
         with atomic_file(path) as stream:
             stream.writelines(serialized(proto, weights))
         return
+    check_side_file_name(path)
     offsets, digest = _layout({name: array for name, array in weights.items() if not _is_packed(array)})
-    location = f"{path.name}.{digest[:12]}.data"
-    side_file = path.absolute().parent / location
-    previous = _own_side_files(path)
+    side_file = path.absolute().parent / side_file_name(path.name, digest)
+    location = os.fsencode(side_file.name).decode()
+    previous = own_side_files(path)
     existed = side_file.exists()
     with atomic_file(side_file) as stream:
         for name, offset in offsets.items():
@@ -370,8 +395,7 @@ def write_proto(proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *
         if not existed:
             side_file.unlink(missing_ok=True)
         raise
-    for stale in previous - {side_file}:
-        stale.unlink(missing_ok=True)
+    remove_unneeded(previous - {side_file}, spared=spared)
 
 
 def _layout(weights: dict[str, Array]) -> tuple[dict[str, int], str]:
@@ -392,14 +416,3 @@ def _external_tensor(name: str, array: Array, location: str, offset: int) -> onn
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)
     return tensor
-
-
-def _own_side_files(path: Path) -> set[Path]:
-    """Side files this module wrote for an earlier model at `path`."""
-    return {file for file in path.absolute().parent.glob("*.data") if is_side_file(file.name, path.name)}
-
-
-def is_side_file(name: str, model: str) -> bool:
-    """Whether a file is called as this module calls the side files of a model: `MODEL.<12 hex digits>.data`."""
-    digits = name.removeprefix(f"{model}.").removesuffix(".data")
-    return name == f"{model}.{digits}.data" and len(digits) == 12 and all(c in "0123456789abcdef" for c in digits)

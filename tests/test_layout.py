@@ -24,9 +24,9 @@ MOST_LINES = 420  # about 400, says the design
 
 # A module imports from the tiers before its own, and from its own subpackage.
 TIERS = (
-    {"errors"},
-    {"remote"},
-    {"recipe", "serialization", "lengths"},
+    {"errors", "standard_streams"},
+    {"remote", "side_files"},
+    {"recipe", "serialization", "lengths", "links"},
     {"declarations"},
     {"importing", "inference"},
     {"graph"},

@@ -10,6 +10,7 @@ from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
+from onnxcompress.pipeline.inputs import check_not_read, files_read, side_files_read
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import measure, open_data, resolve_providers
 from onnxcompress.pipeline.open_sizes import with_sizes_of_data
@@ -57,8 +58,11 @@ def compare(
         )
     check_gates_can_be_measured(asked, has_data=data is not None)
     check_outputs(None, overwrite=False, reports=report_paths(asked), inputs=[original, compressed])
+    check_not_read(report_paths(asked), files_read(asked, recipe, data=data))
     providers = resolve_providers(asked)
     first, second = (read_source(each, asked.input_shape) for each in (original, compressed))
+    for source in (first, second):
+        check_not_read(report_paths(asked), side_files_read(source))
     data_sets = open_data(first.content, asked, data)
     (first, second), asked = with_sizes_of_data([first, second], asked, data_sets)
     costs = [model_cost(each.model) for each in (first, second)]

@@ -14,6 +14,7 @@ from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.pipeline.infeasible import write_infeasible
+from onnxcompress.pipeline.inputs import check_not_read, side_files_read
 from onnxcompress.pipeline.job import Job, finish, finish_search
 from onnxcompress.pipeline.latency_context import with_latency
 from onnxcompress.pipeline.layer_times import Profiled, with_times
@@ -100,6 +101,7 @@ def compress(
     tell("loading the model", 0, None)
     source = read_source(model, asked.input_shape)
     name = str(source.path or "model")
+    check_not_read(request.written, side_files_read(source))
     check_something_can_be_compressed(source.model, asked, name)
     saved = request.saved_plan
     if saved is not None:
@@ -153,7 +155,7 @@ def compress(
     report = replace(report, peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(done.request, source, stages)
     tell("writing", 0, None)
-    report = _write(done.request, done.compressed, plan, report)
+    report = _write(done.request, done.compressed, plan, report, source.files)
     # Only now: a run that is killed after its training need not train again.
     if not (asked.dry_run or done.was_stopped):
         _remove(done.checkpoints)
@@ -197,8 +199,10 @@ def _plan(request: Request, source: Source, stages: Sequence[Stage]) -> SavedPla
     )
 
 
-def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, report: Report) -> Report:
-    """Write OUT (not in a dry run) and the reports: all of them, or none where one of them fails."""
+def _write(
+    request: Request, compressed: CompressedModel, plan: SavedPlan, report: Report, read: Sequence[Location]
+) -> Report:
+    """Write OUT (not in a dry run) and the reports: all, or none where one fails; the files `read` stay."""
     asked, output = request.recipe, None if request.recipe.dry_run else request.output
     if output is not None and (report.passed or asked.keep_failed) and report.output is not None:
         report = replace(report, output=replace(report.output, path=str(output)))
@@ -210,7 +214,7 @@ def _write(request: Request, compressed: CompressedModel, plan: SavedPlan, repor
 
     def save() -> None:
         if output is not None:
-            compressed.save(output, overwrite=asked.overwrite)
+            compressed.save(output, overwrite=asked.overwrite, spared=read)
 
     write_together(files, then=save)
     return report

@@ -6,19 +6,19 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from onnxcompress.errors import RecipeError
+from onnxcompress.errors import OnnxCompressError, RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.remote import Location, RemoteFile, check_writable, location, remove, siblings, upload
+from onnxcompress.remote import Location, RemoteFile, check_writable, fetch_file, location, remove, siblings, upload
 from onnxcompress.serialization import (
     IN_MEMORY_BYTES,
     PROTOBUF_LIMIT_BYTES,
     atomic_file,
     check_output_path,
-    is_side_file,
 )
+from onnxcompress.side_files import is_side_file, names_file
 
 
 def check_outputs(
@@ -154,14 +154,16 @@ class CompressedModel:
             self.model.save(path, external=True)
             yield path
 
-    def save(self, path: Location, *, overwrite: bool) -> None:
+    def save(self, path: Location, *, overwrite: bool, spared: Sequence[Location] = ()) -> None:
         """Write the model, whole or not at all; errors as in `Model.save`.
 
-        A model that cannot be sent to where it belongs is kept on this machine, and the error tells where.
+        A model that cannot be sent to where it belongs is kept on this machine, and the error tells where. Side files
+        of a model that it replaces go, but those `spared` and those that another model may need.
         """
         if not isinstance(path, RemoteFile):
-            self._write(path, overwrite=overwrite)
+            self._write(path, overwrite=overwrite, spared=[file for file in spared if isinstance(file, Path)])
             return
+        previous = _remote_side_files(path)
         folder = Path(tempfile.mkdtemp(prefix="onnxcompress-"))
         kept = folder / path.name
         try:
@@ -175,14 +177,34 @@ class CompressedModel:
             if not kept.exists():
                 raise
             raise RecipeError(f"{error}; the compressed model is kept as {kept}") from error
-        own = {path.beside(file.name) for file in side_files}
-        remove([file for file in siblings(path) if is_side_file(file.name, path.name) and file not in own])
+        kept_there = {path.beside(file.name) for file in side_files} | set(spared)
+        _remove_remote(path, [file for file in previous if file not in kept_there], spared)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _write(self, path: Path, *, overwrite: bool) -> None:
+    def _write(self, path: Path, *, overwrite: bool, spared: Sequence[Path] = ()) -> None:
         if self.is_external:
-            self.model.save(path, overwrite=overwrite, external=True)
+            self.model.save(path, overwrite=overwrite, external=True, spared=spared)
             return
         check_output_path(path, overwrite=overwrite)
         with atomic_file(path) as stream:
             stream.writelines(self._pieces())
+
+
+def _remote_side_files(path: RemoteFile) -> list[RemoteFile]:
+    """Return the side files of the model that stands at an address, as far as it names them itself."""
+    named = [file for file in siblings(path) if is_side_file(file.name, path.name)]
+    if not named:
+        return []
+    with contextlib.suppress(OnnxCompressError), contextlib.closing(fetch_file(path, RecipeError)) as copy:
+        return [file for file in named if names_file(copy.path, file.name) is True]
+    return []
+
+
+def _remove_remote(path: RemoteFile, stale: list[RemoteFile], spared: Sequence[Location]) -> None:
+    """Remove side files of a model that was replaced, unless another one in its folder may name them.
+
+    Unlike on this machine such models are not searched: that would mean to fetch them all.
+    """
+    others = [file for file in siblings(path) if file.name.lower().endswith(".onnx") and file != path] if stale else []
+    if all(file in spared for file in others):
+        remove(stale)

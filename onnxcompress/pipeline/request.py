@@ -10,13 +10,15 @@ from typing import Any
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.time_table import read_time_table
 from onnxcompress.pipeline.gates import check_gates_can_be_measured
+from onnxcompress.pipeline.inputs import check_not_read, files_read
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
 from onnxcompress.pipeline.recovery import chosen_mode
 from onnxcompress.pipeline.report_files import report_paths
 from onnxcompress.recipe import Recipe
-from onnxcompress.remote import Location, RemoteFile, location
+from onnxcompress.remote import Location, RemoteFile, file_location
 from onnxcompress.runtime.block import fast_multiple, preferred_block
+from onnxcompress.serialization import check_side_file_name
 
 RecipeLike = Recipe | Mapping[str, Any] | str | Location | None
 """A recipe, a mapping of its fields, the path of a TOML file, or None for the defaults."""
@@ -42,6 +44,13 @@ class Request:
     saved_plan: SavedPlan | None
     round_up: bool = False
     settled: Recipe | None = None
+
+    @property
+    def written(self) -> dict[str, Location | None]:
+        """{option, or OUT: file} of what the run writes, None where it is not asked for."""
+        if self.recipe.dry_run:
+            return {}
+        return {"OUT": self.output, **report_paths(self.recipe), "--save-plan": self.recipe.save_plan}
 
     @property
     def align_to(self) -> int:
@@ -107,7 +116,7 @@ def make_request(
             prune_scope=settled.prune_scope or ("global" if settled.prune == "auto" else "uniform"),
             importance=settled.importance or ("response" if settled.prune == "auto" else "l1"),
         ),
-        output=None if output is None else location(output),
+        output=None if output is None else file_location(output),
         data=asked.data if data is None else data,
         calib=asked.calib if calib is None else calib,
         train=asked.train if train is None else train,
@@ -124,10 +133,14 @@ def make_request(
     check_outputs(
         request.output,
         overwrite=asked.overwrite,
-        reports={**report_paths(asked), "--save-plan": asked.save_plan},
+        reports={name: path for name, path in request.written.items() if name != "OUT"},
         inputs=[model, asked.plan],
         only_reports=asked.dry_run,
     )
+    if asked.external_data and isinstance(request.output, Path):
+        check_side_file_name(request.output)
+    uses = {"data": request.data, "calib": request.calib, "train": request.train}
+    check_not_read(request.written, files_read(settled, recipe, **uses))
     return request
 
 

@@ -47,6 +47,13 @@ class Source:
     side_files: Mapping[str, str] = field(default_factory=dict)
     copy: Copy | None = field(default=None, repr=False)
 
+    @property
+    def files(self) -> tuple[Location, ...]:
+        """The files that the model is read from: its own, and those that its weights lie in."""
+        if isinstance(self.path, RemoteFile):
+            return (self.path, *(self.path.beside(name) for name in self.side_files))
+        return (*([] if self.path is None else [self.path]), *side_files_of(self.model))
+
     def figures(self, cost: ModelCost) -> ModelFigures:
         """Return the model's line in the report."""
         path = str(self.path) if self.path else None

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import onnx_graphsurgeon as gs
+
 from onnxcompress.analysis.cost import ModelCost, model_cost, open_inputs
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
@@ -182,8 +184,14 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
     """Refuse a model that has nothing of what is compressed.
 
     Raises:
-        ModelError: there is no convolution (and, where matrices are split or quantised, no Gemm or MatMul either).
+        ModelError: there is no convolution (and, where matrices are split or quantised, no Gemm or MatMul either), or
+            a layer has a weight without numbers.
     """
+    for node in model.nodes:
+        for tensor in node.inputs[1:2] if node.op in _CONVOLUTIONS | _SPLIT_BY_SVD else ():
+            if isinstance(tensor, gs.Constant) and 0 in tensor.shape:
+                shape = list(tensor.shape)
+                raise ModelError(f"{where}: weight '{tensor.name}' of node '{node.name}' is {shape} and holds nothing")
     ops = {node.op for node in model.nodes}
     matrices = recipe.svd != "off" or recipe.quantize != "off" or bool(recipe.target)
     wanted = _CONVOLUTIONS | (_SPLIT_BY_SVD if matrices else frozenset())

@@ -20,7 +20,15 @@ from onnxcompress.pipeline.source import ModelLike, Source, read_source
 from onnxcompress.pipeline.stages import check_something_can_be_compressed, passes_of
 from onnxcompress.pipeline.sweep_executors import interrupts_stop, run_here, run_in_processes, run_on_cluster
 from onnxcompress.pipeline.sweep_files import sweep_files
-from onnxcompress.pipeline.sweep_grid import GridPoint, check_recipe, fingerprint, grid_of, latency_key, point_key
+from onnxcompress.pipeline.sweep_grid import (
+    GridPoint,
+    check_recipe,
+    contents,
+    fingerprint,
+    grid_of,
+    latency_key,
+    point_key,
+)
 from onnxcompress.pipeline.sweep_store import Store, point_of
 from onnxcompress.pipeline.sweep_work import Outcome, Task
 from onnxcompress.recipe import Recipe
@@ -151,7 +159,7 @@ def _prepare(
     hashes = {"": source.sha256, **source.side_files}
     fingerprints = {
         use: fingerprint(value if value is not None else getattr(asked, use)) for use, value in given.items()
-    }
+    } | contents(asked)
     keys = {point.name: point_key(point.recipe(settled), hashes, fingerprints) for point in grid}
     calibrated = any(request.needs_calibration for request in requests)
     return _Sweep(source, settled, settings, store, grid, keys, providers, calibrated, given, model, asked)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
 from itertools import product
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
 from onnxcompress import __version__
 from onnxcompress.errors import RecipeError
+from onnxcompress.pipeline.source import file_sha256
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import COMPRESSION, DATA, LATENCY, TRAINING, options_of
 from onnxcompress.recipe.ranges import Fractions, Splits, TargetShares
 from onnxcompress.recipe.sweep_options import SET_BY_POINTS, SweepOptions, recipe_names
+from onnxcompress.runtime.data import is_callable
 
+_INSTALLED = ("site-packages", "dist-packages")
 _NEVER_DECIDES = ("resume", "device")
 _HASHED_CHARACTERS = 10
 _PRUNING_ALONE = {"svd": "off"}
@@ -118,17 +126,54 @@ def latency_key(recipe: Recipe, machine: Mapping[str, Any]) -> str:
 
 
 def fingerprint(data: object) -> str | None:
-    """Return what tells data at a path from others: names, sizes and times of its files; the text itself elsewhere."""
+    """Return what tells data from others: names, sizes and times of the files at a path, the code of a callable.
+
+    The text itself elsewhere.
+    """
     if data is None:
         return None
     if not isinstance(data, (str, Path)):
         return f"{type(data).__name__} in memory"
     path = Path(data)
-    if not path.exists():
-        return str(data)
+    if not os.path.exists(path):  # also where no file can have such a name
+        return _hashed({"callable": str(data), "files": code_of(str(data))}) if is_callable(str(data)) else str(data)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return _hashed({"path": str(path.resolve()), "files": stats})
+
+
+def contents(recipe: Recipe) -> dict[str, str | None]:
+    """Return {option: sha256} of the files that decide a point by what stands in them."""
+    files = {"preprocess": recipe.preprocess, "time_table": recipe.time_table}
+    here = {option: Path(str(file)) for option, file in files.items() if file is not None}
+    return {option: file_sha256(path) for option, path in here.items() if os.path.isfile(path)}
+
+
+def code_of(text: str) -> dict[str, str]:
+    """Return {file: sha256} of the code behind `module:callable`: the module and what it imports beside it.
+
+    Nothing is run. What is installed is told by its own files alone: its versions do not change under a sweep's way.
+    """
+    name = text.partition(":")[0]
+    top = name.partition(".")[0]
+    spec = PathFinder.find_spec(top, [os.getcwd(), *sys.path])
+    if spec is None:
+        return {}
+    if spec.submodule_search_locations:
+        root = Path(next(iter(spec.submodule_search_locations)))
+        files = set(root.rglob("*.py"))
+        root = root.parent
+    elif spec.origin is not None and os.path.isfile(spec.origin):
+        root, files = Path(spec.origin).parent, {Path(spec.origin)}
+    else:
+        return {}
+    if not any(part in _INSTALLED for part in root.parts):
+        finder = ModuleFinder(path=[str(root)])
+        with contextlib.suppress(Exception):  # code that does not compile fails when it is imported
+            finder.import_hook(name)
+        found = (getattr(module, "__file__", None) for module in finder.modules.values())
+        files |= {Path(file) for file in found if file}
+    return {str(file.relative_to(root)): file_sha256(file) for file in sorted(files)}
 
 
 def _hashed(value: Any) -> str:

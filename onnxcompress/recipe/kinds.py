@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import RecipeError
-from onnxcompress.remote import Location, RemoteFile, location
+from onnxcompress.remote import Location, RemoteFile, file_location
 
 
 def shown(value: object) -> str:
@@ -162,7 +162,10 @@ class FilePath(Kind):
     def checked(self, value: Any, where: str) -> Location:
         if not isinstance(value, (str, Path, RemoteFile)) or not str(value) or "\0" in str(value):
             raise RecipeError(f"{where}: {shown(value)} is not a file path")
-        return location(value)
+        try:
+            return file_location(value)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
 
     def plain(self, value: Any) -> str:
         return str(value)

@@ -22,6 +22,11 @@ from onnxcompress.runtime.tensors import TensorInfo
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
+def is_callable(text: str) -> bool:
+    """Whether a text has the form `module:callable`; what exists as a path is one nevertheless."""
+    return _CALLABLE.fullmatch(text) is not None
+
+
 def open_dataset(
     data: Any,
     inputs: Sequence[TensorInfo],
@@ -57,7 +62,8 @@ def open_dataset(
     if isinstance(data, str) and not exists and _CALLABLE.fullmatch(data):
         return open_callable(data, inputs)
     if os.path.isdir(path):
-        if any(path.glob("test_data_set_*")) or (path / "input_0.pb").is_file():
+        # os.path: a folder that may not be read is refused as one of images, by its own name.
+        if any(path.glob("test_data_set_*")) or os.path.isfile(path / "input_0.pb"):
             return open_test_data_sets(path, inputs)
         transform = _transform(inputs, preprocess, path)
         return IndexedDataset(ImageFolder(path, inputs[0].name, transform, classes), inputs)

@@ -77,12 +77,15 @@ class Dataset(ABC):
         A batch that the model fixes replaces `batch_size`.
 
         Raises:
-            DataError: there are no samples, or one is damaged or does not fit the model.
+            DataError: there are no samples, or one is damaged, holds NaN or infinity, or does not fit the model.
         """
         fixed = fixed_batch(self.inputs)
         empty = True
+        done = 0
         for batch in self._batches(fixed or batch_size):
             empty = False
+            _check_finite(batch, self.name, done)
+            done += batch.size
             yield _filled(batch, fixed) if fixed and batch.size < fixed else batch
         if empty:
             raise DataError(f"{self.name}: no samples")
@@ -148,6 +151,17 @@ class IndexedDataset(Dataset):
                 positions = self._positions[start : start + batch_size]
                 feeds = conform(read(positions), of_any_batch(self.inputs), self.name)
                 yield Batch(feeds, None if labels is None else labels[positions], len(positions))
+
+
+def _check_finite(batch: Batch, where: str, done: int) -> None:
+    """Refuse NaN and infinity where they come in: behind the model nothing tells whose they are."""
+    for name, array in batch.inputs.items():
+        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            row = int(np.argmin(finite.reshape(len(array), -1).all(axis=1)))
+            seen = array[row][~finite[row]].flat[0]
+            raise DataError(
+                f"{where}: sample {done + row} holds {seen} as {array.dtype} in '{name}'; finite numbers are needed"
+            )
 
 
 def of_any_batch(inputs: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:

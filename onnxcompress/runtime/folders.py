@@ -23,7 +23,8 @@ class ImageFolder:
     """A `Source` of image files.
 
     Raises (constructor):
-        DataError: no images, or `labels.csv` is malformed, names a missing file or a label outside the classes.
+        DataError: no images, a folder that may not be read, or `labels.csv` is malformed, names a missing file or a
+            label outside the classes.
     """
 
     def __init__(self, folder: Path, input_name: str, transform: ImageTransform, classes: int | None) -> None:
@@ -32,10 +33,12 @@ class ImageFolder:
         self._folder = folder
         self.paths: Sequence[Path]
         self.labels: Labels | None
-        if (folder / LABELS_FILE).is_file():
-            self.paths, self.labels = read_labels(folder / LABELS_FILE, classes)
-        else:
-            self.paths, self.labels = _listed(folder, classes)
+        try:
+            is_named = (folder / LABELS_FILE).is_file()
+            found = read_labels(folder / LABELS_FILE, classes) if is_named else _listed(folder, classes)
+        except OSError as error:
+            raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
+        self.paths, self.labels = found
 
     @property
     def name(self) -> str:
@@ -69,14 +72,14 @@ def read_labels(path: Path, classes: int | None) -> tuple[list[Path], Labels]:
     paths: list[Path] = []
     labels: list[int] = []
     # A listing instead of one look-up for each line: half a million of those on a network drive take minutes.
-    present = {entry.name for entry in os.scandir(path.parent)}
+    present = {entry.name for entry in os.scandir(path.parent) if entry.is_file()}
     for line, row in _rows(path):
         file, text = row
         try:
             label = int(text)
         except ValueError:
             raise DataError(f"{path}, line {line}: label '{text}' is not a whole number") from None
-        if label < 0 or (classes is not None and label >= classes):
+        if not 0 <= label < (2**63 if classes is None else classes):
             limits = f"; the model has classes 0 to {classes - 1}" if classes is not None else ""
             raise DataError(f"{path}, line {line}: label {label} is not a class{limits}")
         image = path.parent / file
@@ -118,7 +121,7 @@ def _is_header(row: Sequence[str]) -> bool:
 
 def _listed(folder: Path, classes: int | None) -> tuple[list[Path], Labels | None]:
     """List images: the n-th of the sorted sub-folders is class n; images of the folder itself have no label."""
-    subfolders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    subfolders = sorted(folder / e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
     own = _images(folder)
     grouped = [_images(subfolder) for subfolder in subfolders]
     if not any(grouped):
@@ -136,6 +139,5 @@ def _listed(folder: Path, classes: int | None) -> tuple[list[Path], Labels | Non
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    named = (e for e in os.scandir(folder) if Path(e.name).suffix.lower() in SUFFIXES and not e.name.startswith("."))
+    return sorted(folder / entry.name for entry in named if entry.is_file())  # to read a pipe would wait for ever

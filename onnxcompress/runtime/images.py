@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.errors import DataError
-from onnxcompress.runtime.preprocess import Preprocess, Size
+from onnxcompress.runtime.preprocess import MOST_PIXELS, Preprocess, Size
 from onnxcompress.runtime.tensors import Array, shown_shape
 
 if TYPE_CHECKING:
@@ -121,6 +121,10 @@ class ImageTransform:
         if resize is None and crop is not None and (height < crop[0] or width < crop[1]):
             resize = crop
         target = resize if resize is None or self.preprocess.stretch else _covering(height, width, resize)
+        if target is not None and target[0] * target[1] > MOST_PIXELS:
+            raise DataError(
+                f"{where}: {width}x{height} pixels would be resized to {target[1]}x{target[0]}; leave it out"
+            )
         if target is not None and target != (height, width):
             image = image.resize((target[1], target[0]), _resampling(self.preprocess.interpolation))
         if crop is None:

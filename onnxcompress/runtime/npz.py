@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
@@ -22,8 +23,12 @@ from onnxcompress.runtime.tensors import Array, TensorInfo
 
 IMAGES = "images"
 
-DAMAGES = (OSError, EOFError, KeyError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
-"""What Python's `zipfile` raises on a damaged archive; RuntimeError: it claims to be encrypted or of a later format."""
+DAMAGES = (
+    *(OSError, EOFError, KeyError, RuntimeError, ValueError, MemoryError, OverflowError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""What Python's `zipfile` and numpy raise on a damaged archive; RuntimeError: it claims to be encrypted or of a later
+format, MemoryError: a header claims more than there can be."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,9 @@ def read_members(path: Path) -> dict[str, Member]:
             try:
                 with archive.open(entry) as stream:
                     member = read_header(stream, entry)
+                _check_length(member, archive.getinfo(entry).file_size)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from error
             except Exception as error:
                 raise DataError(f"{path}: array '{name}' is damaged: {error}") from error
             if member.dtype.hasobject:
@@ -155,9 +163,13 @@ def opened_archive(path: Path) -> zipfile.ZipFile:
         DataError: the file is missing or is none.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no regular file, which a .npz file must be")
         return zipfile.ZipFile(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except DAMAGES as error:
         raise DataError(f"{path}: not a .npz file: {error}") from error
 
@@ -170,16 +182,28 @@ def read_header(stream: IO[bytes], entry: str) -> Member:
     return Member(entry.removesuffix(".npy"), entry, shape, dtype, fortran_order)
 
 
+def _check_length(member: Member, size: int) -> None:
+    """Refuse a header that claims more rows than the entry of `size` bytes can hold."""
+    row = math.prod(member.shape[1:]) * member.dtype.itemsize
+    if member.shape and member.shape[0] * max(row, 1) > size:
+        claimed = f"{member.dtype} {list(member.shape)}"
+        raise DataError(f"array '{member.name}' ends early: {size} bytes do not hold {claimed}; copy the file again")
+
+
 @contextmanager
 def _rows(archive: zipfile.ZipFile, member: Member, path: Path) -> Iterator[Callable[[Positions], Array]]:
     """Yield a reader of rows at ascending positions, which never goes back in the (often compressed) stream."""
     row_shape = member.shape[1:]
-    row_bytes = int(np.prod(row_shape, dtype=np.int64)) * member.dtype.itemsize
-    with archive.open(member.entry) as stream:
-        read_header(stream, member.entry)
-        start = stream.tell()
-        # Column-major arrays have no rows to read one after another; they are rare, and taken whole.
-        whole = _read_column_major(stream, member) if member.fortran_order else None
+    row_bytes = math.prod(row_shape) * member.dtype.itemsize
+    with ExitStack() as opened:
+        try:
+            stream = opened.enter_context(archive.open(member.entry))
+            read_header(stream, member.entry)
+            start = stream.tell()
+            # Column-major arrays have no rows to read one after another; they are rare, and taken whole.
+            whole = _read_column_major(stream, member) if member.fortran_order else None
+        except DAMAGES as error:
+            raise DataError(f"{path}: array '{member.name}' is damaged: {error}") from error
 
         def read(positions: Positions) -> Array:
             if whole is not None:
@@ -208,7 +232,7 @@ def _read_column_major(stream: IO[bytes], member: Member) -> Array:
 
 def _check_images(member: Member, path: Path) -> None:
     is_image = len(member.shape) == 3 or (len(member.shape) == 4 and member.shape[3] in (1, 3))
-    if member.dtype != np.uint8 or not is_image:
+    if member.dtype != np.uint8 or not is_image or 0 in member.shape[1:]:
         raise DataError(
             f"{path}: '{IMAGES}' is {member.dtype} {list(member.shape)}; uint8 (N, H, W, C) with C 1 or 3 is needed"
         )

@@ -19,6 +19,12 @@ from onnxcompress.runtime.tensors import TensorInfo
 
 Size = tuple[int, int]
 
+MOST_PIXELS = 2**26
+"""No image is made larger: such a size is a mistake, and its numbers would take gigabytes."""
+
+_LARGEST = 2.0**127
+_SMALLEST = 2.0**-126
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -102,7 +108,7 @@ def load_preprocess(value: str | Path | Preprocess) -> Preprocess:
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         table = toml.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise RecipeError(f"{path}: not a readable TOML file: {error}") from error
     return _from_table(table, path)
 
@@ -165,7 +171,7 @@ def _from_table(table: Mapping[str, Any], path: Path) -> Preprocess:
             raise RecipeError(f"{path}: unknown key '{key}'; the keys are {', '.join(known)}")
 
     def wrong(key: str, expected: str) -> RecipeError:
-        return RecipeError(f"{path}: {key} = {table[key]!r} is not {expected}")
+        return RecipeError(f"{path}: {key} = {repr(table[key])[:60]} is not {expected}")
 
     def choice(key: str, default: str | None, choices: tuple[str, ...], fold: Any) -> Any:
         value = table.get(key, default)
@@ -178,6 +184,8 @@ def _from_table(table: Mapping[str, Any], path: Path) -> Preprocess:
         values = value if isinstance(value, list) else [value]
         if len(values) not in (1, 3) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
             raise wrong(key, "a number, or a list of 1 or 3 numbers")
+        if not all(abs(v) <= _LARGEST for v in values):
+            raise wrong(key, "finite, as single-precision numbers are")
         return tuple(float(v) for v in values)
 
     def size(key: str) -> Size | None:
@@ -187,10 +195,12 @@ def _from_table(table: Mapping[str, Any], path: Path) -> Preprocess:
         values = value if isinstance(value, list) else [value, value]
         if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
             raise wrong(key, "a positive whole number of pixels or [height, width]")
+        if values[0] * values[1] > MOST_PIXELS:
+            raise wrong(key, f"a size of at most {MOST_PIXELS} pixels")
         return values[0], values[1]
 
     std = numbers("std", (1.0,))
-    if min(abs(s) for s in std) == 0:
+    if min(abs(s) for s in std) < _SMALLEST:
         raise wrong("std", "free of zeros")
     scale = numbers("scale", (1.0,))
     if len(scale) != 1:

@@ -137,7 +137,7 @@ def _output_info(output: Any) -> TensorInfo:
 def _start(model: ModelSource, provider: Provider, settings: SessionSettings) -> Any:
     import onnxruntime
 
-    source = model if isinstance(model, bytes) else os.fspath(model)
+    source = model if isinstance(model, bytes) else _utf8_path(model)
 
     def create() -> Any:
         # enable_fallback=0: otherwise a failing provider is replaced by CPU with a line on standard output.
@@ -173,6 +173,18 @@ def _start(model: ModelSource, provider: Provider, settings: SessionSettings) ->
     if caught.text:
         sys.stderr.write(caught.text)
     return raw
+
+
+def _utf8_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as onnxruntime takes it: its bytes read as UTF-8, whatever the locale makes of them.
+
+    Raises:
+        ModelError: they are none.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{os.fspath(path)}: onnxruntime takes only names in UTF-8; rename the file") from error
 
 
 def _loads_on_cpu(source: bytes | str, settings: SessionSettings) -> bool:

@@ -99,7 +99,7 @@ class StreamDataset(Dataset):
     def _checked(self, feed: Feed, where: str) -> tuple[dict[str, Array], Labels | None]:
         if not isinstance(feed, Mapping):
             raise DataError(f"{where}: a {type(feed).__name__} where {{input name: array}} is expected")
-        arrays = {str(name): np.asarray(value) for name, value in feed.items()}
+        arrays = {str(name): _array(value, f"{where}, '{name}'") for name, value in feed.items()}
         labelled = _is_labelled(feed, self.inputs)
         if labelled != self._has_labels:
             raise DataError(f"{where}: some feeds have labels and some have none")
@@ -114,11 +114,18 @@ class StreamDataset(Dataset):
         return arrays, labels
 
 
+def _array(value: Any, where: str) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever the conversion of an object of the user's raises
+        raise DataError(f"{where}: a {type(value).__name__} that makes no array: {one_line(error)}") from error
+
+
 def checked_labels(labels: Array, where: str) -> Labels:
     """Return class numbers as int64 (N,).
 
     Raises:
-        DataError: they are not whole numbers from 0 up in one dimension.
+        DataError: they are not whole numbers from 0 to 2^63 - 1 in one dimension.
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
@@ -126,6 +133,8 @@ def checked_labels(labels: Array, where: str) -> Labels:
         )
     if labels.size and labels.min() < 0:
         raise DataError(f"{where}: label {labels.min()} is negative")
+    if labels.size and labels.max() >= 2**63:
+        raise DataError(f"{where}: label {labels.max()} is no class number")
     return labels.astype(np.int64)
 
 
@@ -159,7 +168,7 @@ def open_callable(text: str, inputs: Sequence[TensorInfo]) -> StreamDataset:
         value: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             value = getattr(value, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that is no module may end the program
         raise DataError(f"{text}: cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     finally:
         sys.path.remove(here)
@@ -220,7 +229,7 @@ def _restartable(data: Any, name: str) -> Callable[[], Iterator[Feed]]:
             yield from made
         except DataError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(f"{name}: reading failed: {type(error).__name__}: {one_line(error)}") from error
 
     if not callable(data) and not hasattr(data, "get_next") and not isinstance(data, Iterable):

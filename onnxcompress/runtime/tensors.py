@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,16 +88,18 @@ def conform(feeds: Mapping[str, Array], inputs: Sequence[TensorInfo], where: str
     return {name: _conform_one(np.asarray(feeds[name]), info, where) for name, info in wanted.items()}
 
 
-def _conform_one(array: Array, info: TensorInfo, where: str) -> Array:
+def _check_shape(shape: Sequence[int], info: TensorInfo, where: str) -> None:
     # onnxruntime describes an unknown rank like a scalar's.
     fits = not info.shape or (
-        array.ndim == len(info.shape)
-        and all(not isinstance(size, int) or size == seen for size, seen in zip(info.shape, array.shape, strict=True))
+        len(shape) == len(info.shape)
+        and all(not isinstance(size, int) or size == seen for size, seen in zip(info.shape, shape, strict=True))
     )
     if not fits:
-        raise DataError(
-            f"{where}: '{info.name}' has shape {shown_shape(array.shape)}, the model takes {info.described()}"
-        )
+        raise DataError(f"{where}: '{info.name}' has shape {shown_shape(shape)}, the model takes {info.described()}")
+
+
+def _conform_one(array: Array, info: TensorInfo, where: str) -> Array:
+    _check_shape(array.shape, info, where)
     if array.dtype == info.dtype:
         return array
     if not np.can_cast(array.dtype, info.dtype, "same_kind"):
@@ -129,7 +133,7 @@ def concrete_shapes(
 def _concrete(info: TensorInfo, given: Sequence[int] | None, batch: int | None) -> tuple[int, ...]:
     sizes: list[int | str | None] = list(info.shape)
     if given is not None:
-        _conform_one(np.broadcast_to(np.zeros((), info.dtype), tuple(given)), info, "--input-shape")
+        _check_shape(given, info, "--input-shape")
         sizes = list(given)
     if sizes and info.fixed_batch is None and (batch is not None or not isinstance(sizes[0], int)):
         sizes[0] = batch or 1
@@ -149,14 +153,29 @@ def random_inputs(inputs: Sequence[TensorInfo], shapes: Mapping[str, Sequence[in
 
     Floats are standard normal, uint8 covers 0 to 255 (images), other integers and booleans are 0 or 1, which is valid
     as an index, a mask or a count.
+
+    Raises:
+        DataError: a shape takes more than this machine's memory.
     """
     generator = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
     for info in inputs:
         shape = tuple(shapes[info.name])
+        if math.prod(shape) * info.dtype.itemsize > _memory_bytes():
+            raise DataError(
+                f"input '{info.name}' of shape {shown_shape(shape)} takes more than this machine's memory; "
+                "give a smaller --batch or --input-shape"
+            )
         if info.dtype.kind == "f":
             feeds[info.name] = generator.standard_normal(shape, dtype=np.float32).astype(info.dtype)
         else:
             high = 256 if info.dtype == np.uint8 else 2
             feeds[info.name] = generator.integers(0, high, shape).astype(info.dtype)
     return feeds
+
+
+def _memory_bytes() -> int:
+    """Return the size of the machine's memory, or what no machine has where the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return 2**46
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

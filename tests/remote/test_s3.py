@@ -89,6 +89,11 @@ def test_external_data_come_along_and_go_along(bucket: Any) -> None:
     assert main([*command, "--prune", "0.5", "--overwrite"]) == 0
     # The side file of the model that was replaced has gone.
     assert len(bucket.ls("models/out", refresh=True)) == 2
+    # One that another model may read has not: it is not fetched to find out.
+    bucket.cp_file("models/out/big.onnx", "models/out/copy.onnx")
+    assert main([*command, "--prune", "0.25", "--overwrite"]) == 0
+    assert len(bucket.ls("models/out", refresh=True)) == 4
+    assert main(["inspect", "s3://models/out/copy.onnx", "-q"]) == 0
     bucket.rm_file("models/there/weights.bin")
     assert main([*command, "--overwrite"]) == 4
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +59,8 @@ def test_forms_of_labels_csv(text: str, tmp_path: Path) -> None:
         (f"a.png,0\n{'b' * 300}.png,1\n", "line 2: there is no image 'bbb"),
         ("file,label\na.png,4\n", "line 2: label 4 is not a class; the model has classes 0 to 3"),
         ("a.png,-1\n", "line 1: label -1 is not a class"),
+        ("a.png,99999999999999999999\n", "line 1: label 99999999999999999999 is not a class"),
+        ("a.png,0\npipe.png,1\n", "line 2: there is no image 'pipe.png'"),
         ("a.png,cat\n", "line 1: label 'cat' is not a whole number"),
         ("file,label\na.png,1.5\n", "line 2: label '1.5' is not a whole number"),
         ("file,label\na.png\n", "line 2: 'file,label' expected, seen 'a.png'"),
@@ -67,9 +71,17 @@ def test_forms_of_labels_csv(text: str, tmp_path: Path) -> None:
 )
 def test_labels_csv_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DataError, match=rf"labels\.csv.*{message}"):
         open_folder(tmp_path)
+
+
+def test_a_label_that_no_number_of_classes_has(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"a.png,{2**63}\n")
+    with pytest.raises(DataError, match="line 1: label 9223372036854775808 is not a class"):
+        open_folder(tmp_path, classes=None)
 
 
 def test_labels_csv_that_is_no_text(tmp_path: Path) -> None:
@@ -103,6 +115,32 @@ def test_folders_that_hold_no_data(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     save_image(tmp_path / "cat" / "a.png")
     with pytest.raises(DataError, match="images and sub-folders of images"):
+        open_folder(tmp_path)
+
+
+def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
+    """To read a pipe would wait for ever."""
+    image_folder(tmp_path, 3)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "nowhere.png").symlink_to("gone.png")
+    (tmp_path / "link.png").symlink_to("000.png")
+    (tmp_path / "labels.csv").unlink()
+    assert open_folder(tmp_path).length == 4
+
+
+@pytest.mark.parametrize("locked", ["", "cat"])
+def test_a_folder_that_may_not_be_listed(locked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(tmp_path / "cat" / "a.png")
+    listed = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if Path(path) == tmp_path / locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=rf"{tmp_path / locked}: cannot be read \(Permission denied\)"):
         open_folder(tmp_path)
 
 

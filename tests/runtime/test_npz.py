@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,66 @@ def test_no_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X[:0])
     with pytest.raises(DataError, match="no samples"):
         list(open_dataset(tmp_path / "d.npz", [image_input()]).batches())
+
+
+def test_images_of_no_height(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", images=np.zeros((4, 0, 8, 3), np.uint8))
+    with pytest.raises(DataError, match=r"'images' is uint8 \[4, 0, 8, 3\]; uint8 \(N, H, W, C\)"):
+        open_dataset(tmp_path / "d.npz", [image_input()], preprocess="unit")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_the_datas_fault(value: float, tmp_path: Path) -> None:
+    broken = X.copy()
+    broken[7, 1, 2, 3] = value
+    np.savez(tmp_path / "d.npz", x=broken)
+    with pytest.raises(DataError, match=rf"d\.npz: sample 7 holds {value} as float32 in 'x'"):
+        list(open_dataset(tmp_path / "d.npz", [image_input()]).batches(4))
+
+
+def entry(header: str, values: bytes) -> bytes:
+    """An array's file of any header."""
+    padded = f"{header:<117}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + values
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(40, 3, 8, 8), (1, 3, 10**6, 10**6), (1, 2**40, 2**40, 2**40), (10**15, 0, 8, 8), (10**30, 3, 8, 8)]
+)
+@pytest.mark.parametrize("name", ["x", "labels"])
+def test_a_header_that_claims_more_than_there_is(
+    name: str, shape: tuple[int, ...], order: bool, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "d.npz", **({} if name == "x" else {"x": X}))
+    header = f"{{'descr': '<f4', 'fortran_order': {order}, 'shape': {shape}, }}"
+    with zipfile.ZipFile(tmp_path / "d.npz", "a") as archive:
+        archive.writestr(f"{name}.npy", entry(header, b"\0" * 64))
+    with pytest.raises(DataError, match=rf"d\.npz: array '{name}' ends early"):
+        open_dataset(tmp_path / "d.npz", [image_input()])
+
+
+def test_a_column_major_array_that_cannot_be_unpacked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.asfortranarray(X))
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    content[3000:3400] = bytes(400)
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(DataError, match="array 'x' is damaged"):
+        list(open_dataset(tmp_path / "d.npz", [image_input()]).batches())
+
+
+def test_a_file_that_may_not_be_read_and_one_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(DataError, match=r"pipe\.npz: is no regular file"):
+        open_dataset(tmp_path / "pipe.npz", [image_input()])
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    np.savez(tmp_path / "d.npz", x=X)
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(DataError, match=r"d\.npz: cannot be read \(Permission denied\)"):
+        open_dataset(tmp_path / "d.npz", [image_input()])
 
 
 @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps([1, 2])])

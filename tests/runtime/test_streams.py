@@ -99,6 +99,10 @@ def test_an_input_that_is_called_labels_is_no_label() -> None:
         (3, "a int, neither an iterable of feeds nor a data reader"),
         (lambda: 3, "a int, neither an iterable"),
         (lambda: 1 / 0, "reading failed: ZeroDivisionError"),
+        (lambda: sys.exit(0), "reading failed: SystemExit: 0"),
+        ([{"x": [[1.0], [1.0, 2.0]]}], "data, feed 0, 'x': a list that makes no array"),
+        ([{"x": X, "labels": np.full(10, 2**64 - 1, np.uint64)}], "label 18446744073709551615 is no class number"),
+        ([{"x": X}, {"x": np.where(X == 7, np.nan, X)}], "sample 13 holds nan as float32 in 'x'"),
     ],
 )
 def test_feeds_that_cannot_be_used(feeds: Any, message: str) -> None:
@@ -141,6 +145,9 @@ def test_a_callable_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             open_dataset("my_calibration:broken", [INFO])
         with pytest.raises(DataError, match="no_such_module:f: cannot be imported: ModuleNotFoundError"):
             open_dataset("no_such_module:f", [INFO])
+        Path("my_script.py").write_text("import sys\nsys.exit()\n")
+        with pytest.raises(DataError, match="my_script:f: cannot be imported: SystemExit"):
+            open_dataset("my_script:f", [INFO])
         assert sys.path == path
     finally:
         sys.modules.pop("my_calibration", None)

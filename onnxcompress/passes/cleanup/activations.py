@@ -27,8 +27,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from onnxcompress.errors import RecipeError
-from onnxcompress.graph import Model, cut_links
+from onnxcompress.graph import Model
 from onnxcompress.linalg.piecewise import Coefficients, Piecewise, X
+from onnxcompress.links import cut_links
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, pinned_names, planned_node, remove_nodes
 

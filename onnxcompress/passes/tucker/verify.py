@@ -24,6 +24,9 @@ Array = npt.NDArray[Any]
 _ROUNDING = {2: 2e-2, 4: 1e-5, 8: 1e-7}
 """Relative error that rounding the factors to an element type of so many bytes may add."""
 
+_SMALLEST = {2: 2.0**-24, 4: 2.0**-149, 8: 2.0**-1074}
+"""The step between the smallest numbers of such a type: a weight near it has fewer digits than others."""
+
 
 def verify_splits(model: Model, result: PassResult, feeds: Mapping[str, Array]) -> Verification:
     """Run the split model against the original whose split weights are the products of their stored factors.
@@ -121,7 +124,8 @@ def _check_error(decision: Mapping[str, Any], weight: Array, product: Matrix) ->
     size, missing = energy(weight), energy_of_difference(weight, product)
     seen = math.sqrt(missing / size) if size > 0.0 else 0.0
     planned = float(decision["error"])
-    if abs(seen - planned) > _ROUNDING[weight.dtype.itemsize]:
+    steps = _SMALLEST[weight.dtype.itemsize] * math.sqrt(weight.size / size) if size > 0.0 else 0.0
+    if abs(seen - planned) > _ROUNDING[weight.dtype.itemsize] + steps:
         raise PassError(
             f"self-check of node '{decision['node']}': its factors are {seen:.3g} (relative) away from its weight, "
             f"the plan says {planned:.3g}"
