@@ -59,6 +59,32 @@ def test_values_beyond_half_precision_are_kept_whole() -> None:
         np.testing.assert_array_equal(files.read(np.array([0]))["x"], values)
 
 
+@pytest.mark.parametrize("scales", [(1e-8, 1e-8), (1.0, 70_000.0)])
+def test_values_that_half_precision_would_lose_are_kept_whole(scales: tuple[float, float]) -> None:
+    values = DRAWN.random((2, 4, 3, 8, 8), np.float32) * np.array(scales, np.float32)[:, None, None, None, None]
+    with SampleFiles("data") as files:
+        files.add([{"x": values[0]}, {"x": values[1]}])
+        read = files.read(np.arange(8))["x"].reshape(values.shape)
+    coarsest = 1e-3 * values.max((1, 2, 3, 4), keepdims=True)
+    assert bool((np.abs(read - values) <= coarsest).all())
+    np.testing.assert_array_equal(read[1], values[1])
+
+
+def test_values_that_differ_little_stay_apart() -> None:
+    values = DRAWN.random((6, 1, 8, 8), np.float32) + 4096
+    with SampleFiles("data") as files:
+        files.add([{"x": values}])
+        np.testing.assert_array_equal(files.read(np.arange(6))["x"], values)
+
+
+def test_pixels_take_half_the_room() -> None:
+    pixels = (DRAWN.integers(0, 256, (8, 3, 8, 8)) / 255 - 0.45) / 0.22
+    with SampleFiles("data") as files:
+        files.add([{"x": pixels.astype(np.float32)}])
+        read = files.read(np.arange(8))["x"]
+    np.testing.assert_array_equal(read, pixels.astype(np.float16).astype(np.float32))
+
+
 def test_samples_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with SampleFiles("data") as files, pytest.raises(DataError, match="data: no samples"):
         files.add([])

@@ -22,7 +22,10 @@ Arrays = Mapping[str, Array]
 Positions = npt.NDArray[np.int64]
 
 _DISK_SHARE = 0.8  # of what is free: others write temporary files, too
-_HALF_LIMIT = float(np.finfo(np.float16).max)
+_HALF_ERROR = 1e-3
+"""The most that half precision may move a value, relative to the range of what its channel has held so far."""
+
+_HALF = np.dtype(np.float16)
 
 
 @dataclass
@@ -34,17 +37,45 @@ class _Column:
     given: np.dtype[Any]
     shape: tuple[int, ...]
     rows: Array | None = None
+    low: Array | None = None
+    high: Array | None = None
 
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample in the file."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.stored.itemsize
 
+    def append(self, array: Array) -> None:
+        """Write samples (B, ...); from the first ones on that half precision does not hold, all are kept whole."""
+        if self.stored != self.given:
+            halved = self._halved(array)
+            if halved is not None:
+                self.file.append(halved)
+                return
+            whole = ArrayFile()
+            for number in range(len(self.file)):
+                whole.append(self.file[number].astype(self.given))
+            self.file.close()
+            self.file, self.stored = whole, self.given
+        self.file.append(array)
+
+    def _halved(self, array: Array) -> Array | None:
+        """Return an array (B, C, ...) in half precision, None where that is too coarse for its range."""
+        others = (0, *range(2, array.ndim))
+        low, high = array.min(others), array.max(others)
+        self.low = low if self.low is None else np.minimum(self.low, low)
+        self.high = high if self.high is None else np.maximum(self.high, high)
+        with np.errstate(over="ignore"):
+            halved = array.astype(_HALF)
+        moved = np.abs(array - halved).max(others)
+        fits = bool((moved <= _HALF_ERROR * (self.high - self.low)).all())
+        return halved if fits else None
+
 
 class SampleFiles:
     """Samples of named arrays, in one temporary file for each name; a context that removes them.
 
-    Floating-point values are kept in half precision where they fit: inputs are pixels, whose own steps are coarser.
+    Floating-point values are kept in half precision as long as that is close to them: the steps of pixels are coarser.
 
     Args:
         where: for messages.
@@ -102,7 +133,7 @@ class SampleFiles:
                     f"{self._where}: '{name}' has samples of shapes {column.shape} and {array.shape[1:]}; "
                     "training needs one size: give a preprocess TOML file with resize and crop"
                 )
-            column.file.append(array.astype(column.stored, copy=False))
+            column.append(array.astype(column.given, copy=False))
         self.count += len(next(iter(batch.values())))
         self._check_size(
             sum(column.sample_bytes for column in self._columns.values()) * len(next(iter(batch.values())))
@@ -125,5 +156,4 @@ class SampleFiles:
 
 
 def _stored_type(array: Array) -> np.dtype[Any]:
-    fits = array.dtype.kind == "f" and array.size > 0 and float(np.abs(array).max()) < _HALF_LIMIT / 8
-    return np.dtype(np.float16) if fits and array.ndim > 1 else array.dtype
+    return _HALF if array.dtype.kind == "f" and array.size > 0 and array.ndim > 1 else array.dtype
