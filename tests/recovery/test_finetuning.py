@@ -172,6 +172,10 @@ def test_a_loss_that_is_not_a_number_keeps_the_best_so_far() -> None:
 
 def test_running_out_of_memory_tells_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(self: Pair, feeds: object, *, apart: bool = False) -> None:
+    with pytest.raises(RecipeError, match="checkpoint of another training"):
+        fine_tune(checkpoint=path, resume=True, training=samples(300, 6, labels=True))
+    with pytest.raises(RecipeError, match="checkpoint of another training"):
+        fine_tune(checkpoint=path, resume=True, seed=1)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 ...")
 
     monkeypatch.setattr(Pair, "compared", exhausted)

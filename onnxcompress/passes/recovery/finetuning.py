@@ -131,8 +131,8 @@ class FineTuning(Pass):
             run = self._prepared(model, files, together, context, context.training)
             checkpoint = None
             if context.checkpoint is not None:
-                options = {**asdict(self.config), "numbers": sorted(context.numbers)}
-                identity = training_identity(model, context.original or model, options, files.count)
+                options = {**asdict(self.config), "numbers": sorted(context.numbers), "seed": context.seed}
+                identity = training_identity(model, context.original or model, options, files.digest())
                 checkpoint = Checkpoint(context.checkpoint, identity, resume=context.resume)
             with memory_advice(self.config.at_once or self.config.batch), _resume_advice(context.checkpoint):
                 context.note(run.run(checkpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -120,6 +121,15 @@ class SampleFiles:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of one sample by name."""
         return {name: column.shape for name, column in self._columns.items()}
+
+    def digest(self) -> str:
+        """Return a hash of all samples, in their order and as they are kept."""
+        whole = hashlib.sha256()
+        for name, column in sorted(self._columns.items()):
+            whole.update(repr((name, column.stored.str, column.shape)).encode())
+            for number in range(len(column.file)):
+                whole.update(np.ascontiguousarray(column.file[number]).data)
+        return whole.hexdigest()
 
     def _append(self, batch: Arrays) -> None:
         for name, array in batch.items():
