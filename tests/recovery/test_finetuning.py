@@ -29,8 +29,17 @@ from tests.recovery.small_classifier import accuracy, images, original, pruned, 
 CONFIG = FineTuningConfig(epochs=6, rate=2e-2, batch=32, views=Views(mirror=False), device="cpu")
 
 
-def fine_tune(config: FineTuningConfig = CONFIG, **changed: Any) -> tuple[PassResult, Mapping[str, Any]]:
-    model, provenance = pruned()
+def with_batch(model: Model, batch: int) -> Model:
+    proto = model.to_proto()
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = batch
+    return Model.from_proto(proto)
+
+
+def fine_tune(
+    config: FineTuningConfig = CONFIG, model: Model | None = None, **changed: Any
+) -> tuple[PassResult, Mapping[str, Any]]:
+    model, provenance = (model or pruned()[0]), pruned()[1]
     notes: list[Mapping[str, Any]] = []
     context = PassContext(
         training=samples(300, 5, labels=True), original=original(), provenance=provenance, note=notes.append
@@ -74,6 +83,37 @@ def test_a_class_the_model_does_not_have_is_refused() -> None:
     pixels, labels = images(300, 5)
     with pytest.raises(DataError, match="label 7 is not a class; the model has classes 0 to 3"):
         fine_tune(training=lambda: iter([{"input": pixels, LABELS: np.where(labels == 3, 7, labels)}]))
+
+
+def test_a_few_samples_that_the_original_misses_do_not_refuse_the_labels() -> None:
+    pixels, labels = images(4, 5)
+    others = np.where(np.arange(4) < 3, (labels + 1) % 4, labels)  # what a network of 75 % may miss once
+    fine_tune(replace(CONFIG, epochs=1), training=lambda: iter([{"input": pixels, LABELS: others}]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_are_judged_by_all_of_few_samples(seed: int) -> None:
+    pixels, labels = images(12, 5)
+    others = np.where(np.arange(12) < 5, (labels + 1) % 4, labels)
+    _, outcome = fine_tune(
+        replace(CONFIG, epochs=1), training=lambda: iter([{"input": pixels, LABELS: others}]), seed=seed
+    )
+    assert outcome["original_accuracy"] == pytest.approx(7 / 12)
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+def test_a_fixed_batch_is_kept_to_whatever_a_step_takes(batch: int) -> None:
+    told: list[tuple[int, int | None]] = []
+    _, outcome = fine_tune(
+        replace(CONFIG, epochs=1, batch=batch, held_out=0.5),
+        training=samples(30, 5, labels=True, batch=4),
+        model=with_batch(pruned()[0], 4),
+        original=with_batch(original(), 4),
+        tell=lambda doing, done, total: told.append((done, total)),
+    )
+    assert outcome["samples"] == {"trained": 15, "held_out": 15}
+    steps = 16 // (4 if batch == 1 else 12)
+    assert told == [(step, steps) for step in range(1, steps + 1)]
 
 
 def test_images_are_mirrored_only_where_the_original_does_not_mind() -> None:
@@ -132,6 +172,10 @@ def test_another_trainings_checkpoint_is_refused(tmp_path: Path) -> None:
         fine_tune(replace(CONFIG, batch=16), checkpoint=path, resume=True)
     with pytest.raises(RecipeError, match="checkpoint of another training"):  # --task regression
         fine_tune(checkpoint=path, resume=True, numbers=frozenset({"y"}))
+    with pytest.raises(RecipeError, match="checkpoint of another training"):
+        fine_tune(checkpoint=path, resume=True, training=samples(300, 6, labels=True))
+    with pytest.raises(RecipeError, match="checkpoint of another training"):
+        fine_tune(checkpoint=path, resume=True, seed=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02cos\nsystem\n(S'exit 1'\ntR."])
@@ -172,10 +216,6 @@ def test_a_loss_that_is_not_a_number_keeps_the_best_so_far() -> None:
 
 def test_running_out_of_memory_tells_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(self: Pair, feeds: object, *, apart: bool = False) -> None:
-    with pytest.raises(RecipeError, match="checkpoint of another training"):
-        fine_tune(checkpoint=path, resume=True, training=samples(300, 6, labels=True))
-    with pytest.raises(RecipeError, match="checkpoint of another training"):
-        fine_tune(checkpoint=path, resume=True, seed=1)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 ...")
 
     monkeypatch.setattr(Pair, "compared", exhausted)

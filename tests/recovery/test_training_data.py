@@ -128,6 +128,39 @@ def test_a_fixed_batch_is_filled_up() -> None:
         assert [len(feeds["x"]) for feeds, _ in data.batches(data.trained, 100)] == [4, 4, 4]
 
 
+def test_some_samples_are_those_that_judge_and_others_from_everywhere() -> None:
+    with SampleFiles("data") as files:
+        positions = files.add([{"x": np.zeros((20, 2), np.float32)}])
+        data = TrainingData(files, positions[4:], positions[:4], torch.device("cpu"), None)
+        assert data.some(3).tolist() == [0, 1, 2]
+        assert data.some(8).tolist() == [0, 1, 2, 3, 4, 8, 12, 16]
+        assert sorted(data.some(100)) == list(range(20))
+        assert data.count == 20
+
+
+@pytest.mark.parametrize(("fixed", "processes", "batch", "step"), [(4, 1, 10, 12), (4, 3, 10, 12), (3, 2, 7, 12)])
+def test_a_step_is_whole_batches_of_the_model_in_each_process(
+    fixed: int, processes: int, batch: int, step: int
+) -> None:
+    with SampleFiles("data") as files:
+        positions = files.add([{"x": np.zeros((20, 2), np.float32)}])
+        data = TrainingData(files, positions[5:], positions[:5], torch.device("cpu"), fixed, processes)
+        assert data.step(batch) == step
+        assert len(data.trained) % (fixed * processes) == 0
+        assert data.counts == {"trained": 15, "held_out": 5}
+        assert TrainingData(files, positions, positions, torch.device("cpu"), None, processes).step(batch) == batch
+
+
+def test_a_digest_tells_other_samples_and_other_labels() -> None:
+    def digest(pixels: float, label: int) -> str:
+        with SampleFiles("data") as files:
+            files.add([{"x": np.full((4, 2), pixels, np.float32), LABELS: np.full(4, label)}])
+            return files.digest()
+
+    assert digest(0.5, 1) == digest(0.5, 1)
+    assert len({digest(0.5, 1), digest(0.25, 1), digest(0.5, 2)}) == 3
+
+
 def image() -> torch.Tensor:
     return torch.arange(2 * 3 * 8 * 10, dtype=torch.float32).reshape(2, 3, 8, 10)
 

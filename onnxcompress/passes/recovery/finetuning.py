@@ -10,6 +10,7 @@ no part in the steps: neither its outputs nor its blocks are computed. Steps, sc
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,8 +37,8 @@ from onnxcompress.passes.recovery.training_device import memory_advice, training
 
 LOSSES = ("auto", "labels", "distill", "both")
 
-# Below this multiple of what guessing gives, the labels are not this network's classes.
-_LEAST_OVER_CHANCE = 2.0
+# Below this multiple of what guessing gives, the labels are not this network's classes: judged on so many samples.
+_LEAST_OVER_CHANCE, _CHECKED = 2.0, 500
 # Share of its accuracy that the original must keep on mirrored images for them to be trained on.
 _MIRROR_SHARE = 0.95
 
@@ -158,7 +159,7 @@ class FineTuning(Pass):
         blocks = find_blocks(model, original, context.provenance) if compares_blocks else ()
         pair = make_pair(model, blocks, device, context)
         trained, held_out = split_off(files.add(training()), self.config.held_out, context.seed)
-        data = TrainingData(files, trained, held_out, device, model_batch(model))
+        data = TrainingData(files, trained, held_out, device, model_batch(model), together.size)
         return _FineTuning(self.config, pair, data, context, together)
 
 
@@ -235,7 +236,7 @@ class _FineTuning:
         settings = TrainingSettings(
             self._config.epochs,
             self._config.rate,
-            self._config.batch,
+            self._data.step(self._config.batch),
             self._at_once,
             self._config.decay,
             self._context.seed,
@@ -288,18 +289,19 @@ class _FineTuning:
         return total / count
 
     def _accuracy(self, *, mirror: bool) -> float:
-        """Return the share of what is held out that the original recognises."""
-        right = 0
-        for feeds, labels in self._data.batches(self._data.held_out, self._at_once):
+        """Return the share of some hundreds of samples, all where there are fewer, that the original recognises."""
+        right: list[Tensor] = []
+        for feeds, labels in self._data.batches(self._data.some(_CHECKED), self._at_once):
             assert labels is not None
             feeds = self._data.mirrored(feeds) if mirror else feeds
-            right += int((self._scores(self._pair.expected(feeds)).argmax(1) == labels).sum())
-        return right / len(self._data.held_out)
+            right.append(self._scores(self._pair.expected(feeds)).argmax(1) == labels)
+        return float(torch.cat(right)[: min(_CHECKED, self._data.count)].double().mean())
 
     def _check_classes(self, accuracy: float) -> None:
-        """Refuse labels that mean other classes than the model's outputs."""
+        """Refuse labels that mean other classes than the model's outputs, unless so few may be missed by chance."""
         chance = 1.0 / self._classes
-        if accuracy < min(_LEAST_OVER_CHANCE * chance, 0.5):
+        least = min(_LEAST_OVER_CHANCE * chance, 0.5)
+        if accuracy < least - math.sqrt(least * (1.0 - least) / min(_CHECKED, self._data.count)):
             raise DataError(
                 f"the original recognises {accuracy:.1%} of the training labels, guessing gives {chance:.1%}: "
                 "they are not the classes of its outputs, or --preprocess is wrong; --loss distill needs no labels"

@@ -169,7 +169,11 @@ class _Reconstructing:
         before, start = self._measured(), self._pair.student.state()
         self._weights = (before.blocks < _UNRELATED).float()
         settings = TrainingSettings(
-            self._config.epochs, self._config.rate, self._config.batch, self._at_once, seed=self._context.seed
+            self._config.epochs,
+            self._config.rate,
+            self._data.step(self._config.batch),
+            self._at_once,
+            seed=self._context.seed,
         )
         trainer = Trainer(self._pair.student, settings, self._data.trained, lambda: float(self._measured().outputs))
         training = trainer.run(self._loss, "reconstructing", self._context.tell)

@@ -23,8 +23,9 @@ class TrainingData:
 
     Args:
         files: hold the graph's inputs by name, and labels under `LABELS` where there are any.
-        trained, held_out: positions of the two parts; see `split_off`.
+        trained, held_out: positions of the two parts, none twice; see `split_off`.
         fixed_batch: the batch that the model fixes, None where it is open.
+        processes: that share the samples to train on.
     """
 
     def __init__(
@@ -34,12 +35,15 @@ class TrainingData:
         held_out: Positions,
         device: torch.device,
         fixed_batch: int | None,
+        processes: int = 1,
     ) -> None:
         self._files = files
         self._device = device
         self.fixed_batch = fixed_batch
-        # Whole batches, some samples twice, where the model takes no others.
-        self.trained = trained if fixed_batch is None else _whole(trained, fixed_batch)
+        self._processes = processes
+        self.counts: Mapping[str, int] = {"trained": len(trained), "held_out": len(held_out)}
+        # Whole batches, some samples twice (the first ones again), where the model takes no others.
+        self.trained = trained if fixed_batch is None else _whole(trained, self.step(1))
         self.held_out = held_out if fixed_batch is None else _whole(held_out, fixed_batch)
 
     @property
@@ -51,6 +55,24 @@ class TrainingData:
         """Refuse labels beyond the classes.
 
         Raises:
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return sum(self.counts.values())
+
+    def some(self, count: int) -> Positions:
+        """Return positions of at most so many samples, those that judge first, in whole batches of the model."""
+        held_out, trained = (self.counts[part] for part in ("held_out", "trained"))
+        rest = min(max(0, count - held_out), trained)
+        spread = np.arange(rest) * trained // max(1, rest)  # files are often sorted by class
+        chosen = np.concatenate([self.held_out[: min(count, held_out)], self.trained[spread]])
+        return chosen if self.fixed_batch is None else _whole(chosen, self.fixed_batch)
+
+    def step(self, batch: int) -> int:
+        """Return the samples of a step of at least `batch`: whole batches of the model in each process."""
+        least = 1 if self.fixed_batch is None else self.fixed_batch * self._processes
+        return -(-batch // least) * least
+
             DataError: there is one.
         """
         if not self.has_labels:
