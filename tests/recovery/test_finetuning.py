@@ -24,6 +24,8 @@ from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.checkpoints import Checkpoint
 from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
 from onnxcompress.passes.recovery.graph_module import GraphModule
+from onnxcompress.passes.recovery.refit import Refit, RefitConfig
+from onnxcompress.passes.recovery.training_data import TrainingData
 from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
 
 CONFIG = FineTuningConfig(epochs=6, rate=2e-2, batch=32, views=Views(mirror=False), device="cpu")
@@ -56,6 +58,59 @@ def test_accuracy_comes_back(loss: str, labels_weight: float) -> None:
     assert accuracy(result.model) > 0.85
     assert outcome["loss"] == {"labels": labels_weight, "original": 1.0 - labels_weight}
     assert outcome["score"][1] < outcome["score"][0]
+
+
+def refitted(count: int, seed: int) -> Model:
+    model, provenance = pruned()
+    context = PassContext(calibration=samples(count, seed), original=original(), provenance=provenance)
+    done = Refit(RefitConfig())
+    return done.apply(model, done.plan(model, context), context).model
+
+
+@pytest.mark.parametrize("seed", [6, 7])
+def test_of_few_images_what_may_be_chance_keeps_the_start(seed: int) -> None:
+    start = refitted(64, seed)
+    result, outcome = fine_tune(
+        replace(CONFIG, epochs=10), start, training=samples(64, seed, labels=True), calibration=samples(64, seed)
+    )
+    assert outcome["samples"] == {"trained": 34, "held_out": 30}
+    assert min(epoch["score"] for epoch in outcome["epochs"]) < outcome["score"][0] == outcome["score"][1]
+    assert any("less than chance explains" in note for note in outcome["notes"])
+    assert result.model.to_bytes() == start.to_bytes()
+
+
+def test_what_a_refit_was_fitted_to_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[set[int]] = []
+    made = TrainingData.__init__
+
+    def noted(self: TrainingData, files: Any, trained: Any, held_out: Any, *others: Any) -> None:
+        given.extend((set(trained.tolist()), set(held_out.tolist())))
+        made(self, files, trained, held_out, *others)
+
+    monkeypatch.setattr(TrainingData, "__init__", noted)
+    pixels, _ = images(100, 5)
+    fine_tune(
+        replace(CONFIG, epochs=1),
+        training=samples(100, 5, labels=True),
+        calibration=lambda: iter([{"input": pixels[:50]}]),
+    )
+    trained, judging = given
+    assert trained | judging == set(range(100))
+    assert {each for each in range(50) if each % 5 != 4} <= trained
+    assert len(judging) == 30
+
+
+def test_few_images_held_out_are_warned_of() -> None:
+    warned = {}
+    for count in (40, 64):
+        _, outcome = fine_tune(replace(CONFIG, epochs=1), training=samples(count, 5, labels=True))
+        warned[count] = [note for note in outcome["notes"] if "held out say whether" in note]
+    assert warned == {
+        40: [
+            "only 20 samples held out say whether fine-tuning helped: give 60 or more to --train, better some hundreds"
+        ],
+        64: [],
+    }
 
 
 def test_without_labels_the_original_teaches() -> None:

@@ -25,7 +25,7 @@ from onnxcompress.passes.recovery.output_errors import (
     relative_error,
 )
 from onnxcompress.passes.recovery.sample_files import SampleFiles
-from onnxcompress.passes.recovery.training_data import TrainingData, split_off
+from onnxcompress.passes.recovery.training_data import TrainingData, fitted_keys, split_off
 
 FULL = Path("/dev/full")
 DRAWN = np.random.default_rng(0)
@@ -105,6 +105,28 @@ def test_a_part_is_split_off_by_the_seed() -> None:
     assert [len(part) for part in split_off(np.arange(2), 0.01, 0)] == [1, 1]
     with pytest.raises(DataError, match="at least 2"):
         split_off(np.arange(1), 0.5, 0)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (9, 4), (40, 20), (65, 30), (300, 30), (1000, 100)])
+def test_of_few_samples_more_judge(count: int, held_out: int) -> None:
+    assert [len(part) for part in split_off(np.arange(count), 0.1, 0, least=30)] == [count - held_out, held_out]
+
+
+def test_samples_that_are_known_judge_last() -> None:
+    known = np.arange(50) < 30
+    assert split_off(np.arange(50), 0.2, 0, known=known)[1].min() >= 30
+    trained, held_out = split_off(np.arange(50), 0.5, 0, known=known)
+    assert set(range(30, 50)) < set(held_out)
+    assert (len(held_out), sorted([*trained, *held_out])) == (25, list(range(50)))
+
+
+def test_what_a_refit_holds_out_is_not_known_to_it() -> None:
+    pixels = DRAWN.random((50, 1, 4, 4), np.float32)
+    with SampleFiles("data") as files:
+        files.add([{"x": pixels, LABELS: np.arange(50)}])
+        fitted = fitted_keys(lambda: iter([{"x": pixels[10:20]}, {"x": pixels[20:30]}]))
+        known = np.flatnonzero([key in fitted for key in files.keys])
+    assert known.tolist() == [*range(10, 14), *range(15, 19), *range(20, 24), *range(25, 29)]
 
 
 def test_labels_stay_with_their_samples() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.errors import DataError
+from onnxcompress.passes.base import LABELS
 from onnxcompress.runtime.array_file import ArrayFile, disk_is_full
 
 Array = npt.NDArray[Any]
@@ -26,6 +27,7 @@ _DISK_SHARE = 0.8  # of what is free: others write temporary files, too
 _HALF_ERROR = 1e-3
 """The most that half precision may move a value, relative to the range of what its channel has held so far."""
 
+_KEY_BYTES = 8
 _HALF = np.dtype(np.float16)
 
 
@@ -80,6 +82,10 @@ class SampleFiles:
 
     Args:
         where: for messages.
+
+    Attributes:
+        count: how many samples there are.
+        keys: of each sample; see `sample_keys`.
     """
 
     def __init__(self, where: str) -> None:
@@ -87,6 +93,7 @@ class SampleFiles:
         self._where = where
         self._free = int(shutil.disk_usage(tempfile.gettempdir()).free * _DISK_SHARE)
         self.count = 0
+        self.keys: list[bytes] = []
 
     def add(self, batches: Iterable[Arrays]) -> Positions:
         """Read samples to the end and keep them; return their positions.
@@ -123,12 +130,10 @@ class SampleFiles:
         return {name: column.shape for name, column in self._columns.items()}
 
     def digest(self) -> str:
-        """Return a hash of all samples, in their order and as they are kept."""
-        whole = hashlib.sha256()
-        for name, column in sorted(self._columns.items()):
-            whole.update(repr((name, column.stored.str, column.shape)).encode())
-            for number in range(len(column.file)):
-                whole.update(np.ascontiguousarray(column.file[number]).data)
+        """Return a hash of all samples and their labels, in their order."""
+        whole = hashlib.sha256(b"".join(self.keys))
+        if LABELS in self._columns:
+            whole.update(self._columns[LABELS].file.joined().tobytes())
         return whole.hexdigest()
 
     def _append(self, batch: Arrays) -> None:
@@ -145,6 +150,7 @@ class SampleFiles:
                 )
             column.append(array.astype(column.given, copy=False))
         self.count += len(next(iter(batch.values())))
+        self.keys += sample_keys(batch)
         self._check_size(
             sum(column.sample_bytes for column in self._columns.values()) * len(next(iter(batch.values())))
         )
@@ -163,6 +169,18 @@ class SampleFiles:
             assert column.rows is not None
             read[name] = np.asarray(column.rows[positions]).astype(column.given)
         return read
+
+
+def sample_keys(batch: Arrays) -> list[bytes]:
+    """Return a short hash of each sample's inputs; its label has no part in it."""
+    inputs = [np.ascontiguousarray(array) for name, array in sorted(batch.items()) if name != LABELS]
+    keys = []
+    for number in range(len(inputs[0])):
+        key = hashlib.blake2b(digest_size=_KEY_BYTES)
+        for array in inputs:
+            key.update(array[number].tobytes())
+        keys.append(key.digest())
+    return keys
 
 
 def _stored_type(array: Array) -> np.dtype[Any]:

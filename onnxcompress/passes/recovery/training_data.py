@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import LABELS
+from onnxcompress.passes.base import LABELS, Samples
 from onnxcompress.passes.recovery.augmentation import Views, is_image, random_views
 from onnxcompress.passes.recovery.block_errors import to_feeds
-from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
+from onnxcompress.passes.recovery.refit_solve import held_out as refit_holds_out
+from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles, sample_keys
 
 _MOST_HELD_OUT = 2000
 
@@ -51,10 +53,6 @@ class TrainingData:
         """Whether every sample has a class number."""
         return LABELS in self._files.shapes
 
-    def check_labels(self, classes: int) -> None:
-        """Refuse labels beyond the classes.
-
-        Raises:
     @property
     def count(self) -> int:
         """How many samples there are."""
@@ -73,6 +71,10 @@ class TrainingData:
         least = 1 if self.fixed_batch is None else self.fixed_batch * self._processes
         return -(-batch // least) * least
 
+    def check_labels(self, classes: int) -> None:
+        """Refuse labels beyond the classes.
+
+        Raises:
             DataError: there is one.
         """
         if not self.has_labels:
@@ -113,17 +115,34 @@ class TrainingData:
         return feeds, None if labels is None else labels.to(self._device)
 
 
-def split_off(positions: Positions, share: float, seed: int) -> tuple[Positions, Positions]:
-    """Return positions to train on and positions to judge by: `share` of them, 1 at least and 2,000 at most.
+def split_off(
+    positions: Positions, share: float, seed: int, *, least: int = 1, known: npt.NDArray[np.bool_] | None = None
+) -> tuple[Positions, Positions]:
+    """Return positions to train on and positions to judge by.
+
+    Args:
+        share: of those that judge; 1 at least and 2,000 at most.
+        least: so many judge, where that is no more than half.
+        known: (n,); those that judge only where the others do not suffice.
 
     Raises:
         DataError: there is only one.
     """
     if len(positions) < 2:
         raise DataError("training needs at least 2 samples, one of them to judge by; give more data")
-    count = min(max(1, round(len(positions) * share)), _MOST_HELD_OUT, len(positions) - 1)
-    order = np.random.default_rng(seed).permutation(positions)
+    count = max(1, round(len(positions) * share), min(least, len(positions) // 2))
+    count = min(count, _MOST_HELD_OUT, len(positions) - 1)
+    order = np.random.default_rng(seed).permutation(len(positions))
+    if known is not None:
+        order = order[np.argsort(known[order], kind="stable")]
+    order = positions[order]
     return np.sort(order[count:]), np.sort(order[:count])
+
+
+def fitted_keys(calibration: Samples) -> set[bytes]:
+    """Return the keys of the calibration samples that a refit is fitted to: all but those that it holds out."""
+    keys = [key for batch in calibration() for key in sample_keys(batch)]
+    return {key for key, held in zip(keys, refit_holds_out(len(keys)), strict=True) if not held}
 
 
 def model_batch(model: Model) -> int | None:
