@@ -118,6 +118,7 @@ def test_without_labels_the_original_teaches() -> None:
     assert accuracy(result.model) > 0.85
     assert outcome["loss"] == {"labels": 0.0, "original": 1.0}
     assert outcome["original_accuracy"] is None
+    assert outcome["samples"] == {"trained": 240, "held_out": 60}
 
 
 def test_labels_are_missing_where_they_are_needed() -> None:
@@ -188,7 +189,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         pass
 
     def kill(doing: str, done: int, total: int | None) -> None:
-        if done == 27:  # in the fourth of six epochs of eight steps
+        if done == 27:  # in the fourth of six epochs of seven steps
             raise Killed
 
     path = tmp_path / "out.onnx.training"
@@ -198,7 +199,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert path.exists()
     told: list[int] = []
     result, outcome = fine_tune(checkpoint=path, resume=True, tell=lambda doing, done, total: told.append(done))
-    assert told[0] == 25
+    assert told[0] == 22
     assert result.model.to_bytes() == whole
     assert [epoch["epoch"] for epoch in outcome["epochs"]] == list(range(7))
     # What is finished stays finished until the run that it belongs to is: resumed again, nothing is trained.
