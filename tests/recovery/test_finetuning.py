@@ -24,13 +24,24 @@ from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.checkpoints import Checkpoint
 from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
 from onnxcompress.passes.recovery.graph_module import GraphModule
+from onnxcompress.passes.recovery.refit import Refit, RefitConfig
+from onnxcompress.passes.recovery.training_data import TrainingData
 from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
 
 CONFIG = FineTuningConfig(epochs=6, rate=2e-2, batch=32, views=Views(mirror=False), device="cpu")
 
 
-def fine_tune(config: FineTuningConfig = CONFIG, **changed: Any) -> tuple[PassResult, Mapping[str, Any]]:
-    model, provenance = pruned()
+def with_batch(model: Model, batch: int) -> Model:
+    proto = model.to_proto()
+    for info in (*proto.graph.input, *proto.graph.output):
+        info.type.tensor_type.shape.dim[0].dim_value = batch
+    return Model.from_proto(proto)
+
+
+def fine_tune(
+    config: FineTuningConfig = CONFIG, model: Model | None = None, **changed: Any
+) -> tuple[PassResult, Mapping[str, Any]]:
+    model, provenance = (model or pruned()[0]), pruned()[1]
     notes: list[Mapping[str, Any]] = []
     context = PassContext(
         training=samples(300, 5, labels=True), original=original(), provenance=provenance, note=notes.append
@@ -49,11 +60,65 @@ def test_accuracy_comes_back(loss: str, labels_weight: float) -> None:
     assert outcome["score"][1] < outcome["score"][0]
 
 
+def refitted(count: int, seed: int) -> Model:
+    model, provenance = pruned()
+    context = PassContext(calibration=samples(count, seed), original=original(), provenance=provenance)
+    done = Refit(RefitConfig())
+    return done.apply(model, done.plan(model, context), context).model
+
+
+@pytest.mark.parametrize("seed", [6, 7])
+def test_of_few_images_what_may_be_chance_keeps_the_start(seed: int) -> None:
+    start = refitted(64, seed)
+    result, outcome = fine_tune(
+        replace(CONFIG, epochs=10), start, training=samples(64, seed, labels=True), calibration=samples(64, seed)
+    )
+    assert outcome["samples"] == {"trained": 34, "held_out": 30}
+    assert min(epoch["score"] for epoch in outcome["epochs"]) < outcome["score"][0] == outcome["score"][1]
+    assert any("less than chance explains" in note for note in outcome["notes"])
+    assert result.model.to_bytes() == start.to_bytes()
+
+
+def test_what_a_refit_was_fitted_to_is_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[set[int]] = []
+    made = TrainingData.__init__
+
+    def noted(self: TrainingData, files: Any, trained: Any, held_out: Any, *others: Any) -> None:
+        given.extend((set(trained.tolist()), set(held_out.tolist())))
+        made(self, files, trained, held_out, *others)
+
+    monkeypatch.setattr(TrainingData, "__init__", noted)
+    pixels, _ = images(100, 5)
+    fine_tune(
+        replace(CONFIG, epochs=1),
+        training=samples(100, 5, labels=True),
+        calibration=lambda: iter([{"input": pixels[:50]}]),
+    )
+    trained, judging = given
+    assert trained | judging == set(range(100))
+    assert {each for each in range(50) if each % 5 != 4} <= trained
+    assert len(judging) == 30
+
+
+def test_few_images_held_out_are_warned_of() -> None:
+    warned = {}
+    for count in (40, 64):
+        _, outcome = fine_tune(replace(CONFIG, epochs=1), training=samples(count, 5, labels=True))
+        warned[count] = [note for note in outcome["notes"] if "held out say whether" in note]
+    assert warned == {
+        40: [
+            "only 20 samples held out say whether fine-tuning helped: give 60 or more to --train, better some hundreds"
+        ],
+        64: [],
+    }
+
+
 def test_without_labels_the_original_teaches() -> None:
     result, outcome = fine_tune(training=samples(300, 5))
     assert accuracy(result.model) > 0.85
     assert outcome["loss"] == {"labels": 0.0, "original": 1.0}
     assert outcome["original_accuracy"] is None
+    assert outcome["samples"] == {"trained": 240, "held_out": 60}
 
 
 def test_labels_are_missing_where_they_are_needed() -> None:
@@ -76,6 +141,37 @@ def test_a_class_the_model_does_not_have_is_refused() -> None:
         fine_tune(training=lambda: iter([{"input": pixels, LABELS: np.where(labels == 3, 7, labels)}]))
 
 
+def test_a_few_samples_that_the_original_misses_do_not_refuse_the_labels() -> None:
+    pixels, labels = images(4, 5)
+    others = np.where(np.arange(4) < 3, (labels + 1) % 4, labels)  # what a network of 75 % may miss once
+    fine_tune(replace(CONFIG, epochs=1), training=lambda: iter([{"input": pixels, LABELS: others}]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_are_judged_by_all_of_few_samples(seed: int) -> None:
+    pixels, labels = images(12, 5)
+    others = np.where(np.arange(12) < 5, (labels + 1) % 4, labels)
+    _, outcome = fine_tune(
+        replace(CONFIG, epochs=1), training=lambda: iter([{"input": pixels, LABELS: others}]), seed=seed
+    )
+    assert outcome["original_accuracy"] == pytest.approx(7 / 12)
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+def test_a_fixed_batch_is_kept_to_whatever_a_step_takes(batch: int) -> None:
+    told: list[tuple[int, int | None]] = []
+    _, outcome = fine_tune(
+        replace(CONFIG, epochs=1, batch=batch, held_out=0.5),
+        training=samples(30, 5, labels=True, batch=4),
+        model=with_batch(pruned()[0], 4),
+        original=with_batch(original(), 4),
+        tell=lambda doing, done, total: told.append((done, total)),
+    )
+    assert outcome["samples"] == {"trained": 15, "held_out": 15}
+    steps = 16 // (4 if batch == 1 else 12)
+    assert told == [(step, steps) for step in range(1, steps + 1)]
+
+
 def test_images_are_mirrored_only_where_the_original_does_not_mind() -> None:
     # A stripe on the left is another class than one on the right.
     _, outcome = fine_tune(replace(CONFIG, epochs=1, views=Views(mirror=True)))
@@ -93,7 +189,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         pass
 
     def kill(doing: str, done: int, total: int | None) -> None:
-        if done == 27:  # in the fourth of six epochs of eight steps
+        if done == 27:  # in the fourth of six epochs of seven steps
             raise Killed
 
     path = tmp_path / "out.onnx.training"
@@ -103,7 +199,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert path.exists()
     told: list[int] = []
     result, outcome = fine_tune(checkpoint=path, resume=True, tell=lambda doing, done, total: told.append(done))
-    assert told[0] == 25
+    assert told[0] == 22
     assert result.model.to_bytes() == whole
     assert [epoch["epoch"] for epoch in outcome["epochs"]] == list(range(7))
     # What is finished stays finished until the run that it belongs to is: resumed again, nothing is trained.
@@ -132,6 +228,10 @@ def test_another_trainings_checkpoint_is_refused(tmp_path: Path) -> None:
         fine_tune(replace(CONFIG, batch=16), checkpoint=path, resume=True)
     with pytest.raises(RecipeError, match="checkpoint of another training"):  # --task regression
         fine_tune(checkpoint=path, resume=True, numbers=frozenset({"y"}))
+    with pytest.raises(RecipeError, match="checkpoint of another training"):
+        fine_tune(checkpoint=path, resume=True, training=samples(300, 6, labels=True))
+    with pytest.raises(RecipeError, match="checkpoint of another training"):
+        fine_tune(checkpoint=path, resume=True, seed=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02cos\nsystem\n(S'exit 1'\ntR."])

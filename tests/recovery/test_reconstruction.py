@@ -13,13 +13,14 @@ import torch
 from onnxcompress.errors import DataError, ProviderUnavailableError, RecipeError, UnsupportedOpError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
-from onnxcompress.passes.recovery import reconstruction
+from onnxcompress.passes.recovery import training
 from onnxcompress.passes.recovery.augmentation import Views
 from onnxcompress.passes.recovery.block_errors import make_pair
 from onnxcompress.passes.recovery.blocks import find_blocks
 from onnxcompress.passes.recovery.output_errors import Output, divergence, relative_error, sample_errors
-from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig, is_better
+from onnxcompress.passes.recovery.reconstruction import Reconstruction, ReconstructionConfig
 from onnxcompress.passes.recovery.refit_solve import held_out
+from onnxcompress.passes.recovery.training import is_better
 from tests.recovery.small_classifier import accuracy, original, pruned, samples
 
 PLAIN = Views(mirror=False)
@@ -72,11 +73,11 @@ def test_a_rate_that_destroys_returns_the_start() -> None:
 def test_what_chance_explains_returns_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def by_chance(before: torch.Tensor, after: torch.Tensor) -> bool:
+    def by_chance(before: torch.Tensor, after: torch.Tensor, doubt: float) -> bool:
         compared.append((before, after))
         return False
 
-    monkeypatch.setattr(reconstruction, "is_better", by_chance)
+    monkeypatch.setattr(training, "is_better", by_chance)
     result, outcome = reconstruct()
     assert result.model.to_bytes() == pruned()[0].to_bytes()
     assert outcome["score"][0] == outcome["score"][1]
@@ -101,6 +102,25 @@ def test_what_chance_explains_returns_the_start(monkeypatch: pytest.MonkeyPatch)
 def test_better_is_what_exceeds_its_standard_error(won: list[float], better: bool) -> None:
     before = torch.arange(len(won)) + 4.0
     assert is_better(before, before - torch.tensor(won)) is better
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "samples", "better"),
+    [
+        (1, 0, 30, False),
+        (3, 0, 30, False),
+        (8, 4, 30, False),
+        (6, 0, 30, True),
+        (12, 4, 30, True),
+        (60, 45, 2000, True),
+    ],
+)
+def test_answers_that_may_have_turned_by_chance_are_doubted(
+    fixed: int, broken: int, samples: int, better: bool
+) -> None:
+    before, after = torch.zeros(samples), torch.zeros(samples)
+    before[:fixed], after[fixed : fixed + broken] = 1.0, 1.0
+    assert is_better(before, after, doubt=16.0) is better
 
 
 def test_errors_of_samples_have_the_error_of_all_as_their_mean() -> None:
@@ -176,7 +196,7 @@ def test_a_fixed_batch_is_kept_to() -> None:
     context = PassContext(calibration=samples(100, 5, batch=8), original=model, note=notes.append)
     done = Reconstruction(replace(CONFIG, epochs=6, batch=16))
     done.apply(damaged, done.plan(damaged, context), context)
-    assert notes[0]["samples"] == {"trained": 80, "held_out": 24}
+    assert notes[0]["samples"] == {"trained": 80, "held_out": 20}
     assert notes[0]["score"][1] < 0.5 * notes[0]["score"][0]
 
 

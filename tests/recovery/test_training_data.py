@@ -25,7 +25,7 @@ from onnxcompress.passes.recovery.output_errors import (
     relative_error,
 )
 from onnxcompress.passes.recovery.sample_files import SampleFiles
-from onnxcompress.passes.recovery.training_data import TrainingData, split_off
+from onnxcompress.passes.recovery.training_data import TrainingData, fitted_keys, split_off
 
 FULL = Path("/dev/full")
 DRAWN = np.random.default_rng(0)
@@ -59,6 +59,32 @@ def test_values_beyond_half_precision_are_kept_whole() -> None:
         np.testing.assert_array_equal(files.read(np.array([0]))["x"], values)
 
 
+@pytest.mark.parametrize("scales", [(1e-8, 1e-8), (1.0, 70_000.0)])
+def test_values_that_half_precision_would_lose_are_kept_whole(scales: tuple[float, float]) -> None:
+    values = DRAWN.random((2, 4, 3, 8, 8), np.float32) * np.array(scales, np.float32)[:, None, None, None, None]
+    with SampleFiles("data") as files:
+        files.add([{"x": values[0]}, {"x": values[1]}])
+        read = files.read(np.arange(8))["x"].reshape(values.shape)
+    coarsest = 1e-3 * values.max((1, 2, 3, 4), keepdims=True)
+    assert bool((np.abs(read - values) <= coarsest).all())
+    np.testing.assert_array_equal(read[1], values[1])
+
+
+def test_values_that_differ_little_stay_apart() -> None:
+    values = DRAWN.random((6, 1, 8, 8), np.float32) + 4096
+    with SampleFiles("data") as files:
+        files.add([{"x": values}])
+        np.testing.assert_array_equal(files.read(np.arange(6))["x"], values)
+
+
+def test_pixels_take_half_the_room() -> None:
+    pixels = (DRAWN.integers(0, 256, (8, 3, 8, 8)) / 255 - 0.45) / 0.22
+    with SampleFiles("data") as files:
+        files.add([{"x": pixels.astype(np.float32)}])
+        read = files.read(np.arange(8))["x"]
+    np.testing.assert_array_equal(read, pixels.astype(np.float16).astype(np.float32))
+
+
 def test_samples_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with SampleFiles("data") as files, pytest.raises(DataError, match="data: no samples"):
         files.add([])
@@ -81,6 +107,28 @@ def test_a_part_is_split_off_by_the_seed() -> None:
         split_off(np.arange(1), 0.5, 0)
 
 
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (9, 4), (40, 20), (65, 30), (300, 30), (1000, 100)])
+def test_of_few_samples_more_judge(count: int, held_out: int) -> None:
+    assert [len(part) for part in split_off(np.arange(count), 0.1, 0, least=30)] == [count - held_out, held_out]
+
+
+def test_samples_that_are_known_judge_last() -> None:
+    known = np.arange(50) < 30
+    assert split_off(np.arange(50), 0.2, 0, known=known)[1].min() >= 30
+    trained, held_out = split_off(np.arange(50), 0.5, 0, known=known)
+    assert set(range(30, 50)) < set(held_out)
+    assert (len(held_out), sorted([*trained, *held_out])) == (25, list(range(50)))
+
+
+def test_what_a_refit_holds_out_is_not_known_to_it() -> None:
+    pixels = DRAWN.random((50, 1, 4, 4), np.float32)
+    with SampleFiles("data") as files:
+        files.add([{"x": pixels, LABELS: np.arange(50)}])
+        fitted = fitted_keys(lambda: iter([{"x": pixels[10:20]}, {"x": pixels[20:30]}]))
+        known = np.flatnonzero([key in fitted for key in files.keys])
+    assert known.tolist() == [*range(10, 14), *range(15, 19), *range(20, 24), *range(25, 29)]
+
+
 def test_labels_stay_with_their_samples() -> None:
     pixels = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1) * np.ones((1, 1, 8, 8), np.float32)
     with SampleFiles("data") as files:
@@ -100,6 +148,39 @@ def test_a_fixed_batch_is_filled_up() -> None:
         data = TrainingData(files, positions, positions[:3], torch.device("cpu"), 4)
         assert (len(data.trained), len(data.held_out)) == (12, 4)
         assert [len(feeds["x"]) for feeds, _ in data.batches(data.trained, 100)] == [4, 4, 4]
+
+
+def test_some_samples_are_those_that_judge_and_others_from_everywhere() -> None:
+    with SampleFiles("data") as files:
+        positions = files.add([{"x": np.zeros((20, 2), np.float32)}])
+        data = TrainingData(files, positions[4:], positions[:4], torch.device("cpu"), None)
+        assert data.some(3).tolist() == [0, 1, 2]
+        assert data.some(8).tolist() == [0, 1, 2, 3, 4, 8, 12, 16]
+        assert sorted(data.some(100)) == list(range(20))
+        assert data.count == 20
+
+
+@pytest.mark.parametrize(("fixed", "processes", "batch", "step"), [(4, 1, 10, 12), (4, 3, 10, 12), (3, 2, 7, 12)])
+def test_a_step_is_whole_batches_of_the_model_in_each_process(
+    fixed: int, processes: int, batch: int, step: int
+) -> None:
+    with SampleFiles("data") as files:
+        positions = files.add([{"x": np.zeros((20, 2), np.float32)}])
+        data = TrainingData(files, positions[5:], positions[:5], torch.device("cpu"), fixed, processes)
+        assert data.step(batch) == step
+        assert len(data.trained) % (fixed * processes) == 0
+        assert data.counts == {"trained": 15, "held_out": 5}
+        assert TrainingData(files, positions, positions, torch.device("cpu"), None, processes).step(batch) == batch
+
+
+def test_a_digest_tells_other_samples_and_other_labels() -> None:
+    def digest(pixels: float, label: int) -> str:
+        with SampleFiles("data") as files:
+            files.add([{"x": np.full((4, 2), pixels, np.float32), LABELS: np.full(4, label)}])
+            return files.digest()
+
+    assert digest(0.5, 1) == digest(0.5, 1)
+    assert len({digest(0.5, 1), digest(0.25, 1), digest(0.5, 2)}) == 3
 
 
 def image() -> torch.Tensor:

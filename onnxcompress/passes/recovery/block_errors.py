@@ -35,6 +35,10 @@ class Errors:
         """Mean error of the network's outputs."""
         return self.samples.mean()
 
+    def of_each(self, size: int) -> Tensor:
+        """Return the errors of so many samples, (size,): all the mean where the outputs do not tell them apart."""
+        return self.samples if len(self.samples) == size else self.outputs.expand(size)
+
 
 class Pair:
     """The compressed network (trained) and its original (fixed), with what is compared between them.

@@ -16,7 +16,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.recovery.training import Epoch, Progressed
 from onnxcompress.serialization import atomic_file
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoint:
@@ -67,13 +67,13 @@ class Checkpoint:
             torch.save({"format": FORMAT, "identity": self._identity, "progress": fields}, stream)
 
 
-def training_identity(model: Model, original: Model, options: Mapping[str, Any], samples: int) -> str:
-    """Return what a training's outcome depends on, as a hash: the models, the options and the number of samples."""
+def training_identity(model: Model, original: Model, options: Mapping[str, Any], samples: str) -> str:
+    """Return what a training's outcome depends on, as a hash: the models, the options and the samples' own hash."""
     digest = hashlib.sha256()
     for each in (model, original):
         for name, constant in sorted(each.constants().items()):
             digest.update(name.encode())
             digest.update(Model.values(constant).tobytes())
     digest.update(repr(sorted(options.items())).encode())
-    digest.update(str(samples).encode())
+    digest.update(samples.encode())
     return digest.hexdigest()

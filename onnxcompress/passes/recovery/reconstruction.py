@@ -16,7 +16,7 @@ Deep Neural Networks, ICCV 2017.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -75,9 +75,6 @@ class ReconstructionConfig:
             raise RecipeError("reconstruct: apart must lie in [0, 1]")
 
 
-_BY_CHANCE = "it was better on the samples held out by less than chance explains"
-
-
 class Reconstruction(Pass):
     """Trains a compressed model's weights towards the answers of the model that it was made from."""
 
@@ -133,13 +130,6 @@ class Reconstruction(Pass):
         return {}
 
 
-def is_better(before: Tensor, after: Tensor) -> bool:
-    """Return whether errors of the same samples, (n,), fell by more than the standard error of that in the mean."""
-    won = (before - after).double()
-    error = float(won.std()) / len(won) ** 0.5 if len(won) > 1 else 0.0
-    return float(won.mean()) > error
-
-
 def _parted(positions: Positions, seed: int) -> tuple[Positions, Positions]:
     """Return positions to train on and positions to judge by.
 
@@ -166,20 +156,19 @@ class _Reconstructing:
         """Train; return what came of it."""
         first, _ = next(self._data.batches(self._data.held_out, self._at_once))
         self._pair.check_finite(first)
-        before, start = self._measured(), self._pair.student.state()
+        before = self._measured()
         self._weights = (before.blocks < _UNRELATED).float()
         settings = TrainingSettings(
-            self._config.epochs, self._config.rate, self._config.batch, self._at_once, seed=self._context.seed
+            self._config.epochs,
+            self._config.rate,
+            self._data.step(self._config.batch),
+            self._at_once,
+            seed=self._context.seed,
         )
-        trainer = Trainer(self._pair.student, settings, self._data.trained, lambda: float(self._measured().outputs))
+        trainer = Trainer(self._pair.student, settings, self._data.trained, lambda: self._measured().samples)
         training = trainer.run(self._loss, "reconstructing", self._context.tell)
         after = self._measured()
-        by_chance = training.improved and not is_better(before.samples, after.samples)
-        if by_chance:
-            self._pair.student.load_state(start)
-            training, after = replace(training, best_score=training.start_score), before
-        outcome = self._outcome(training, before, after)
-        return {**outcome, "notes": [*outcome["notes"], *([_BY_CHANCE] if by_chance else [])]}
+        return self._outcome(training, before, after)
 
     def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
         feeds, _ = self._data.views(positions, self._config.views, generator)
@@ -194,8 +183,9 @@ class _Reconstructing:
             size = len(next(iter(feeds.values())))
             _, errors = self._pair.compared(feeds)
             sums.append(errors.blocks * size)
-            samples.append(errors.samples if len(errors.samples) == size else errors.outputs.expand(size))
-        return Errors(torch.stack(sums).sum(0) / len(self._data.held_out), torch.cat(samples))
+            samples.append(errors.of_each(size))
+        own = torch.cat(samples)[: self._data.counts["held_out"]]
+        return Errors(torch.stack(sums).sum(0) / len(self._data.held_out), own)
 
     def _outcome(self, training: Training, before: Errors, after: Errors) -> dict[str, Any]:
         blocks = [

@@ -4,7 +4,8 @@ Steps are relative to each weight: Adam changes a weight tensor by at most about
 step. The factors of a decomposition differ in scale by orders of magnitude; one absolute rate would freeze some and
 destroy others. The weights that are judged and kept are a running average of the trained ones, which on few images is
 better than any single step's (Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI
-2018).
+2018). Better than the start is what wins on the samples held out by more than the standard error: the best of many
+epochs is better there by chance as well, most where few samples judge. Among the epochs the mean decides.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ State = dict[str, Tensor]
 LossOf = Callable[[Positions, torch.Generator, int], Tensor]
 """The mean loss of the samples at some positions, views of them drawn by the generator, in an epoch (from 0)."""
 
+FEW_JUDGE = 30
+"""Fewer samples say little of which weights are better."""
+
 _WARMUP_SHARE = 0.05
 _SMALLEST_SIZE = 1e-3  # of a weight tensor, for its steps: a bias of zeros must be able to move
 _AVERAGED_STEPS = 50
+_BY_CHANCE = "it was better on the samples held out by less than chance explains"
 _STEPS_BETWEEN_LOOKS = 16  # at the loss: each look waits for an accelerator to finish its queue
 
 
@@ -64,17 +69,31 @@ class Epoch:
     score: float
 
 
+def _no_errors() -> Tensor:
+    return torch.full((1,), math.inf)
+
+
 @dataclass
 class Progressed:
-    """Everything that a later run needs to go on where this one stands."""
+    """Everything that a later run needs to go on where this one stands.
+
+    Attributes:
+        start_errors, best_errors: of the samples held out, (n,), by the weights of the start and the best since.
+    """
 
     done: int = 0
     history: list[Epoch] = field(default_factory=list)
     best: State = field(default_factory=dict)
-    best_score: float = math.inf
+    start_errors: Tensor = field(default_factory=_no_errors)
+    best_errors: Tensor = field(default_factory=_no_errors)
     trained: State = field(default_factory=dict)
     average: State = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best_score(self) -> float:
+        """The best score so far."""
+        return _mean(self.best_errors)
 
 
 class Keeper(Protocol):
@@ -88,10 +107,9 @@ class Keeper(Protocol):
 
 
 class TrainingSplit(Protocol):
-    """Which samples are trained on, and which only judge."""
+    """How many samples are trained on, and how many only judge."""
 
-    trained: Positions
-    held_out: Positions
+    counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -99,22 +117,26 @@ class Training:
     """A finished training.
 
     Attributes:
-        start_score, best_score: on what is held out; the module holds the weights of the better one.
+        start_score, best_score: on what is held out, of the start and of the weights that the module holds.
         stopped: why it ended early, None where it did not.
+        by_chance: whether there were better weights than the start's, by no more than chance explains.
     """
 
     history: tuple[Epoch, ...]
     start_score: float
     best_score: float
     stopped: str | None = None
+    by_chance: bool = False
 
     def outcome(self, name: str, data: TrainingSplit) -> dict[str, Any]:
         """Return what the report says of it, as JSON values; `name` is the training's in its notes."""
         notes = [] if self.stopped is None else [f"{name} ended early: {self.stopped}"]
         if not self.improved:
             notes.append(f"{name} found nothing better than what it started from, which is kept")
+        if self.by_chance:
+            notes.append(_BY_CHANCE)
         return {
-            "samples": {"trained": len(data.trained), "held_out": len(data.held_out)},
+            "samples": dict(data.counts),
             "epochs": self.history_json(),
             "score": [self.start_score, self.best_score],
             "stopped": self.stopped,
@@ -140,7 +162,8 @@ class Trainer:
     Args:
         module: on its device.
         positions: of the samples to train on.
-        score: judges the module as it stands; lower is better.
+        judge: gives the errors of the samples that judge, (n,), by the module as it stands; their mean is its score.
+        doubt: of weights that are better than the start's; see `is_better`.
         training_mode: whether BatchNormalization uses batch statistics while training.
         together: the processes that train this module together, all with the same samples and settings; only the first
             judges.
@@ -151,8 +174,9 @@ class Trainer:
         module: GraphModule,
         settings: TrainingSettings,
         positions: Positions,
-        score: Callable[[], float],
+        judge: Callable[[], Tensor],
         *,
+        doubt: float = 0.0,
         training_mode: bool = False,
         together: Processes | None = None,
     ) -> None:
@@ -160,7 +184,8 @@ class Trainer:
         self._together = together or Processes()
         self._settings = settings
         self._positions = positions
-        self._score = score
+        self._judge = judge
+        self._doubt = doubt
         self._training_mode = training_mode
         self._precision = MixedPrecision(module.device)
         self._sizes = [_size(weight) for weight in module.weights.values()]
@@ -182,10 +207,11 @@ class Trainer:
         return max(1, len(self._positions) // self._settings.batch)
 
     def run(self, loss_of: LossOf, doing: str, tell: Tell, keeper: Keeper | None = None) -> Training:
-        """Train; the module ends with the best weights, those of the start among them.
+        """Train; the module ends with the best weights, or with those of the start where chance explains the best.
 
         An interrupt (Ctrl-C) or a loss that is not a number ends the training early and keeps the best so far.
         """
+        start = self._module.state()
         progressed = self._resumed(keeper)
         start_score = progressed.history[0].score
         stopped: str | None = None
@@ -201,9 +227,13 @@ class Trainer:
         except KeyboardInterrupt:
             self._together.leave()
             stopped = f"interrupted in epoch {len(progressed.history)} of {self._settings.epochs}"
-        self._module.load_state(progressed.best)
+        by_chance = progressed.best_score < start_score and not is_better(
+            progressed.start_errors, progressed.best_errors, self._doubt
+        )
+        self._module.load_state(start if by_chance else progressed.best)
         self._module.eval()
-        return Training(tuple(progressed.history), start_score, progressed.best_score, stopped)
+        best_score = start_score if by_chance else progressed.best_score
+        return Training(tuple(progressed.history), start_score, best_score, stopped, by_chance)
 
     def _resumed(self, keeper: Keeper | None) -> Progressed:
         kept = self._together.of_first(None if keeper is None else keeper.load())
@@ -214,12 +244,13 @@ class Trainer:
             return kept
         self._module.eval()
         start = self._module.state()
-        score = self._judged()
+        errors = self._judged()
         self._average = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
-        return Progressed(history=[Epoch(0, math.nan, score)], best=start, best_score=score)
+        history = [Epoch(0, math.nan, _mean(errors))]
+        return Progressed(history=history, best=start, start_errors=errors, best_errors=errors)
 
-    def _judged(self) -> float:
-        return self._score() if self._together.is_first else math.inf
+    def _judged(self) -> Tensor:
+        return self._judge().cpu() if self._together.is_first else _no_errors()
 
     def _tensors(self) -> Mapping[str, Tensor]:
         return {**self._module.weights, **self._module.statistics}
@@ -273,14 +304,28 @@ class Trainer:
         trained = self._module.state()
         self._module.load_state(self._average)
         self._module.eval()
-        score = self._judged()
-        progressed.history.append(Epoch(number + 1, loss, score))
+        errors = self._judged()
+        progressed.history.append(Epoch(number + 1, loss, _mean(errors)))
         progressed.average = self._module.state()
-        if score < progressed.best_score:
-            progressed.best, progressed.best_score = progressed.average, score
+        if _mean(errors) < progressed.best_score:
+            progressed.best, progressed.best_errors = progressed.average, errors
         self._module.load_state(trained)
         progressed.done, progressed.trained = number + 1, trained
         progressed.optimizer = self._optimizer.state_dict()
+
+
+def is_better(before: Tensor, after: Tensor, doubt: float = 0.0) -> bool:
+    """Return whether errors of the same samples, (n,), fell by more than the standard error of that in the mean.
+
+    With `doubt`, as though so many samples more had changed by 1, half of them up and half down.
+    """
+    won = (before - after).double()
+    spread = float(won.var()) * len(won) if len(won) > 1 else 0.0
+    return float(won.sum()) > math.sqrt(spread + doubt)
+
+
+def _mean(errors: Tensor) -> float:
+    return float(errors.double().mean())
 
 
 def _size(weight: Tensor) -> float:

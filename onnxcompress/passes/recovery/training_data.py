@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import LABELS
+from onnxcompress.passes.base import LABELS, Samples
 from onnxcompress.passes.recovery.augmentation import Views, is_image, random_views
 from onnxcompress.passes.recovery.block_errors import to_feeds
-from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
+from onnxcompress.passes.recovery.refit_solve import held_out as refit_holds_out
+from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles, sample_keys
 
 _MOST_HELD_OUT = 2000
 
@@ -23,8 +25,9 @@ class TrainingData:
 
     Args:
         files: hold the graph's inputs by name, and labels under `LABELS` where there are any.
-        trained, held_out: positions of the two parts; see `split_off`.
+        trained, held_out: positions of the two parts, none twice; see `split_off`.
         fixed_batch: the batch that the model fixes, None where it is open.
+        processes: that share the samples to train on.
     """
 
     def __init__(
@@ -34,18 +37,39 @@ class TrainingData:
         held_out: Positions,
         device: torch.device,
         fixed_batch: int | None,
+        processes: int = 1,
     ) -> None:
         self._files = files
         self._device = device
         self.fixed_batch = fixed_batch
-        # Whole batches, some samples twice, where the model takes no others.
-        self.trained = trained if fixed_batch is None else _whole(trained, fixed_batch)
+        self._processes = processes
+        self.counts: Mapping[str, int] = {"trained": len(trained), "held_out": len(held_out)}
+        # Whole batches, some samples twice (the first ones again), where the model takes no others.
+        self.trained = trained if fixed_batch is None else _whole(trained, self.step(1))
         self.held_out = held_out if fixed_batch is None else _whole(held_out, fixed_batch)
 
     @property
     def has_labels(self) -> bool:
         """Whether every sample has a class number."""
         return LABELS in self._files.shapes
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return sum(self.counts.values())
+
+    def some(self, count: int) -> Positions:
+        """Return positions of at most so many samples, those that judge first, in whole batches of the model."""
+        held_out, trained = (self.counts[part] for part in ("held_out", "trained"))
+        rest = min(max(0, count - held_out), trained)
+        spread = np.arange(rest) * trained // max(1, rest)  # files are often sorted by class
+        chosen = np.concatenate([self.held_out[: min(count, held_out)], self.trained[spread]])
+        return chosen if self.fixed_batch is None else _whole(chosen, self.fixed_batch)
+
+    def step(self, batch: int) -> int:
+        """Return the samples of a step of at least `batch`: whole batches of the model in each process."""
+        least = 1 if self.fixed_batch is None else self.fixed_batch * self._processes
+        return -(-batch // least) * least
 
     def check_labels(self, classes: int) -> None:
         """Refuse labels beyond the classes.
@@ -91,17 +115,34 @@ class TrainingData:
         return feeds, None if labels is None else labels.to(self._device)
 
 
-def split_off(positions: Positions, share: float, seed: int) -> tuple[Positions, Positions]:
-    """Return positions to train on and positions to judge by: `share` of them, 1 at least and 2,000 at most.
+def split_off(
+    positions: Positions, share: float, seed: int, *, least: int = 1, known: npt.NDArray[np.bool_] | None = None
+) -> tuple[Positions, Positions]:
+    """Return positions to train on and positions to judge by.
+
+    Args:
+        share: of those that judge; 1 at least and 2,000 at most.
+        least: so many judge, where that is no more than half.
+        known: (n,); those that judge only where the others do not suffice.
 
     Raises:
         DataError: there is only one.
     """
     if len(positions) < 2:
         raise DataError("training needs at least 2 samples, one of them to judge by; give more data")
-    count = min(max(1, round(len(positions) * share)), _MOST_HELD_OUT, len(positions) - 1)
-    order = np.random.default_rng(seed).permutation(positions)
+    count = max(1, round(len(positions) * share), min(least, len(positions) // 2))
+    count = min(count, _MOST_HELD_OUT, len(positions) - 1)
+    order = np.random.default_rng(seed).permutation(len(positions))
+    if known is not None:
+        order = order[np.argsort(known[order], kind="stable")]
+    order = positions[order]
     return np.sort(order[count:]), np.sort(order[:count])
+
+
+def fitted_keys(calibration: Samples) -> set[bytes]:
+    """Return the keys of the calibration samples that a refit is fitted to: all but those that it holds out."""
+    keys = [key for batch in calibration() for key in sample_keys(batch)]
+    return {key for key, held in zip(keys, refit_holds_out(len(keys)), strict=True) if not held}
 
 
 def model_batch(model: Model) -> int | None:
