@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from onnxcompress.errors import ProviderUnavailableError
+from onnxcompress.errors import DataError, ProviderUnavailableError
 from onnxcompress.evaluation.intervals import Interval
 from onnxcompress.evaluation.profile import ElsewhereNode, NodeTime, nodes_elsewhere, profile_model
 from onnxcompress.evaluation.timing import Milliseconds, Rounds, Run, alternate, is_useless, summarise
@@ -200,7 +200,7 @@ def measure_together(
     runs, however lowly.
 
     Raises:
-        DataError: a size of an input is unknown, or the batch does not fit.
+        DataError: a size of an input is unknown, the batch does not fit, or is another in another model.
         ModelError, ProviderUnavailableError: a model or the provider does not run, or the provider runs no node of a
             model.
     """
@@ -213,6 +213,7 @@ def measure_together(
     with WaitingTime() as waited:
         sessions = [Session(model, provider, running) for model in models]
         feeds = [_inputs(session, settings) for session in sessions]
+        _check_batches(feeds)
         runs = [_run(session, feed, keeps_copies) for session, feed in zip(sessions, feeds, strict=True)]
         with bound_to(cores[:1]):
             for session, feed in zip(sessions, feeds, strict=True):
@@ -240,6 +241,16 @@ def measure_together(
         profiles=tuple(profiles),
         seed=settings.seed,
     )
+
+
+def _check_batches(feeds: Sequence[Mapping[str, Array]]) -> None:
+    """Refuse models that take different numbers of samples at a time: their runs say nothing of each other."""
+    batches = [_batch(feed) for feed in feeds]
+    if len(set(batches)) > 1:
+        raise DataError(
+            f"latency: a run of the one model takes {batches[0]} samples, of the other {max(batches[1:], default=0)}: "
+            "runs of different batches cannot be compared; give models of one batch, or --no-latency"
+        )
 
 
 def _check_something_ran(nodes: Sequence[NodeTime], provider: Provider) -> None:

@@ -72,10 +72,10 @@ def compare(
     evaluation = data_sets.evaluation
     measured = measure(first.content, second.content, evaluation, providers, asked, tell, numbers=numbers)
     profile: ProfileComparison | None = None
-    layers = layer_changes(*costs)
+    layers, untimed = layer_changes(*costs), tuple[str, ...]()
     if asked.latency and (asked.html is not None or asked.profile):
         profiled = Profiled(first.model, first.content), Profiled(second.model, second.content)
-        layers, profile = with_times(layers, *profiled, providers[0], asked)
+        layers, profile, untimed = with_times(layers, *profiled, providers[0], asked)
     ratios = compression_between(*figures)
     report = Report(
         input=figures[0],
@@ -94,7 +94,7 @@ def compare(
     )
     report = replace(
         report,
-        warnings=comparison_warnings(report),
+        warnings=(*comparison_warnings(report), *untimed),
         seconds=time.perf_counter() - started,
         peak_rss_bytes=environment.peak_rss_bytes(),
     )

@@ -144,15 +144,15 @@ def compress(
         raise
     stages, result = done.ran.stages, done.ran.model
     profile: ProfileComparison | None = None
-    layers = layer_changes(original_cost, stages[-1].cost if stages else original_cost)
+    layers, untimed = layer_changes(original_cost, stages[-1].cost if stages else original_cost), tuple[str, ...]()
     if not asked.dry_run and asked.latency and (asked.html is not None or asked.profile):
         tell("profile", 0, None)
         with done.compressed.loadable() as content:
             profiled = Profiled(source.model, source.content), Profiled(result, content)
-            layers, profile = with_times(layers, *profiled, providers[0], asked)
+            layers, profile, untimed = with_times(layers, *profiled, providers[0], asked)
     profile = profile if asked.profile else None
     report = replace(done.report, layers=layers, profile=profile, seconds=time.perf_counter() - started)
-    report = replace(report, peak_rss_bytes=environment.peak_rss_bytes())
+    report = replace(report, warnings=(*report.warnings, *untimed), peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(done.request, source, stages)
     tell("writing", 0, None)
     report = _write(done.request, done.compressed, plan, report, source.files)

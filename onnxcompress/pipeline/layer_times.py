@@ -20,7 +20,7 @@ from onnxcompress.graph import Model
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.layers import LayerChange, origin_of
 from onnxcompress.runtime.device import physical_cores
-from onnxcompress.runtime.providers import Provider
+from onnxcompress.runtime.providers import Provider, one_line
 from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
 from onnxcompress.runtime.tensors import concrete_shapes, random_inputs
 
@@ -47,15 +47,15 @@ class Profiled:
 
 def with_times(
     layers: Sequence[LayerChange], original: Profiled, compressed: Profiled, provider: Provider, recipe: Recipe
-) -> tuple[tuple[LayerChange, ...], ProfileComparison | None]:
-    """Return the layers with their times, and both profiles side by side.
+) -> tuple[tuple[LayerChange, ...], ProfileComparison | None, tuple[str, ...]]:
+    """Return the layers with their times, both profiles side by side, and nothing.
 
-    Where the provider or the inputs allow no profile: the layers as they are, and None.
+    Where the provider, the inputs or the disk allow no profile: the layers as they are, None, and a sentence on why.
     """
     try:
         profiles = [profile(each, provider, recipe) for each in (original, compressed)]
-    except OnnxCompressError:
-        return tuple(layers), None
+    except (OnnxCompressError, OSError) as error:
+        return tuple(layers), None, (f"No layer could be timed: {one_line(error, 300)}",)
     names = {layer.node for layer in layers}
     before, after = (
         times_by_layer(nodes, each.model, names) for nodes, each in zip(profiles, (original, compressed), strict=True)
@@ -65,7 +65,7 @@ def with_times(
         for layer in layers
     ]
     rows = (*known, *_weightless(before, after, original.model, compressed.model))
-    return rows, compare_profiles(*profiles)
+    return rows, compare_profiles(*profiles), ()
 
 
 def profile(profiled: Profiled, provider: Provider, recipe: Recipe) -> tuple[NodeTime, ...]:

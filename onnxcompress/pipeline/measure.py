@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from onnxcompress.errors import DataError
+from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.evaluation.compare import Evaluation, compare_models
 from onnxcompress.evaluation.latency import LatencySettings
 from onnxcompress.passes.base import LABELS, Samples
@@ -21,6 +22,9 @@ from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.dataset import Dataset
 from onnxcompress.runtime.providers import Provider, resolve_provider
 from onnxcompress.runtime.session import Session, SessionSettings
+
+_THREADS_FOR_EACH_CPU, _LEAST_MOST_THREADS = 4, 32
+"""More threads than these than CPUs, and so many on any machine, are a slip."""
 
 CALIBRATION_SHARE = 0.25
 """Part of the evaluation data that becomes calibration data, where no other data are given for what needs it."""
@@ -119,7 +123,14 @@ def resolve_providers(recipe: Recipe) -> tuple[Provider, ...]:
 
 
 def latency_settings(recipe: Recipe) -> LatencySettings:
-    """Return how a recipe has latency measured."""
+    """Return how a recipe has latency measured.
+
+    Raises:
+        RecipeError: more threads than this machine can be meant to have: they would take it down.
+    """
+    most = max(_LEAST_MOST_THREADS, _THREADS_FOR_EACH_CPU * (os.cpu_count() or 1))
+    if recipe.threads is not None and recipe.threads > most:
+        raise RecipeError(f"threads: {recipe.threads} is out of range here; give at most {most}")
     return LatencySettings(
         batch=recipe.batch,
         threads=recipe.threads,

@@ -133,7 +133,7 @@ def split_timer(content: ModelSource, recipe: Recipe, provider: Provider, *, tel
     cache = cache_file(here)
     table = TimeTable(here)
     with contextlib.suppress(OSError, RecipeError):
-        kept = read_time_table(cache)
+        kept = TimeTable(here) if cache is None else read_time_table(cache)
         if not kept.conditions.differences(here):
             table.merge(kept)
     return SplitTimer(table, provider, recipe, measures=True, cache=cache, tell=tell)
@@ -173,10 +173,13 @@ def model_feeds(model: Model, recipe: Recipe) -> dict[str, Array]:
     return random_inputs(inputs, concrete_shapes(inputs, recipe.input_shape, recipe.batch), recipe.seed)
 
 
-def cache_file(of: Conditions) -> Path:
-    """Return where the times of these conditions are kept between runs."""
+def cache_file(of: Conditions) -> Path | None:
+    """Return where the times of these conditions are kept between runs; nowhere for a user without a home."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    try:
+        folder = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    except RuntimeError:  # neither HOME nor an entry among the system's users: a container
+        return None
     text = json.dumps([of.processor, of.machine, of.onnxruntime, of.provider, dict(of.options), of.threads, of.batch])
     return folder / "onnxcompress" / f"times-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 

@@ -206,8 +206,11 @@ def _noise_line(figures: Latency) -> str:
         found = f"the ratio is somewhere from {figures.interval[0]:.2f} to {figures.interval[1]:.2f}"
     waited = max(figures.original_interrupted, figures.compressed_interrupted)
     busy = f", and {percent(100 * waited)} of them waited for a CPU" if waited >= WORTH_SAYING_WAITS else ""
+    told = "which model is faster"
+    if figures.interval is not None and not figures.interval[0] <= 1.0 <= figures.interval[1]:
+        told = f"how much {'faster' if figures.speedup > 1.0 else 'slower'} the compressed model is"
     return (
-        f"Latency on {figures.provider} is too noisy to say which model is faster: {found}{busy}; "
+        f"Latency on {figures.provider} is too noisy to say {told}: {found}{busy}; "
         "measure on an idle machine, or with more runs (--repeat)"
     )
 

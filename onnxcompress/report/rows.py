@@ -143,6 +143,8 @@ def _by_compression(credit: Credit) -> str:
 
 def _faster(speedup: float, interval: tuple[float, float] | None) -> str:
     change = times(speedup, "faster", "slower")
+    if interval is not None and change.endswith("slower"):
+        interval = 1.0 / interval[1], 1.0 / interval[0]
     return change if interval is None else f"{change} (95 %: {interval[0]:.2f} to {interval[1]:.2f})"
 
 
