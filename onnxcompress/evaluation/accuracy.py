@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnxcompress.errors import ModelError
 from onnxcompress.evaluation import intervals
+from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.evaluation.metrics import kl_divergence, label_ranks, probabilities
 from onnxcompress.evaluation.reference import Reference, Told, real_outputs
 from onnxcompress.evaluation.relative_error import ErrorTally, SmallNumbers
@@ -43,9 +44,10 @@ class Accuracy:
         agreement: percent of samples to which both give the same class; `agreement_interval` its 95 % interval.
         kl: mean KL(original || compressed) in nats; None where the compressed model gave NaN or infinity.
         relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest
-            (of whole numbers the share that differs: `evaluation.relative_error`), a share; None where the compressed
-            model gave NaN or infinity. `relative_error_interval` its 95 % interval; `relative_error_output` the
-            output's name, `relative_error_part` which of its numbers alone: the small ones beside larger ones.
+            (of whole numbers the share that differs, or 1 - IoU of a class: `evaluation.relative_error`), a share; None
+            where the compressed model gave NaN or infinity. `relative_error_interval` its 95 % interval;
+            `relative_error_output` the output's name, `relative_error_part` which of its numbers alone: the small ones
+            beside larger ones, or those of one class.
         numbers: outputs of the shape of class scores that are judged as numbers of another kind.
         classes: how many there are; `confidence` the mean probability of the class that the original gives, a share;
             `majority` the percentage of samples to which it gives the class that it gives most often.
@@ -71,7 +73,7 @@ class Accuracy:
     relative_error: float | None = None
     relative_error_interval: intervals.Interval | None = None
     relative_error_output: str | None = None
-    relative_error_part: SmallNumbers | None = None
+    relative_error_part: SmallNumbers | OneClass | None = None
     numbers: tuple[str, ...] = ()
     classes: int | None = None
     confidence: float | None = None

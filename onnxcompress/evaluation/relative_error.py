@@ -3,9 +3,9 @@
     ||original - compressed|| / ||original||
 
 over all samples, of the output where it is largest, and of smaller numbers alone where an output holds several kinds
-(`linalg.sizes`); of whole numbers and truth values, such as the classes of pixels, the share that differs. Such a
-share, and the error's square, is a ratio of two sums over samples, so its scatter follows by linearisation (W. G.
-Cochran, Sampling Techniques, 1977, chapter 6).
+(`linalg.sizes`); of whole numbers and truth values, such as the classes of pixels, the share that differs, or 1 - IoU
+of the class that differs most (`class_errors`). Such a share, and the error's square, is a ratio of two sums over
+samples, so its scatter follows by linearisation (W. G. Cochran, Sampling Techniques, 1977, chapter 6).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.evaluation import intervals
+from onnxcompress.evaluation.class_errors import ClassCounts, OneClass
 from onnxcompress.linalg.sizes import Division
 from onnxcompress.runtime.tensors import Array
 
@@ -59,7 +60,7 @@ class RelativeError:
     value: float
     interval: intervals.Interval | None
     standard_error: float
-    part: SmallNumbers | None = None
+    part: SmallNumbers | OneClass | None = None
 
     @property
     def bound(self) -> float:
@@ -87,6 +88,7 @@ class ErrorTally:
         self._missed: dict[_Key, list[Rows]] = {}
         self._energies: dict[_Key, list[Rows]] = {}
         self._powers: dict[str, float] = {}
+        self._classes: dict[str, ClassCounts] = {}
 
     def add(self, samples: int, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
         """Take a batch in; return which of its samples are finite in all outputs of `seen`, (samples,)."""
@@ -103,6 +105,8 @@ class ErrorTally:
             self._powers[name], *both = _compared(first, np.where(is_number[:, None], second, 0))
             missed, energies = (each.reshape(reference.shape) for each in both)
             self._add((name, None), rows, is_number, missed, energies)
+            if reference.dtype.kind in "iub":
+                self._classes.setdefault(name, ClassCounts()).add(first, second)
             division = self._divisions.get(name)
             if division is None:
                 continue
@@ -127,6 +131,9 @@ class ErrorTally:
             if name not in self.apart:
                 sums = np.concatenate(missed), np.concatenate(self._energies[key])
                 errors.append(replace(_relative_error(name, *sums, self._powers[name]), part=part))
+        for name, counts in self._classes.items():
+            for own, differing, either in [] if name in self.apart else counts.errors():
+                errors.append(replace(_relative_error(name, differing, either, 1.0), part=own))
         return max(errors, key=lambda each: each.value, default=None)
 
 

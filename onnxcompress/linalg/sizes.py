@@ -8,6 +8,10 @@ by the mean square of what an entry of that axis holds:
   there.
 - Of the other numbers small are those below the first gap, a factor of 10 in size in which nothing lies, as seen from
   the largest: along places numbers fade.
+
+What an error weighs may be asked relative to how much the numbers vary over samples instead of to their size: boxes are
+mostly the places of their anchors, the same in every answer, and beside the size of these an error of a whole box would
+weigh hardly anything.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ import numpy.typing as npt
 from onnxcompress.linalg.spectrum import Matrix
 
 _GAP, _GAP_TO_PROBABILITIES = 100.0, 4.0
+
+_LEAST_SPREAD = 1e-10
+"""Of energy, as a share: what varies less is constant but for the rounding of float32, and is judged by its size."""
 
 _MOST_ZEROS = 0.01
 """Of probabilities. A sigmoid of onnxruntime gives 0 for what is very unlikely: 0.02 % of a class of a YOLOv8."""
@@ -52,12 +59,14 @@ class _Along:
         count: of an entry's numbers.
         zeros: how many of them are 0.
         energies: sums of squares.
+        spreads: sums of squares about the mean over samples; 0 where they are not asked for.
         lowest, highest: numbers.
     """
 
     count: int
     zeros: npt.NDArray[np.int64]
     energies: Matrix
+    spreads: Matrix
     lowest: Matrix
     highest: Matrix
 
@@ -67,19 +76,60 @@ class _Along:
             self.count + other.count,
             self.zeros + other.zeros,
             self.energies + other.energies,
+            self.spreads + other.spreads,
             np.minimum(self.lowest, other.lowest),
             np.maximum(self.highest, other.highest),
         )
 
 
-class Sizes:
-    """How large an output's numbers are, batch after batch."""
+class _Means:
+    """Each number's mean over samples, as far as they were seen (T. F. Chan et al., Compstat 1982)."""
 
     def __init__(self) -> None:
+        self._count = 0
+        self._mean: Matrix | None = None
+
+    def spread(self, rows: npt.NDArray[np.floating]) -> Matrix | None:
+        """Take more samples in; return by how much they raise the sums of squares about the mean.
+
+        Args:
+            rows: (samples, ...).
+
+        Returns:
+            (...); None where the samples are of another shape than those before.
+        """
+        count = len(rows)
+        mean = rows.mean(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            spread = np.square(rows - mean).sum(axis=0)
+            if self._mean is None:
+                self._count, self._mean = count, mean
+                return np.asarray(spread)
+            if self._mean.shape != mean.shape:
+                return None
+            total = self._count + count
+            step = mean - self._mean
+            self._mean = self._mean + step * (count / total)
+            spread += np.square(step) * (self._count * count / total)
+        self._count = total
+        return np.asarray(spread)
+
+
+class Sizes:
+    """How large an output's numbers are, batch after batch.
+
+    Args:
+        about_mean: errors weigh relative to how much the numbers vary over samples, not to how large they are. One
+            sample of the output is kept for it in float64. Where samples are not told apart, a batch counts as one;
+            what never varies, and outputs of varying shape, are judged by their size.
+    """
+
+    def __init__(self, *, about_mean: bool = False) -> None:
         self._samples = 0
-        self._energy = 0.0
+        self._energy = self._spread = 0.0
         self._dimensions = 0
         self._along: dict[int, _Along] = {}
+        self._means = _Means() if about_mean else None
 
     def add(self, array: npt.NDArray[np.floating], samples: int) -> None:
         """Take the answers to so many samples in, (samples, ...) where samples are told apart."""
@@ -88,12 +138,19 @@ class Sizes:
         self._dimensions = array.ndim
         squares = np.square(array, dtype=np.float64)
         self._energy += float(squares.sum())
-        if array.size == 0 or array.ndim < 2:
+        if array.size == 0:
+            return
+        spread = self._spread_of(array, samples)
+        if spread is not None:
+            self._spread += float(spread.sum())
+        if array.ndim < 2:
             return
         for axis in {1, array.ndim - 1} if first else set(self._along):
             others = tuple(each for each in range(array.ndim) if each != axis)
             zeros, count = (array == 0.0).sum(axis=others), array.size // array.shape[axis]
-            own = _Along(count, zeros, squares.sum(axis=others), array.min(axis=others), array.max(axis=others))
+            energies = squares.sum(axis=others)
+            spreads = np.zeros_like(energies) if spread is None else spread.sum(axis=others)
+            own = _Along(count, zeros, energies, spreads, array.min(axis=others), array.max(axis=others))
             known = self._along.get(axis)
             if known is None:
                 self._along[axis] = own
@@ -101,6 +158,17 @@ class Sizes:
                 self._along[axis] = known.joined(own)
             else:  # of varying length: there is nothing to add to
                 del self._along[axis]
+
+    def _spread_of(self, array: npt.NDArray[np.floating], samples: int) -> Matrix | None:
+        """Return by how much a batch raises the sums of squares about the mean, of as many axes as the batch."""
+        if self._means is None:
+            return None
+        apart = array.shape[:1] == (samples,)
+        spread = self._means.spread(array if apart else array[None])
+        if spread is None:
+            self._means = None
+            return None
+        return spread[None] if apart else spread
 
     def division(self) -> Division | None:
         """Return where numbers of different kinds lie, None where all are of one kind."""
@@ -118,11 +186,18 @@ class Sizes:
         """
         division = self.division()
         if division is None:
-            return np.full([1] * self._dimensions, _over(self._samples, self._energy))
-        energies, kinds = self._along[division.axis].energies, division.kinds
-        sums = np.bincount(kinds, energies)
-        weights = np.array([_over(self._samples, len(sums) * float(own)) for own in sums])[kinds]
+            return np.full([1] * self._dimensions, _over(self._samples, self._judged(self._energy, self._spread)))
+        along, kinds = self._along[division.axis], division.kinds
+        sums = [
+            self._judged(*map(float, both))
+            for both in zip(np.bincount(kinds, along.energies), np.bincount(kinds, along.spreads), strict=True)
+        ]
+        weights = np.array([_over(self._samples, len(sums) * own) for own in sums])[kinds]
         return weights.reshape([-1 if axis == division.axis else 1 for axis in range(self._dimensions)])
+
+    def _judged(self, energy: float, spread: float) -> float:
+        """Return what errors are relative to, of these two."""
+        return spread if self._means is not None and spread > _LEAST_SPREAD * energy else energy
 
 
 def _kinds(along: _Along) -> tuple[npt.NDArray[np.int64], float]:

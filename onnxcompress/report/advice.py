@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.evaluation.latency import Latency
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.faster import how_to_be_faster
@@ -117,7 +118,12 @@ def accuracy_lines(accuracy: Accuracy | None) -> list[str]:
         drop = 100.0 - accuracy.agreement
         fell = f"The compressed model agrees with the original on {percent(accuracy.agreement)} of the samples"
     error, output, part = accuracy.relative_error or 0.0, accuracy.relative_error_output, accuracy.relative_error_part
-    if error >= WORTH_SAYING_ERROR and part is not None:
+    if error >= WORTH_SAYING_ERROR and isinstance(part, OneClass):
+        lines.append(
+            f"Of the elements of output '{output}' to which either model gives {part} {percent(100 * error)} have "
+            "another one in the other model. "
+        )
+    elif error >= WORTH_SAYING_ERROR and part is not None:
         lines.append(
             f"The small numbers of output '{output}' ({part}) differ from the original's by {percent(100 * error)} of "
             "their size. "

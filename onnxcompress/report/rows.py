@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.evaluation.latency import Credit, Latency
 from onnxcompress.report.advice import WORTH_SAYING_WAITS
 from onnxcompress.report.dry_run import is_dry_run
@@ -50,8 +51,8 @@ def _accuracy_rows(report: Report) -> list[Row]:
     if accuracy.relative_error is not None and _shows_error(report, accuracy):
         output, part = accuracy.relative_error_output, accuracy.relative_error_part
         which = "the outputs" if output is None else f"'{output}'"
-        small = "" if part is None else f", small numbers ({part})"
-        rows.append((f"Relative error of {which}{small}", "", _error(accuracy), ""))
+        alone = f", {part}, 1 - IoU" if isinstance(part, OneClass) else f", small numbers ({part})"
+        rows.append((f"Relative error of {which}{'' if part is None else alone}", "", _error(accuracy), ""))
     if accuracy.not_finite:
         rows.append(("Samples with NaN or infinity", "", str(accuracy.not_finite), ""))
     if accuracy.kl is not None:

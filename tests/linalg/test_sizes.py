@@ -141,3 +141,70 @@ def test_numbers_that_are_not_finite_weigh_nothing() -> None:
     for value in (np.inf, np.nan):
         array[3, 1, 7] = value
         assert sizes_of(array).weights().item() == 0.0
+
+
+def spread_of(array: Rows, batches: list[int]) -> Sizes:
+    sizes = Sizes(about_mean=True)
+    for part in np.split(array, np.cumsum(batches)[:-1]):
+        sizes.add(part, len(part))
+    return sizes
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("batches", [[12], [5, 5, 2], [1] * 12])
+def test_about_the_mean_what_every_sample_has_weighs_nothing(axis: int, batches: list[int]) -> None:
+    """Boxes at the places of their anchors; the kinds are those of the sizes, whatever the batches are."""
+    array = boxes_and_scores().astype(np.float64)
+    array[:, :4] = array[:, :4] / 100.0 + 1e4 * np.random.default_rng(1).random((4, 50))
+    array = np.moveaxis(array, 1, axis)
+    sizes = spread_of(array, batches)
+    division = sizes.division()
+    assert division is not None
+    np.testing.assert_array_equal(division.kinds, np.arange(10) >= 4)
+    weights = np.broadcast_to(sizes.weights(), array.shape)
+    for kind in np.split(weights * np.square(array - array.mean(axis=0)), [4], axis=axis):
+        assert kind.sum() / len(array) == pytest.approx(0.5, rel=1e-9)
+    raw = sizes_of(array).weights()
+    assert raw.shape == sizes.weights().shape
+    assert weights[0].max() > 1e5 * raw.min()
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 7), (6, 3, 9)])
+def test_a_large_mean_cancels_no_digits(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).standard_normal(shape)
+    weights = [spread_of(array + mean, [4, 2]).weights().item() for mean in (0.0, 1e5)]
+    assert weights[0] == pytest.approx(len(array) / np.square(array - array.mean(axis=0)).sum(), rel=1e-12)
+    assert spread_of(array + 1e4, [4, 2]).weights().item() == pytest.approx(weights[0], rel=1e-9)
+    # So little of so much is no more than the rounding of float32.
+    assert weights[1] == pytest.approx(len(array) / np.square(array + 1e5).sum())
+
+
+def test_what_never_varies_is_judged_by_its_size() -> None:
+    """One sample, the same one again, and a kind of numbers that is constant beside another that is not."""
+    one = boxes_and_scores(1)
+    for array in (one, np.repeat(one, 5, axis=0)):
+        np.testing.assert_allclose(spread_of(array, [1] * len(array)).weights(), sizes_of(array).weights())
+    array = boxes_and_scores()
+    array[:, :4] = array[0, :4]
+    about, raw = spread_of(array, [5, 7]).weights().ravel(), sizes_of(array).weights().ravel()
+    np.testing.assert_allclose(about[:4], raw[:4])
+    assert (about[4:] > 2.0 * raw[4:]).all()
+
+
+def test_where_samples_are_not_told_apart_batches_are() -> None:
+    """(steps, B, features), with B of three samples."""
+    array = 5.0 + np.random.default_rng(0).standard_normal((4, 7, 3, 2))
+    sizes = Sizes(about_mean=True)
+    for each in array:
+        sizes.add(each, 3)
+    assert sizes.weights().item() == pytest.approx(12 / np.square(array - array.mean(axis=0)).sum())
+    sizes.add(array[0, :5], 3)  # of another length: there is no mean
+    energy = np.square(array).sum() + np.square(array[0, :5]).sum()
+    assert sizes.weights().item() == pytest.approx(15 / energy)
+
+
+def test_about_the_mean_numbers_that_are_not_finite_weigh_nothing() -> None:
+    array = boxes_and_scores()
+    for value in (np.inf, np.nan):
+        array[3, 1, 7] = value
+        assert spread_of(array, [5, 7]).weights().item() == 0.0

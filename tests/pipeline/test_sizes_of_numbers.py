@@ -17,6 +17,7 @@ from onnxcompress.cli import main
 from onnxcompress.evaluation.relative_error import SmallNumbers
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import LABELS, PassContext
+from onnxcompress.passes.recovery.allocation_samples import spread
 from onnxcompress.passes.recovery.output_weights import output_weights
 from tests.small_models import run_all
 from tests.tiny_models import BOXES, SCORES, conv_net, detector_net, samples
@@ -37,6 +38,13 @@ def errors(model: Model) -> list[float]:
     """Relative errors of boxes and of scores."""
     pairs = zip(answers(detector_net()), answers(model), strict=True)
     return [float(np.linalg.norm(one - two) / np.linalg.norm(one)) for one, two in pairs]
+
+
+def variations() -> list[float]:
+    """Of boxes and of scores the sum of squares about the mean over the samples that weights are of, for one sample."""
+    seen = [run_all(Model.from_proto(detector_net()), each)["found"] for each in spread(lambda: CALIB, 48)]
+    found = np.concatenate(seen).astype(np.float64)
+    return [float(own.var(axis=0).sum()) for own in (found[:, :BOXES], found[:, BOXES:])]
 
 
 def test_both_kinds_are_spared() -> None:
@@ -93,8 +101,11 @@ def test_training_counts_both() -> None:
     pair = make_pair(model, (), torch.device("cpu"), replace(context, original=original))
     with torch.no_grad():
         _, found = pair.compared({"x": torch.from_numpy(IMAGES)})
-    # Each kind's energy is that of the calibration samples, near to that of these.
-    assert float(found.outputs) == pytest.approx(np.mean(np.square(errors(model))), rel=0.05)
+    missed = [
+        np.square(one - two).sum() / len(IMAGES) for one, two in zip(answers(original), answers(model), strict=True)
+    ]
+    wanted = np.mean([one / variation for one, variation in zip(missed, variations(), strict=True)])
+    assert float(found.outputs) == pytest.approx(wanted, rel=1e-3)
     # Processes that train together know the training data alone: the same weights come of these in all of them.
     training = PassContext(original=original, training=lambda: [{"x": IMAGES, LABELS: np.zeros(len(IMAGES))}])
     first, other = (
@@ -127,8 +138,20 @@ def test_weights_are_of_outputs_that_do_not_classify() -> None:
     weights_of = partial(output_weights, calibration=lambda: CALIB)
     weights = weights_of(model, ["found", "boxes"])
     assert {name: own.shape for name, own in weights.items()} == {"found": (1, BOXES + SCORES, 1), "boxes": (1, 1, 1)}
-    seen = run_all(model, CALIB[0])
-    for part in (slice(0, BOXES), slice(BOXES, None)):
-        energies = np.square(seen["found"][:, part].astype(np.float64)).sum(axis=(1, 2))
-        assert float((weights["found"][0, part] * energies.mean()).mean()) == pytest.approx(0.5, rel=0.1)
+    boxes, scores = weights["found"][0, :BOXES, 0], weights["found"][0, BOXES:, 0]
+    for own, variation in zip((boxes, scores), variations(), strict=True):
+        np.testing.assert_allclose(own * variation, 0.5, rtol=1e-4)
     assert weights_of(Model.from_proto(conv_net()), ["y"]) == {}
+
+
+def test_what_is_added_to_every_answer_changes_no_weight() -> None:
+    """Boxes at the places of their anchors are judged as the offsets that the network finds."""
+    plain, anchored = detector_net(), detector_net()
+    for tensor in anchored.graph.initializer:
+        if tensor.name == "b_boxes":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(50.0 + onnx.numpy_helper.to_array(tensor), tensor.name))
+    offsets, boxes = (
+        output_weights(Model.from_proto(each), ["found"], calibration=lambda: CALIB)["found"]
+        for each in (plain, anchored)
+    )
+    np.testing.assert_allclose(boxes, offsets, rtol=1e-3)

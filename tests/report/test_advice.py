@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.evaluation.relative_error import SmallNumbers
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.advice import comparison_warnings, compression_warnings, how_to_keep_more
@@ -71,6 +72,14 @@ def test_outputs_beside_the_classes_are_told_of() -> None:
     )
     rows = {row[0]: row[2] for row in before_and_after(report(accuracy=small))}
     assert rows["Relative error of 'boxes', small numbers (18 of 22 along axis 1, from 4 on)"] == "30.0 %"
+    rare = Accuracy(9, False, relative_error=0.3, relative_error_output="map", relative_error_part=OneClass(7, 0.018))
+    (line,) = comparison_warnings(report(accuracy=rare))
+    assert line.startswith(
+        "Of the elements of output 'map' to which either model gives class 7 (1.8 % of all) 30.0 % have"
+    )
+    rows = {row[0]: row[2] for row in before_and_after(report(accuracy=rare))}
+    assert rows["Relative error of 'map', class 7 (1.8 % of all), 1 - IoU"] == "30.0 %"
+    assert rare.to_json()["relative_error_part"] == {"value": 7, "share": 0.018}
     scores = dataclasses.replace(beside, relative_error_output=beside.output, not_compared=())
     assert comparison_warnings(report(accuracy=scores)) == ()
     rows = {row[0]: row[2] for row in before_and_after(report(accuracy=beside))}

@@ -1,8 +1,8 @@
-"""How errors of a network's outputs count where they do not classify: relative to what the original answers there.
+"""How errors of a network's outputs count where they do not classify: relative to how its answers vary over samples.
 
-An output's error is ||computed - original||^2 / ||original||^2, and where it holds numbers of several kinds, such as
-boxes in pixels beside scores, the mean of all kinds' (`linalg.sizes`): as weights of squared errors, which are the same
-wherever such errors are weighed, in sensitivities, gradients and training.
+An output's error is ||computed - original||^2 / ||original - its mean over samples||^2, and where it holds numbers of
+several kinds, such as boxes in pixels beside scores, the mean of all kinds' (`linalg.sizes`): as weights of squared
+errors, which are the same wherever such errors are weighed, in sensitivities, gradients and training.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def output_weights(
 
     Those in `numbers` do not, whatever their shape.
 
-    The weighted sum over a sample is its relative squared error. A few dozen samples tell how large the answers are;
-    those that are not finite weigh nothing.
+    The weighted sum over a sample is its relative squared error. A few dozen samples tell how the answers vary; those
+    that are not finite weigh nothing.
     """
     own = [name for name in names if name in numbers or not classifies(model.shape_of(name) or ())]
     if not own:
@@ -49,5 +49,5 @@ def weights_of(
     for size, answer in zip(samples, answers, strict=True):
         for name, array in answer.items():
             if name in numbers or not classifies(array.shape):
-                sizes.setdefault(name, Sizes()).add(array, size)
+                sizes.setdefault(name, Sizes(about_mean=True)).add(array, size)
     return {name: own.weights() for name, own in sizes.items()}
