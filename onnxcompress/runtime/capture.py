@@ -128,13 +128,18 @@ def _open(model: Model, tensors: Sequence[str], provider: Provider, settings: Se
 
 
 def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
-    """Serialise the model with `tensors` as further outputs.
+    """Serialise the model with `tensors` as further outputs."""
+    present = {value.name for value in (*model.graph.output, *model.graph.input)}
+    return with_outputs(model.SerializeToString(), [name for name in tensors if name not in present])
+
+
+def with_outputs(content: bytes, tensors: Sequence[str]) -> bytes:
+    """Return a serialized model that gives `tensors`, too, which nodes make and which are no outputs yet.
 
     Concatenated messages are merged by protobuf's definition, repeated fields appended: the outputs are added without a
     second copy of the weights. An output without a type gets the one that onnxruntime infers.
     """
     import onnx
 
-    present = {value.name for value in (*model.graph.output, *model.graph.input)}
-    graph = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in tensors if name not in present])
-    return bytes(model.SerializeToString() + onnx.ModelProto(graph=graph).SerializeToString())
+    graph = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in tensors])
+    return bytes(content + onnx.ModelProto(graph=graph).SerializeToString()) if tensors else content
