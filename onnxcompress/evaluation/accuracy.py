@@ -104,8 +104,6 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
             progress(samples)
     accuracy = Accuracy(samples, labels=False) if classes is None else classes.result(samples)
     error = errors.result()
-    if error is None:
-        raise ModelError(f"the models differ: {', '.join(sorted(errors.apart))}: other shapes on the same samples")
     not_compared = tuple(sorted(errors.apart | reference.left_out))
     accuracy = replace(
         accuracy,
@@ -115,6 +113,8 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
     )
     if not_finite:
         return replace(accuracy, kl=None)
+    if error is None:
+        return accuracy
     return replace(
         accuracy,
         relative_error=error.value,
