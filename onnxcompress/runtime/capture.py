@@ -13,9 +13,9 @@ import numpy as np
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.graph import Model
 from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
-from onnxcompress.runtime.session import Session, SessionSettings
+from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
 from onnxcompress.runtime.tensors import Array
-from onnxcompress.serialization import IN_MEMORY_BYTES, read_proto
+from onnxcompress.serialization import IN_MEMORY_BYTES, parse_proto, read_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -131,6 +131,17 @@ def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
     """Serialise the model with `tensors` as further outputs."""
     present = {value.name for value in (*model.graph.output, *model.graph.input)}
     return with_outputs(model.SerializeToString(), [name for name in tensors if name not in present])
+
+
+def exposing(model: ModelSource, tensors: Sequence[str]) -> ModelSource:
+    """Return a model that gives those of `tensors`, too, which its nodes make; one with weights beside it as it is."""
+    if not tensors:
+        return model
+    proto = read_proto(Path(model)) if not isinstance(model, bytes) else parse_proto(model, "the model")
+    if any(tensor.external_data for tensor in proto.graph.initializer):
+        return model
+    made = {name for node in proto.graph.node for name in node.output}
+    return _with_outputs(proto, [name for name in tensors if name in made])
 
 
 def with_outputs(content: bytes, tensors: Sequence[str]) -> bytes:

@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress
 from onnxcompress.graph import Model
+from onnxcompress.passes.quantization import sparing
+from onnxcompress.passes.quantization.sparing import Judge
 from onnxcompress.passes.recovery.outputs import judged_tensors
 from tests.tiny_models import detector_net, samples
 
@@ -77,6 +79,52 @@ def test_as_much_is_taken_as_of_the_network_without_the_filter(
     assert decided(own, name) == decided(unfiltered, name) != []
 
 
-def test_eight_bits_are_judged(net: onnx.ModelProto) -> None:
-    result = onnxcompress.compress(net, quantize="int8", calib=CALIB, data=DATA, latency=False)
+def test_eight_bits_are_judged_by_it(net: onnx.ModelProto) -> None:
+    plain = detector_net(joined=False)
+    result = onnxcompress.compress(net, quantize="int8", calib=CALIB, latency=False)
     assert any(node.op == "QuantizeLinear" for node in result.model.nodes)
+    judges = [Judge(Model.from_proto(each), lambda: iter(CALIB)) for each in (net, plain)]
+    errors = []
+    for each, judge in zip((net, plain), judges, strict=True):
+        other = onnx.ModelProto.FromString(each.SerializeToString())
+        weight = next(tensor for tensor in other.graph.initializer if tensor.name == "w_scores")
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
+        errors.append(judge.error(other.SerializeToString()))
+    assert errors[0] == pytest.approx(errors[1], rel=1e-5)
+    assert 0.01 < errors[0] < 1.0
+    assert 0.0 < judges[0].error(result.model.to_bytes()) < sparing.MOST_ERROR
+
+
+@pytest.mark.parametrize("options", [{"tucker": "auto"}, {"prune": 0.1, "recover": "refit"}])
+def test_the_error_is_that_of_what_it_was_chosen_from(net: onnx.ModelProto, options: dict[str, Any]) -> None:
+    own, plain = (
+        onnxcompress.compress(each, calib=CALIB, data=DATA, latency=False, max_error=60.0, **options)
+        for each in (net, detector_net(joined=False))
+    )
+    accuracy, other = own.report.accuracy, plain.report.accuracy
+    assert accuracy.made_from == ("rated", "scaled")
+    assert accuracy.not_compared == ("kept", "rates")
+    assert accuracy.output is None
+    assert accuracy.relative_error == pytest.approx(other.relative_error, rel=1e-4)
+    assert own.report.gates[0].value == pytest.approx(100.0 * accuracy.relative_error)
+    assert any("what they are made from is compared: 'rated', 'scaled'" in line for line in own.report.warnings)
+    compared = onnxcompress.compare(net, own.model, data=DATA, latency=False)
+    assert compared.accuracy.relative_error == pytest.approx(accuracy.relative_error, rel=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [("kept",), ("kept", "rates")])
+def test_where_nothing_can_be_compared_the_report_says_so_and_the_gate_fails(outputs: tuple[str, ...]) -> None:
+    """The second model calls what it filters by other names, and finds other boxes."""
+    net = filtered_net()
+    del net.graph.output[len(outputs) :]
+    other = onnx.ModelProto.FromString(net.SerializeToString())
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [{"scaled": "a", "rated": "b"}.get(name, name) for name in names]
+    least = next(tensor for tensor in other.graph.initializer if tensor.name == "least")
+    least.CopyFrom(numpy_helper.from_array(np.array([0.3], np.float32), "least"))
+    report = onnxcompress.compare(net, other, data=DATA, latency=False, max_error=5.0)
+    assert (report.accuracy.relative_error, report.accuracy.made_from) == (None, ())
+    assert report.accuracy.not_compared == outputs
+    assert [(gate.value, gate.passed) for gate in report.gates] == [(None, False)]
+    assert any("Not compared: 'kept'" in line for line in report.warnings)

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.data_shapes import DataShapes, data_shapes
 from onnxcompress.graph import Model
+from onnxcompress.lengths import may_agree
 from onnxcompress.serialization import tensor_dtype
 
 _MOVING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -38,7 +39,8 @@ def compared_outputs(model: Model, original: Model) -> tuple[Output, ...]:
         is_softmax = node is not None and node.op in ("Softmax", "LogSoftmax")
         scores = node.inputs[0].name if node is not None and is_softmax else name
         compared = scores if scores in known else name
-        if name in given or compared in known:
+        # A tensor inside may have lost channels.
+        if name in given or (compared in known and may_agree(model.shape_of(compared), original.shape_of(compared))):
             outputs.append(Output(name, compared))
     return tuple(outputs)
 
@@ -61,9 +63,9 @@ def judged_tensors(model: Model) -> tuple[str, ...]:
 
 
 def stand_ins(model: Model) -> tuple[str, ...]:
-    """Return the tensors that are judged in place of floating-point outputs whose shape depends on the data."""
+    """Return the tensors that are judged in place of outputs whose shape depends on the data, where there are any."""
     given = {tensor.name for tensor in model.graph.outputs}
-    if not any(_is_floating(model, tensor) for tensor in model.graph.outputs):
+    if data_shapes(model).shaped.isdisjoint(given):
         return ()
     return tuple(name for name in judged_tensors(model) if name not in given)
 
