@@ -128,3 +128,30 @@ def test_where_nothing_can_be_compared_the_report_says_so_and_the_gate_fails(out
     assert report.accuracy.not_compared == outputs
     assert [(gate.value, gate.passed) for gate in report.gates] == [(None, False)]
     assert any("Not compared: 'kept'" in line for line in report.warnings)
+
+
+def test_a_relu_that_eight_bits_stand_for_is_part_of_what_is_compared() -> None:
+    """Features of the places where something was found: the quantizer leaves their Relu to the rounding."""
+    model = detector_net(joined=False)
+    graph = model.graph
+    least = numpy_helper.from_array(np.array(0.12, np.float32), "least")
+    weight = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+    graph.initializer.extend([least, numpy_helper.from_array(weight, "w_found")])
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["rated"], ["best"], "best", axes=[1], keepdims=0),
+            helper.make_node("Greater", ["best", "least"], ["is_found"], "is_found"),
+            helper.make_node("NonZero", ["is_found"], ["where"], "where"),
+            helper.make_node("Transpose", ["where"], ["places"], "places", perm=[1, 0]),
+            helper.make_node("Transpose", ["r2"], ["features"], "features", perm=[0, 2, 3, 1]),
+            helper.make_node("GatherND", ["features", "places"], ["chosen"], "chosen"),
+            helper.make_node("Gemm", ["chosen", "w_found"], ["kinds"], "kinds"),
+        ]
+    )
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("kinds", TensorProto.FLOAT, ["found", 3]))
+    assert set(judged_tensors(Model.from_proto(model))) == {"best", "r2"}
+    result = onnxcompress.compress(model, quantize="int8", calib=CALIB, data=DATA, latency=False)
+    assert result.report.accuracy.made_from == ("best", "r2")
+    assert result.report.accuracy.relative_error < 0.05
+    assert not any(node.name == "relu2" for node in result.model.nodes)

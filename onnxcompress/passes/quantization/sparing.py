@@ -25,7 +25,7 @@ from onnxcompress.passes.base import Samples, Tell
 from onnxcompress.passes.quantization.calibration import spread_batches
 from onnxcompress.passes.quantization.opset import with_opset
 from onnxcompress.passes.recovery.outputs import judged_tensors, stand_ins
-from onnxcompress.runtime.capture import with_outputs
+from onnxcompress.runtime.capture import exposing
 from onnxcompress.runtime.session import Session, SessionSettings
 
 Array = npt.NDArray[Any]
@@ -66,7 +66,7 @@ class Judge:
         single = onnx.TensorProto.FLOAT
         self._outputs = [name for name in judged if model.dtypes.get(name) == single]
         self._batches = spread_batches(calibration(), samples, first if isinstance(first, int) else None)
-        session = Session(with_outputs(model.to_bytes(), self._inside), settings=SessionSettings())
+        session = Session(exposing(model.to_bytes(), self._inside), settings=SessionSettings())
         self._expected = [session.run(batch, self._outputs) for batch in self._batches] if self._outputs else []
         self._weights = {}
         for name in self._outputs:
@@ -88,7 +88,7 @@ class Judge:
         Args:
             content: the model that is judged.
         """
-        session = Session(with_outputs(content, self._inside), settings=SessionSettings(integers=False))
+        session = Session(exposing(content, self._inside), settings=SessionSettings(integers=False))
         sums = dict.fromkeys(self._outputs, 0.0)
         for batch, expected in zip(self._batches, self._expected, strict=True):
             seen = session.run(batch, self._outputs)
