@@ -45,14 +45,15 @@ class Accuracy:
         kl: mean KL(original || compressed) in nats; None where the compressed model gave NaN or infinity.
         relative_error: ||original - compressed|| / ||original|| over all samples, of the output where it is largest
             (of whole numbers the share that differs, or 1 - IoU of a class: `evaluation.relative_error`), a share; None
-            where the compressed model gave NaN or infinity. `relative_error_interval` its 95 % interval;
-            `relative_error_output` the output's name, `relative_error_part` which of its numbers alone: the small ones
-            beside larger ones, or those of one class.
+            where the compressed model gave NaN or infinity, or no output could be compared. `relative_error_interval`
+            its 95 % interval; `relative_error_output` the output's name, `relative_error_part` which of its numbers
+            alone: the small ones beside larger ones, or those of one class.
         numbers: outputs of the shape of class scores that are judged as numbers of another kind.
         classes: how many there are; `confidence` the mean probability of the class that the original gives, a share;
             `majority` the percentage of samples to which it gives the class that it gives most often.
         not_compared: other outputs, which the second model does not have, which have another shape in the two on some
-            samples, or in which the original gave NaN or infinity.
+            samples or whose shape depends on the data, or in which the original gave NaN or infinity.
+        made_from: tensors inside that were compared in place of outputs whose shape depends on the data.
         not_finite: samples to which the compressed model gave NaN or infinity: they count as wrong and as disagreeing.
     """
 
@@ -79,6 +80,7 @@ class Accuracy:
     confidence: float | None = None
     majority: float | None = None
     not_compared: tuple[str, ...] = ()
+    made_from: tuple[str, ...] = ()
     not_finite: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
     errors, samples, not_finite = ErrorTally(reference.divisions), 0, 0
     for batch, expected in reference.batches():
         adapted = replace(batch, inputs=_adapted(batch.inputs, compressed))
-        seen = _matched(real_outputs(compressed, adapted), expected, reference.output)
+        seen = _matched(real_outputs(compressed, adapted), expected, reference)
         finite = errors.add(batch.size, expected, seen)
         samples, not_finite = samples + batch.size, not_finite + int((~finite).sum())
         if classes is not None:
@@ -106,17 +108,18 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
             progress(samples)
     accuracy = Accuracy(samples, labels=False) if classes is None else classes.result(samples)
     error = errors.result()
-    if error is None:
-        raise ModelError(f"the models differ: {', '.join(sorted(errors.apart))}: other shapes on the same samples")
-    not_compared = tuple(sorted(errors.apart | reference.left_out))
+    made_from = set(reference.open_outputs.made_from)
     accuracy = replace(
         accuracy,
         numbers=reference.numbers,
-        not_compared=not_compared,
+        not_compared=tuple(sorted((errors.apart | reference.left_out) - made_from)),
+        made_from=tuple(sorted(made_from & errors.compared)),
         not_finite=not_finite,
     )
     if not_finite:
         return replace(accuracy, kl=None)
+    if error is None:
+        return accuracy
     return replace(
         accuracy,
         relative_error=error.value,
@@ -197,14 +200,16 @@ def _adapted(inputs: Mapping[str, Array], compressed: Session) -> dict[str, Arra
     return conform(renamed, compressed.inputs, "the second model")
 
 
-def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array], classifying: str | None) -> dict[str, Array]:
+def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array], reference: Reference) -> dict[str, Array]:
     """Return the outputs that `expected` has, by name, or by position where the only output has another name.
 
     As many boxes as were found, say, are others in another model: that is no error as long as something is left that
-    can be compared. Beside an output that classifies others may also be missing.
+    can be compared. Beside an output that classifies others may also be missing, and so may tensors from inside.
     """
-    matched: dict[str, Array] = {}
-    for name, reference in expected.items():
+    classifying, inside = reference.output, set(reference.open_outputs.made_from)
+    matched = {name: seen[name] for name in expected if name in inside and name in seen}
+    seen, expected = ({n: array for n, array in each.items() if n not in inside} for each in (seen, expected))
+    for name, own in expected.items():
         array = seen.get(name)
         if array is None and len(seen) == 1 and (len(expected) == 1 or name == classifying):
             array = next(iter(seen.values()))
@@ -212,8 +217,8 @@ def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array], classifyi
             continue
         if array is None:
             raise ModelError(f"the models differ: output '{name}' is missing in the second one")
-        if array.shape != reference.shape and (len(expected) == 1 or name == classifying):
-            shapes = f"{shown_shape(reference.shape)} and {shown_shape(array.shape)}"
+        if array.shape != own.shape and (len(expected) == 1 or name == classifying):
+            shapes = f"{shown_shape(own.shape)} and {shown_shape(array.shape)}"
             raise ModelError(f"the models differ: output '{name}' has the shapes {shapes}")
         matched[name] = array
     return matched

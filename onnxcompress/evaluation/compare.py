@@ -10,7 +10,8 @@ from typing import Any
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.accuracy import Accuracy, measure_accuracy
 from onnxcompress.evaluation.latency import Latency, LatencySettings, measure_latency, measure_with_credit
-from onnxcompress.evaluation.reference import Reference
+from onnxcompress.evaluation.reference import NO_OPEN_OUTPUTS, OpenOutputs, Reference
+from onnxcompress.runtime.capture import exposing
 from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.dataset import DEFAULT_BATCH
 from onnxcompress.runtime.preprocess import Preprocess
@@ -48,6 +49,7 @@ def compare_models(
     cleaned: ModelSource | None = None,
     progress: Progress | None = None,
     numbers: frozenset[str] = frozenset(),
+    open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
 ) -> Evaluation:
     """Compare two models.
 
@@ -60,6 +62,7 @@ def compare_models(
         cleaned: the original after exact clean-up only, timed with the two to tell what of the speed-up is its.
         progress: told of each step.
         numbers: outputs of the shape of class scores that hold numbers of another kind.
+        open_outputs: the original's outputs whose shape depends on the data, and what is compared in their place.
 
     Raises:
         RecipeError: nothing is to be compared.
@@ -71,7 +74,8 @@ def compare_models(
         raise RecipeError("nothing to compare on: give a provider")
     accuracy = None
     if data is not None:
-        accuracy = _accuracy(original, compressed, data, preprocess, samples, providers[0], progress, numbers)
+        first, second = (exposing(each, open_outputs.made_from) for each in (original, compressed))
+        accuracy = _accuracy(first, second, data, preprocess, samples, providers[0], progress, numbers, open_outputs)
     timed: list[Latency] = []
     for number, provider in enumerate(providers if latency is not None else ()):
         if progress:
@@ -92,6 +96,7 @@ def _accuracy(
     provider: Provider,
     progress: Progress | None,
     numbers: frozenset[str],
+    open_outputs: OpenOutputs,
 ) -> Accuracy:
     session = Session(original, provider, SessionSettings())
     opened = dataset_for(session, data, preprocess=preprocess)
@@ -101,7 +106,9 @@ def _accuracy(
         return None if progress is None else lambda done: progress(doing, done, dataset.length)
 
     told = tell("accuracy of the original")
-    with Reference(session, dataset, batch_size=DEFAULT_BATCH, progress=told, numbers=numbers) as reference:
+    with Reference(
+        session, dataset, batch_size=DEFAULT_BATCH, progress=told, numbers=numbers, open_outputs=open_outputs
+    ) as reference:
         del session
         second = Session(compressed, provider, SessionSettings())
         return measure_accuracy(second, reference, progress=tell("accuracy of the compressed model"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -16,6 +17,22 @@ from onnxcompress.runtime.dataset import DEFAULT_BATCH, Batch, Dataset
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array
 
+
+@dataclass(frozen=True)
+class OpenOutputs:
+    """Outputs whose shape depends on the data, as the boxes that a NonMaxSuppression leaves.
+
+    Attributes:
+        names: they are not compared: two models leave other rows, or fewer.
+        made_from: tensors inside, which are compared in their place where both models have them.
+    """
+
+    names: frozenset[str] = frozenset()
+    made_from: tuple[str, ...] = ()
+
+
+NO_OPEN_OUTPUTS = OpenOutputs()
+
 Told = Callable[[int], None]
 """Progress: called with the number of samples done so far."""
 
@@ -25,12 +42,13 @@ class Reference:
 
     The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies, but for those that are
     said to hold `numbers` of another kind. All floating-point outputs are kept, to be compared as numbers too; where
-    there are none, all whole numbers and truth values.
+    there are none, all whole numbers and truth values. Of `open_outputs` neither.
 
     Attributes:
         output: the name of the classifying output, or None.
         numbers: names of outputs of the same shape that hold numbers of another kind.
-        left_out: other outputs beside it, in which the original gave NaN or infinity.
+        open_outputs: whose shape depends on the data; of what they are made from, what the session gives is compared.
+        left_out: other outputs beside it, in which the original gave NaN or infinity, and those of `open_outputs`.
         normalised: whether it is a distribution already, such as a Softmax.
         divisions: {output: where it holds smaller numbers than elsewhere}, which are to be compared by themselves.
         samples: how many there are.
@@ -48,8 +66,10 @@ class Reference:
         batch_size: int = DEFAULT_BATCH,
         progress: Told | None = None,
         numbers: Collection[str] = (),
+        open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
     ) -> None:
         self.data = data
+        self.open_outputs = open_outputs
         self.numbers: tuple[str, ...] = ()
         self._numbers = frozenset(numbers)
         self.output: str | None = None
@@ -122,9 +142,13 @@ class Reference:
         self.samples += batch.size
 
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
-        compared = [name for name, array in outputs.items() if array.dtype.kind == "f"] or list(outputs)
+        made_from = [name for name in self.open_outputs.made_from if name in outputs]
+        given = {name: array for name, array in outputs.items() if name not in made_from}
+        told = [name for name, array in given.items() if array.dtype.kind == "f"] or list(given)
+        self.left_out |= self.open_outputs.names.intersection(told)
+        compared = [name for name in told if name not in self.left_out] + made_from
         self._files = {name: ArrayFile() for name in compared}
-        shaped = {name: class_scores(outputs[name], batch.size) for name in compared}
+        shaped = {n: None if n in made_from else class_scores(outputs[n], batch.size) for n in compared}
         self.numbers = tuple(name for name in compared if shaped[name] is not None and name in self._numbers)
         floating = [name for name in compared if outputs[name].dtype.kind == "f"]
         self._kinds = {name: Sizes() for name in floating if shaped[name] is None or name in self.numbers}

@@ -90,6 +90,11 @@ class ErrorTally:
         self._powers: dict[str, float] = {}
         self._classes: dict[str, ClassCounts] = {}
 
+    @property
+    def compared(self) -> set[str]:
+        """The outputs that had the original's shape on all samples."""
+        return {name for name, _ in self._missed} - self.apart
+
     def add(self, samples: int, expected: Mapping[str, Array], seen: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
         """Take a batch in; return which of its samples are finite in all outputs of `seen`, (samples,)."""
         finite = np.ones(samples, np.bool_)

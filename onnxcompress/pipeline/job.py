@@ -23,6 +23,7 @@ from onnxcompress.pipeline.request import Request
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.source import Source
 from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass
+from onnxcompress.pipeline.task import open_outputs
 from onnxcompress.pipeline.uneven_widths import uneven_width_warnings
 from onnxcompress.pipeline.verification import sample_feeds, verify_stage
 from onnxcompress.recipe import Recipe
@@ -169,7 +170,8 @@ def finish_search(job: Job, request: Request, search: Search) -> Finished:
 
 def _measured(job: Job, asked: Recipe, compressed: bytes | Path, cleaned: bytes | None = None) -> Evaluation:
     data, numbers = job.data_sets.evaluation, job.context.numbers
-    return measure(job.source.content, compressed, data, job.providers, asked, job.tell, cleaned, numbers)
+    given = open_outputs(job.source.model)
+    return measure(job.source.content, compressed, data, job.providers, asked, job.tell, cleaned, numbers, given)
 
 
 def _checkpoints(work: Work, output: Location | None, run: int) -> list[Path | None]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.evaluation.compare import Evaluation, compare_models
 from onnxcompress.evaluation.latency import LatencySettings
+from onnxcompress.evaluation.reference import NO_OPEN_OUTPUTS, OpenOutputs
 from onnxcompress.passes.base import LABELS, Samples
 from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Copy, RemoteFile, fetch, location
@@ -151,11 +152,13 @@ def measure(
     progress: Progress,
     cleaned: bytes | Path | None = None,
     numbers: frozenset[str] = frozenset(),
+    open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
 ) -> Evaluation:
     """Measure accuracy where there are data, and latency unless the recipe turns it off.
 
     With `cleaned`, the original after clean-up alone, latency tells what clean-up earned and what compression.
-    `numbers` are outputs of the shape of class scores that hold none.
+    `numbers` are outputs of the shape of class scores that hold none; `open_outputs` are those whose shape depends on
+    the data.
 
     Raises:
         DataError, ModelError, ProviderUnavailableError: as the measurements raise them.
@@ -171,6 +174,7 @@ def measure(
         cleaned=cleaned,
         progress=progress,
         numbers=numbers,
+        open_outputs=open_outputs,
     )
 
 

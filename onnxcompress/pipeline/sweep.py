@@ -31,6 +31,7 @@ from onnxcompress.pipeline.sweep_grid import (
 )
 from onnxcompress.pipeline.sweep_store import Store, point_of
 from onnxcompress.pipeline.sweep_work import Outcome, Task
+from onnxcompress.pipeline.task import open_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from onnxcompress.recipe.sweep_options import SweepOptions
@@ -213,7 +214,8 @@ def _check_data(asked: _Sweep, evaluation: Dataset | None, tell: Progress) -> No
     if evaluation is None:
         raise DataError("a sweep needs evaluation data: give --data PATH")
     session, length = Session(asked.source.content, asked.providers[0]), evaluation.length
-    with Reference(session, evaluation, progress=lambda done: tell("accuracy of the original", done, length)):
+    given, told = open_outputs(asked.source.model), lambda done: tell("accuracy of the original", done, length)
+    with Reference(session, evaluation, progress=told, open_outputs=given):
         pass
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxcompress.analysis.data_shapes import data_shapes
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores, probabilities
-from onnxcompress.evaluation.reference import real_outputs
+from onnxcompress.evaluation.reference import NO_OPEN_OUTPUTS, OpenOutputs, real_outputs
 from onnxcompress.graph import Model
-from onnxcompress.passes.recovery.outputs import Output, compared_outputs
+from onnxcompress.passes.recovery.outputs import Output, compared_outputs, stand_ins
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.dataset import Dataset
 from onnxcompress.runtime.session import Session
@@ -53,6 +54,13 @@ def number_outputs(model: Model, content: bytes | Path, recipe: Recipe, data: Se
         shaped = [each for each in shaped if _may_be_numbers(model, each)]
         shaped = _undecided(shaped, content, data[0]) if shaped and data else []
     return frozenset(name for each in shaped for name in (each.name, each.compared))
+
+
+def open_outputs(model: Model) -> OpenOutputs:
+    """Return a model's outputs whose shape depends on the data, and the tensors that are compared in their place."""
+    shaped = data_shapes(model).shaped
+    names = frozenset(tensor.name for tensor in model.graph.outputs if tensor.name in shaped)
+    return OpenOutputs(names, stand_ins(model)) if names else NO_OPEN_OUTPUTS
 
 
 def _may_be_numbers(model: Model, output: Output) -> bool:

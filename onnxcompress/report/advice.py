@@ -185,6 +185,12 @@ def not_compared_lines(accuracy: Accuracy | None) -> list[str]:
     if accuracy is None or not accuracy.not_compared:
         return []
     names = ", ".join(f"'{name}'" for name in accuracy.not_compared)
+    if accuracy.made_from:
+        inside = ", ".join(f"'{name}'" for name in accuracy.made_from)
+        return [
+            f"Not compared: {names}. Another model gives them other shapes, as detections that were filtered are, or "
+            f"the original gives NaN or infinity; what they are made from is compared: {inside}"
+        ]
     return [
         f"Not compared: {names}. The second model does not have them, on some samples the two give them other shapes, "
         "as detections that were filtered are, or the original gives NaN or infinity: compare what they are made from"

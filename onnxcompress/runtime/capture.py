@@ -12,10 +12,11 @@ import numpy as np
 
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.graph import Model
+from onnxcompress.importing import names_read
 from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
-from onnxcompress.runtime.session import Session, SessionSettings
+from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
 from onnxcompress.runtime.tensors import Array
-from onnxcompress.serialization import IN_MEMORY_BYTES, read_proto
+from onnxcompress.serialization import IN_MEMORY_BYTES, parse_proto, read_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -138,3 +139,39 @@ def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
     present = {value.name for value in (*model.graph.output, *model.graph.input)}
     graph = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in tensors if name not in present])
     return bytes(model.SerializeToString() + onnx.ModelProto(graph=graph).SerializeToString())
+
+
+def exposing(model: ModelSource, tensors: Sequence[str]) -> ModelSource:
+    """Return a model that gives those of `tensors`, too, which its nodes make; one with weights beside it as it is.
+
+    What is given is what the nodes behind it read: see `as_read`.
+    """
+    if not tensors:
+        return model
+    proto = read_proto(Path(model)) if not isinstance(model, bytes) else parse_proto(model, "the model")
+    if any(tensor.external_data for tensor in proto.graph.initializer):
+        return model
+    nodes = proto.graph.node
+    made = {name for node in nodes for name in node.output}
+    wanted = [name for name in tensors if name in made]
+    for name in wanted:
+        read = as_read(nodes, name)
+        other = {name: read, read: name}
+        for node in nodes if read != name else ():
+            node.input[:] = [other.get(each, each) for each in node.input]
+            node.output[:] = [other.get(each, each) for each in node.output]
+    return _with_outputs(proto, wanted)
+
+
+def as_read(nodes: Sequence[onnx.NodeProto], name: str) -> str:
+    """Return the tensor that the nodes behind `name` read: itself, or what eight bits make of it.
+
+    A quantizer leaves a Relu to the rounding, which knows no number below zero: before it the tensor is another.
+    """
+    found = name
+    for op in ("QuantizeLinear", "DequantizeLinear"):
+        readers = [node for node in nodes if found in names_read(node)]
+        if not readers or any(node.op_type != op for node in readers):
+            return name
+        found = readers[0].output[0]
+    return found

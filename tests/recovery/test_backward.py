@@ -228,13 +228,30 @@ def test_an_operand_whose_share_is_not_known_has_no_gradient() -> None:
 def test_an_output_without_a_loss_ends_the_way_back(nodes: list[onnx.NodeProto]) -> None:
     """A float16 output, or one of unknown shape: its loss would be missing from the gradient at `a`."""
     ways = [node("Relu", ["x"], "a"), node("Tanh", ["a"], "t"), node("Sigmoid", ["t"], "y")]
-    lengths = [
-        node("NonZero", ["x"], "where"),
+    zeros = [node("Shape", ["x"], "size"), node("ConstantOfShape", ["size"], "filled")]
+    model = build(
+        [*ways, *zeros, *lengths_of("filled"), *nodes],
+        {"rest": np.array([6, 5])},
+        shape=("n", 6, 5),
+        outputs=("y", "z"),
+    )
+    assert Backward(model, ["a", "t"]).tensors == ("t",)
+
+
+def lengths_of(name: str) -> list[onnx.NodeProto]:
+    """As many rows as a tensor has that are not zero, then `rest`."""
+    return [
+        node("NonZero", [name], "where"),
         node("Shape", ["where"], "found"),
         node("Concat", ["found", "rest"], "lengths", axis=0),
     ]
-    model = build([*ways, *lengths, *nodes], {"rest": np.array([6, 5])}, shape=("n", 6, 5), outputs=("y", "z"))
-    assert Backward(model, ["a", "t"]).tensors == ("t",)
+
+
+def test_an_output_whose_shape_the_data_decide_has_its_loss_where_it_is_made_from() -> None:
+    ways = [node("Relu", ["x"], "a"), node("Tanh", ["a"], "t"), node("Sigmoid", ["t"], "y")]
+    wide = node("Expand", ["a", "lengths"], "z")
+    model = build([*ways, *lengths_of("x"), wide], {"rest": np.array([6, 5])}, shape=("n", 6, 5), outputs=("y", "z"))
+    assert Backward(model, ["a", "t"]).tensors == ("a", "t")
 
 
 def subgraph_model() -> Model:

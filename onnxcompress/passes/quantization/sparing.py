@@ -24,6 +24,8 @@ from onnxcompress.linalg.sizes import Sizes
 from onnxcompress.passes.base import Samples, Tell
 from onnxcompress.passes.quantization.calibration import spread_batches
 from onnxcompress.passes.quantization.opset import with_opset
+from onnxcompress.passes.recovery.outputs import judged_tensors, stand_ins
+from onnxcompress.runtime.capture import exposing
 from onnxcompress.runtime.session import Session, SessionSettings
 
 Array = npt.NDArray[Any]
@@ -48,6 +50,8 @@ _NAME = "onnxcompress.eight_bits"
 class Judge:
     """The error of a model's floating-point outputs on a few calibration samples, kinds of numbers judged apart.
 
+    Of outputs whose shape depends on the data, what they are made from is judged in their place.
+
     Args:
         model: the one that others are compared with.
         calibration: data.
@@ -56,9 +60,13 @@ class Judge:
 
     def __init__(self, model: Model, calibration: Samples, samples: int = _SAMPLES) -> None:
         first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
-        self._outputs = [t.name for t in model.graph.outputs if model.dtype_of(t) == np.dtype(np.float32)]
+        self._inside = stand_ins(model)
+        given = [tensor.name for tensor in model.graph.outputs]
+        judged = judged_tensors(model) if self._inside else given
+        single = onnx.TensorProto.FLOAT
+        self._outputs = [name for name in judged if model.dtypes.get(name) == single]
         self._batches = spread_batches(calibration(), samples, first if isinstance(first, int) else None)
-        session = Session(model.to_bytes(), settings=SessionSettings())
+        session = Session(exposing(model.to_bytes(), self._inside), settings=SessionSettings())
         self._expected = [session.run(batch, self._outputs) for batch in self._batches] if self._outputs else []
         self._weights = {}
         for name in self._outputs:
@@ -80,7 +88,7 @@ class Judge:
         Args:
             content: the model that is judged.
         """
-        session = Session(content, settings=SessionSettings(integers=False))
+        session = Session(exposing(content, self._inside), settings=SessionSettings(integers=False))
         sums = dict.fromkeys(self._outputs, 0.0)
         for batch, expected in zip(self._batches, self._expected, strict=True):
             seen = session.run(batch, self._outputs)
