@@ -68,13 +68,8 @@ class ClassCounts:
         if second.dtype.kind not in "iub" or first.shape[1] < 2 or high - low >= _WIDEST:
             self._are_classes, self._batches = False, []
             return
-        rows, width = len(first), high - low + 1
-        # In 64 bits: values of eight would run over.
-        own, other = (each.astype(np.int64) - low + width * np.arange(rows)[:, None] for each in (first, second))
-        one, two, both = (
-            np.bincount(each.reshape(-1), minlength=rows * width).reshape(rows, width)
-            for each in (own, other, own[own == other])
-        )
+        counts = [_counted(*pair, low, high - low + 1) for pair in zip(first, second, strict=True)]
+        one, two, both = np.stack(counts, axis=1)
         either = one + two - both
         (used,) = np.nonzero(either.any(axis=0))
         self._batches.append(_Batch(used + low, one[:, used], (either - both)[:, used], either[:, used]))
@@ -104,6 +99,17 @@ class ClassCounts:
             if samples >= min(_FEWEST_SAMPLES, len(first)):
                 found.append((OneClass(value, count / self._elements), differing, either))
         return found
+
+
+def _counted(first: Array, second: Array, low: int, width: int) -> Counts:
+    """Return how many elements of a sample (elements,) have each value from `low` on: in each, and in both.
+
+    Returns:
+        (3, width).
+    """
+    # In 64 bits: values of eight would run over.
+    own, other = (each.astype(np.int64) - low for each in (first, second))
+    return np.stack([np.bincount(each, minlength=width) for each in (own, other, own[own == other])])
 
 
 def _column(values: Counts, counts: Counts, value: int) -> Rows:

@@ -128,16 +128,22 @@ def test_a_result_with_too_large_an_error_is_made_again_milder(folder: Path, mon
 def test_the_classes_of_places_are_judged_and_searched_for(folder: Path) -> None:
     onnx.save(map_net(classes=True), "places.onnx")
     options = {"tucker": "auto", "data": "data.npz", "calib": "calib.npz", **QUICK}
-    result = onnxcompress.compress("places.onnx", max_error=25.0, **options)
+    result = onnxcompress.compress("places.onnx", max_error=50.0, **options)
     assert result.passed
     assert result.report.search.chosen["target"]["macs"] < 0.95
     original, compressed = (
         Session(content).run({"x": samples(60, seed=2)})["places"]
         for content in (Path("places.onnx").read_bytes(), result.model.to_bytes())
     )
-    differing = float((original != compressed).mean())
-    assert 0.0 < differing <= 0.25
-    assert result.report.accuracy.relative_error == pytest.approx(differing)
+    ious = {}
+    for value in np.unique(original).tolist():
+        one, two = original == value, compressed == value
+        if one.sum() >= 100:
+            ious[value] = float((one & two).sum() / (one | two).sum())
+    worst = min(ious, key=lambda each: ious[each])
+    assert 0.5 <= ious[worst] < 1.0
+    assert result.report.accuracy.relative_error == pytest.approx(1.0 - ious[worst])
+    assert result.report.accuracy.relative_error_part.value == worst
 
 
 def test_an_output_beside_the_classes_is_not_lost_from_sight(folder: Path) -> None:
