@@ -33,13 +33,13 @@ def with_latency(context: PassContext, source: Source, recipe: Recipe, provider:
         return context
     timer = split_timer(source.content, recipe, provider, tell=context.tell)
     context = replace(context, split_times=timer)
-    if timer.is_elsewhere:
+    if _is_predicted(recipe):
         return replace(context, known_time=_known_time(timer.table, source, recipe))
     return replace(context, measure_model=lambda model: measured_share(source, model, recipe, provider))
 
 
 def predicted_share(context: PassContext, stages: Sequence[Stage]) -> float | None:
-    """Return the share of the given model's latency that a table of another machine predicts, None without such."""
+    """Return the share of the given model's latency that a time table predicts, None where this machine is measured."""
     known = context.known_time
     if known is None:
         return None
@@ -55,6 +55,11 @@ def measured_share(source: Source, model: Model, recipe: Recipe, provider: Provi
     return ModelTime(1.0 / measured.speedup, measured.original_ms.p50)
 
 
+def _is_predicted(recipe: Recipe) -> bool:
+    """Whether a time table stands for the target machine, even one like this: so it was said, or nothing is timed."""
+    return recipe.time_table is not None and (recipe.force_time_table or not recipe.latency)
+
+
 def _counts(recipe: Recipe, provider: Provider) -> bool:
     """Whether times decide anything: ranks that `auto` takes only where they are faster, or a target of latency."""
     if recipe.time_table is not None or "latency" in recipe.target:
@@ -68,7 +73,7 @@ def _known_time(table: TimeTable, source: Source, recipe: Recipe) -> ModelTime |
         return None
     if recipe.prune:
         raise RecipeError(
-            f"{recipe.time_table}: a table of another machine knows no pruned layers: with --target latency prune "
+            f"{recipe.time_table}: a time table knows no pruned layers: with --target latency prune "
             "first, make the table of the pruned model, and split that"
         )
     times = table.models.get(source.sha256, {})

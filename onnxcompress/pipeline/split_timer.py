@@ -44,7 +44,6 @@ class SplitTimer:
     Attributes:
         table: what is known so far.
         measures: whether what is not known is measured; otherwise it is left out.
-        is_elsewhere: the table is another machine's, which is the target.
     """
 
     def __init__(
@@ -54,11 +53,10 @@ class SplitTimer:
         recipe: Recipe,
         *,
         measures: bool,
-        is_elsewhere: bool = False,
         cache: Path | None = None,
         tell: Tell | None = None,
     ) -> None:
-        self.table, self.measures, self.is_elsewhere = table, measures, is_elsewhere
+        self.table, self.measures = table, measures
         self._provider, self._recipe, self._cache, self._tell = provider, recipe, cache, tell
 
     def __call__(self, model: Model, wanted: Mapping[str, Sequence[Split]]) -> Times:
@@ -126,10 +124,9 @@ def split_timer(content: ModelSource, recipe: Recipe, provider: Provider, *, tel
     here = conditions(content, recipe, provider)
     if recipe.time_table is not None:
         table = read_time_table(recipe.time_table)
-        is_elsewhere = bool(table.conditions.differences(here))
         if not recipe.force_time_table:
             check_conditions(table, here, str(recipe.time_table))
-        return SplitTimer(table, provider, recipe, measures=False, is_elsewhere=is_elsewhere)
+        return SplitTimer(table, provider, recipe, measures=False)
     cache = cache_file(here)
     table = TimeTable(here)
     with contextlib.suppress(OSError, RecipeError):

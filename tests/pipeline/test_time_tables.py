@@ -1,0 +1,83 @@
+"""A target of latency by a time table alone: what it predicts decides and is judged, whatever machine this is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from onnxcompress.cli import main
+from onnxcompress.runtime.block import preferred_block
+from tests.tiny_models import conv_net, save_data
+
+WIDTH = 3 * preferred_block("cpu")
+TARGET = ["--target", "latency=0.6"]
+PREDICTED = 0.8 - 2 * 0.15
+"""4 of 5 ms are left after clean-up, and every split saves 0.75 ms of them."""
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, data for it, and a table made here, every split of which takes a quarter of the layer."""
+    folder = tmp_path_factory.mktemp("tables")
+    onnx.save(conv_net(channels=WIDTH), folder / "tiny.onnx")
+    save_data(folder / "data.npz", conv_net(channels=WIDTH), 100)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        words = ["--time-table", str(folder / "here.json"), "--threads", "1", "-q"]
+        assert main(["inspect", str(folder / "tiny.onnx"), *words]) == 0
+    value = json.loads((folder / "here.json").read_text())
+    for times in value["layers"].values():
+        times.update({text: (1.0 if text == "whole" else 0.25) for text in times})
+    value["models"] = {sha: {"given_ms": 5.0, "clean_ms": 4.0} for sha in value["models"]}
+    (folder / "here.json").write_text(json.dumps(value))
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for path in made.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def changed(change: Change) -> str:
+    """Write a table that differs from the one made here, return its name."""
+    value = json.loads(Path("here.json").read_text())
+    change(value)
+    Path("changed.json").write_text(json.dumps(value))
+    return "changed.json"
+
+
+def elsewhere(value: dict[str, Any]) -> None:
+    value["conditions"]["processor"] = "Another CPU"
+
+
+def run(*words: str, table: str = "here.json", calib: bool = True) -> int:
+    given = ["--time-table", table, "--threads", "1", "--repeat", "5", "--report", "report.json", "-q", "--overwrite"]
+    return main(["tiny.onnx", "out.onnx", *words, *given, *(["--calib", "data.npz"] if calib else [])])
+
+
+def latency_gate() -> dict[str, Any]:
+    (gate,) = (each for each in report()["gates"] if each["name"] == "target_latency")
+    return gate
+
+
+def report() -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(Path("report.json").read_text())
+    return value
+
+
+@pytest.mark.parametrize("words", [["--no-latency"], ["--no-latency", "--force-time-table"], ["--force-time-table"]])
+def test_a_table_of_this_very_machine_is_judged_by_what_it_predicts(words: list[str], folder: Path) -> None:
+    assert run(*TARGET, *words) == 0
+    assert latency_gate()["passed"]
+    assert latency_gate()["value"] == pytest.approx(PREDICTED, abs=1e-6)
