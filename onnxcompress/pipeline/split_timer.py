@@ -65,6 +65,7 @@ class SplitTimer:
         Raises:
             DataError: a size of an input is not known.
             ModelError: the model does not run.
+            RecipeError: ranks are to be chosen under a target of latency, by a table that knows none of the layers.
         """
         trials = SplitTrials(model)
         asked = {layer: wanted[layer] for layer in trials.layers if layer in wanted}
@@ -81,7 +82,21 @@ class SplitTimer:
             known = {ranks: ms for ranks, ms in found.items() if ms is not None}
             if WHOLE in known:
                 times[layer] = known
+        if not self.measures and "latency" in self._recipe.target:
+            self._check_known(asked, times, feeds)
         return times
+
+    def _check_known(self, asked: Mapping[str, Sequence[Split]], times: Times, feeds: Mapping[str, Array]) -> None:
+        """Refuse a table by which no layer can be split, though there are splits to choose from."""
+        can_be_split = any(ranks != WHOLE for splits in asked.values() for ranks in splits)
+        if not can_be_split or any(len(known) > 1 for known in times.values()):
+            return
+        shapes = ", ".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        raise RecipeError(
+            f"{self._recipe.time_table}: holds no times of this model's layers at inputs of {shapes} (it was made at "
+            f"batch {self.table.conditions.batch}); make it on the target machine with onnxcompress inspect IN "
+            "--time-table FILE, from this very file and with the same --input-shape and --batch"
+        )
 
     def _measure(
         self,

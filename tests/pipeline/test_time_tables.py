@@ -81,3 +81,47 @@ def test_a_table_of_this_very_machine_is_judged_by_what_it_predicts(words: list[
     assert run(*TARGET, *words) == 0
     assert latency_gate()["passed"]
     assert latency_gate()["value"] == pytest.approx(PREDICTED, abs=1e-6)
+
+
+def no_layers(value: dict[str, Any]) -> None:
+    value["layers"] = {}
+
+
+def only_whole(value: dict[str, Any]) -> None:
+    value["layers"] = {key: {"whole": 1.0} for key in value["layers"]}
+
+
+@pytest.mark.parametrize(("change", "batch"), [(no_layers, 1), (only_whole, 1), (elsewhere, 4)])
+def test_a_table_that_knows_no_layer_is_refused(
+    change: Change, batch: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--no-latency", "--force-time-table", "--batch", str(batch)]
+    assert run(*TARGET, *words, table=changed(change)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"changed.json: holds no times of this model's layers at inputs of x:{batch}x3x8x8 (it was made at" in line
+    assert "onnxcompress inspect IN --time-table FILE" in line
+    # Without a target of latency such a table is no mistake: what it does not know stays whole.
+    assert run("--tucker", "auto", *words, table="changed.json", calib=False) == 0
+
+
+def test_a_target_out_of_reach_says_of_how_many_layers_there_are_no_times(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def all_but_one(value: dict[str, Any]) -> None:
+        value["layers"] = dict([next((key, own) for key, own in value["layers"].items() if len(own) > 3)])
+
+    assert run("--target", "latency=0.5", "--no-latency", table=changed(all_but_one)) == 3
+    message = capsys.readouterr().err
+    assert "it is 0.650 of the given model's, as the time table predicts, and 1 of 2 layers stay whole" in message
+    assert "measured" not in message
+
+
+def test_times_of_nothing_reach_no_target(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def all_zero(value: dict[str, Any]) -> None:
+        value["layers"] = {key: dict.fromkeys(own, 0.0) for key, own in value["layers"].items()}
+
+    assert run(*TARGET, "--no-latency", table=changed(all_zero)) == 3
+    assert (
+        "it is 0.800 of the given model's, as the time table predicts; allow more, or leave fewer layers out"
+        in capsys.readouterr().err
+    )
