@@ -125,3 +125,38 @@ def test_times_of_nothing_reach_no_target(folder: Path, capsys: pytest.CaptureFi
         "it is 0.800 of the given model's, as the time table predicts; allow more, or leave fewer layers out"
         in capsys.readouterr().err
     )
+
+
+def replay(*words: str, model: str = "tiny.onnx") -> int:
+    given = ["--plan", "plan.json", "--calib", "data.npz", "--threads", "1", "--report", "report.json", "-q"]
+    return main([model, "again.onnx", *given, "--force-time-table", "--no-latency", "--overwrite", *words])
+
+
+def test_a_plan_made_by_a_table_is_replayed_by_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    phone = changed(elsewhere)
+    assert run(*TARGET, "--force-time-table", "--no-latency", "--save-plan", "plan.json", table=phone) == 0
+    assert replay("--time-table", phone) == 0
+    assert latency_gate()["value"] == pytest.approx(PREDICTED, abs=1e-6)
+    assert Path("again.onnx").read_bytes() == Path("out.onnx").read_bytes()
+    onnx.save(conv_net(channels=WIDTH, seed=1), "retrained.onnx")
+    assert replay("--time-table", phone, "--plan-structure-only", model="retrained.onnx") == 0
+    assert latency_gate()["value"] == pytest.approx(PREDICTED, abs=1e-6)
+    capsys.readouterr()
+
+    def measured_anew(value: dict[str, Any]) -> None:
+        for times in value["layers"].values():
+            times["whole"] = 1.25
+
+    assert replay("--time-table", changed(measured_anew)) == 2
+    assert "chosen by other times than those of changed.json" in capsys.readouterr().err
+
+
+def test_a_replay_without_the_data_that_its_plan_refits_to_asks_for_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--force-time-table", "--no-latency", "--save-plan", "plan.json"]
+    assert run(*TARGET, *words, table=changed(elsewhere)) == 0
+    capsys.readouterr()
+    assert main(["tiny.onnx", "again.onnx", "--plan", "plan.json", "--threads", "1", "-q"]) == 2
+    message = capsys.readouterr().err
+    assert message.endswith("plan.json: the plan refits the weights to calibration data: give --calib PATH\n")
