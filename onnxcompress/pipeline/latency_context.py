@@ -74,6 +74,17 @@ def predicted_share(context: PassContext, stages: Sequence[Stage]) -> float | No
     return known.share - gained / known.given_ms
 
 
+def predicted_lines(recipe: Recipe, predicted: float | None) -> list[str]:
+    """Return a sentence on a latency that is judged as a time table predicts it, and on what is not in it."""
+    if predicted is None or recipe.dry_run:
+        return []
+    quantized = f", of layers in float: what --quantize {recipe.quantize} does is not in it"
+    return [
+        f"target_latency is not measured: it is what {recipe.time_table} predicts for its machine"
+        f"{quantized if recipe.quantize != 'off' else ''}. Measure on that machine: onnxcompress compare IN OUT"
+    ]
+
+
 def measured_share(source: Source, model: Model, recipe: Recipe, provider: Provider) -> ModelTime:
     """Measure a model against the one that was given."""
     with CompressedModel(model, external=False).loadable() as content:

@@ -160,3 +160,11 @@ def test_a_replay_without_the_data_that_its_plan_refits_to_asks_for_them(
     assert main(["tiny.onnx", "again.onnx", "--plan", "plan.json", "--threads", "1", "-q"]) == 2
     message = capsys.readouterr().err
     assert message.endswith("plan.json: the plan refits the weights to calibration data: give --calib PATH\n")
+
+
+@pytest.mark.parametrize("quantize", ["off", "int8"])
+def test_a_predicted_latency_is_said_to_be_one_and_to_know_nothing_of_quantisation(quantize: str, folder: Path) -> None:
+    assert run(*TARGET, "--no-latency", "--quantize", quantize) == 0
+    (line,) = (line for line in report()["warnings"] if "target_latency" in line)
+    assert line.startswith("target_latency is not measured: it is what here.json predicts for its machine")
+    assert ("what --quantize int8 does is not in it" in line) == (quantize == "int8")
