@@ -118,7 +118,7 @@ class PassContext:
         align_to: what a convolution reads and makes stays a multiple of it, where it was one.
         latency_factor: what a target of latency is multiplied by, where earlier rounds ended beside it.
         aimed: told the share of the latency that a choice under such a target was measured at.
-        known_time: of the model before any split, where the target is another machine, on which nothing is measured.
+        known_time: of the model before any split, where a time table stands for the target: nothing is measured.
         memory: what passes measured on this very model and these data, for the next plan of the same pass: a search
             for a budget asks for many. None where nothing is to be kept.
     """

@@ -16,7 +16,7 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.pipeline.infeasible import write_infeasible
 from onnxcompress.pipeline.inputs import check_not_read, side_files_read
 from onnxcompress.pipeline.job import Job, finish, finish_search
-from onnxcompress.pipeline.latency_context import with_latency
+from onnxcompress.pipeline.latency_context import with_latency, with_latency_of_plan
 from onnxcompress.pipeline.layer_times import Profiled, with_times
 from onnxcompress.pipeline.measure import latency_settings, open_data, resolve_providers
 from onnxcompress.pipeline.open_sizes import with_sizes_of_data
@@ -136,6 +136,8 @@ def compress(
     )
     if saved is None:
         context = with_latency(context, source, asked, providers[0])
+    else:
+        context = with_latency_of_plan(context, source, asked, providers[0], saved)
     job = Job(source, original_cost, context, data_sets, providers, tell)
     try:
         done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)

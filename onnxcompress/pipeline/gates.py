@@ -51,7 +51,7 @@ def gate_results(
     With `strict`, a value that keeps its limit is not enough: the far end of its 95 % confidence interval must keep it
     too, and a measurement too short to have an interval fails. A size has no interval, and is judged as it is. A
     latency so noisy that its interval is missing or useless fails either way.
-    `predicted_latency` is the share of the latency where the target is another machine.
+    `predicted_latency` is the share of the latency where a time table stands for the target machine.
     """
     gates = []
     if recipe.max_drop is not None:
@@ -131,7 +131,7 @@ def _speedup_gate(limit: float, latency: Sequence[Latency], *, strict: bool) -> 
 
 
 def _latency_gate(share: float, latency: Sequence[Latency], predicted: float | None, *, strict: bool) -> GateResult:
-    """Judge a target of latency: measured, or as predicted for another machine, of which this one tells nothing."""
+    """Judge a target of latency: measured, or predicted for a machine of which this one tells nothing."""
     if predicted is not None:
         return GateResult("target_latency", share, predicted, _is_at_most(predicted, share))
     speed = _speedup_gate(1.0 / share, latency, strict=strict)

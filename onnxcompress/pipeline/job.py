@@ -14,7 +14,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.cleanup import Cleanup, Lowering
 from onnxcompress.pipeline.gates import DROP, ERROR, gate_results
-from onnxcompress.pipeline.latency_context import predicted_share
+from onnxcompress.pipeline.latency_context import predicted_lines, predicted_share
 from onnxcompress.pipeline.latency_target import Ran, can_run_again, meet_latency
 from onnxcompress.pipeline.measure import DataSets, measure
 from onnxcompress.pipeline.outputs import CompressedModel
@@ -299,5 +299,10 @@ def _report(
         platform=environment.machine(),
     )
     uneven = uneven_width_warnings(source.model, compressed.model, request.settled_recipe)
-    warnings = (*compression_warnings(report, request.settled_recipe), *uneven, *untrained_lines(report))
+    warnings = (
+        *compression_warnings(report, request.settled_recipe),
+        *predicted_lines(request.settled_recipe, predicted_latency),
+        *uneven,
+        *untrained_lines(report),
+    )
     return replace(report, warnings=warnings)

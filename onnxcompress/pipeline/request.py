@@ -124,6 +124,7 @@ def make_request(
         round_up=not isinstance(settled.round_to, int),
     )
     _check_training(request)
+    _check_data_of_plan(request)
     if request.recipe.prune == "auto" and not request.recipe.target and not request.recipe.limits_loss:
         raise RecipeError("--prune auto chooses under a limit: give --max-drop P, --max-error P or --target KIND=F")
     if request.needs_calibration and request.data is None and request.calib is None and request.train is None:
@@ -158,6 +159,17 @@ def _check_training(request: Request) -> None:
         raise RecipeError("--resume needs an OUT on this machine: its progress lies beside it")
     if request.recipe.resume and (request.recovery != "finetune" or request.output is None):
         raise RecipeError("--resume goes on with a fine-tuning: give --train PATH and the same OUT again")
+
+
+def _check_data_of_plan(request: Request) -> None:
+    """Refuse a replay without the data by which its plan, left to choose, wins accuracy back."""
+    if request.saved_plan is None or request.recipe.recover not in (None, "auto"):
+        return
+    recovers = {plan.pass_name for plan in request.saved_plan.plans}
+    if "finetune" in recovers and request.recovery != "finetune":
+        raise RecipeError(f"{request.recipe.plan}: the plan fine-tunes the weights: give --train PATH")
+    if "refit" in recovers and request.recovery == "none":
+        raise RecipeError(f"{request.recipe.plan}: the plan refits the weights to calibration data: give --calib PATH")
 
 
 def resolve_recipe(recipe: RecipeLike, options: Mapping[str, Any]) -> Recipe:

@@ -44,7 +44,6 @@ class SplitTimer:
     Attributes:
         table: what is known so far.
         measures: whether what is not known is measured; otherwise it is left out.
-        is_elsewhere: the table is another machine's, which is the target.
     """
 
     def __init__(
@@ -54,11 +53,10 @@ class SplitTimer:
         recipe: Recipe,
         *,
         measures: bool,
-        is_elsewhere: bool = False,
         cache: Path | None = None,
         tell: Tell | None = None,
     ) -> None:
-        self.table, self.measures, self.is_elsewhere = table, measures, is_elsewhere
+        self.table, self.measures = table, measures
         self._provider, self._recipe, self._cache, self._tell = provider, recipe, cache, tell
 
     def __call__(self, model: Model, wanted: Mapping[str, Sequence[Split]]) -> Times:
@@ -67,6 +65,7 @@ class SplitTimer:
         Raises:
             DataError: a size of an input is not known.
             ModelError: the model does not run.
+            RecipeError: ranks are to be chosen under a target of latency, by a table that knows none of the layers.
         """
         trials = SplitTrials(model)
         asked = {layer: wanted[layer] for layer in trials.layers if layer in wanted}
@@ -83,7 +82,21 @@ class SplitTimer:
             known = {ranks: ms for ranks, ms in found.items() if ms is not None}
             if WHOLE in known:
                 times[layer] = known
+        if not self.measures and "latency" in self._recipe.target:
+            self._check_known(asked, times, feeds)
         return times
+
+    def _check_known(self, asked: Mapping[str, Sequence[Split]], times: Times, feeds: Mapping[str, Array]) -> None:
+        """Refuse a table by which no layer can be split, though there are splits to choose from."""
+        can_be_split = any(ranks != WHOLE for splits in asked.values() for ranks in splits)
+        if not can_be_split or any(len(known) > 1 for known in times.values()):
+            return
+        shapes = ", ".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        raise RecipeError(
+            f"{self._recipe.time_table}: holds no times of this model's layers at inputs of {shapes} (it was made at "
+            f"batch {self.table.conditions.batch}); make it on the target machine with onnxcompress inspect IN "
+            "--time-table FILE, from this very file and with the same --input-shape and --batch"
+        )
 
     def _measure(
         self,
@@ -126,10 +139,9 @@ def split_timer(content: ModelSource, recipe: Recipe, provider: Provider, *, tel
     here = conditions(content, recipe, provider)
     if recipe.time_table is not None:
         table = read_time_table(recipe.time_table)
-        is_elsewhere = bool(table.conditions.differences(here))
         if not recipe.force_time_table:
             check_conditions(table, here, str(recipe.time_table))
-        return SplitTimer(table, provider, recipe, measures=False, is_elsewhere=is_elsewhere)
+        return SplitTimer(table, provider, recipe, measures=False)
     cache = cache_file(here)
     table = TimeTable(here)
     with contextlib.suppress(OSError, RecipeError):

@@ -51,6 +51,12 @@ def test_a_limit_below_what_is_possible_is_refused() -> None:
         allocate([np.zeros(2)], {"macs": [np.array([1.0, 0.4])]}, {"macs": 0.3})
 
 
+def test_a_limit_of_zero_leaves_what_costs_nothing() -> None:
+    damages, costs = [np.array([0.0, 0.2, 0.5])] * 2, [np.array([1.0, 0.0, 0.0]), np.zeros(3)]
+    assert allocate(damages, {"latency": costs}, {"latency": 0.0}) == [1, 0]
+    assert allocate(damages, {"latency": [np.zeros(3)] * 2}, {"latency": 0.0}) == [0, 0]
+
+
 def test_limits_that_exclude_each_other_are_refused() -> None:
     costs = {"macs": [np.array([1.0, 0.4])], "params": [np.array([0.4, 1.0])]}
     with pytest.raises(BudgetInfeasibleError, match="macs and params"):

@@ -38,6 +38,8 @@ class LatencyProblem:
         total: the sum of layer times of a choice, ms.
         measure: the latency of a choice's whole model.
         whole, fastest: every layer left alone; every layer at its fastest.
+        is_predicted: the latency of a whole model is what a time table says, not measured.
+        untimed: what to say of layers that stay whole because their times are not known, if any.
     """
 
     share: float
@@ -46,6 +48,8 @@ class LatencyProblem:
     measure: Callable[[Sequence[int]], ModelTime]
     whole: list[int]
     fastest: list[int]
+    is_predicted: bool = False
+    untimed: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ def allocate_within_latency(
             measure=measure,
             whole=whole,
             fastest=[int(np.argmin(own)) for own in own_times],
+            is_predicted=measure_model is None,
+            untimed=_untimed(layer_times),
         )
     )
     context.aimed(reached)
@@ -157,7 +163,8 @@ def choose_within_latency(problem: LatencyProblem) -> tuple[list[int], float]:
             if _is_good(problem, last):
                 break
         # A measurement that was disturbed must not turn the slope round.
-        slope = max((last.share - first.share) / (last.total - first.total), 0.5 / start.given_ms)
+        if last.total != first.total:
+            slope = max((last.share - first.share) / (last.total - first.total), 0.5 / start.given_ms)
     for part in (0.1, 0.3, 1.0):
         if any(each.share <= problem.share for each in tried):
             break
@@ -168,13 +175,32 @@ def choose_within_latency(problem: LatencyProblem) -> tuple[list[int], float]:
     kept = [each for each in tried if each.share <= problem.share]
     if not kept:
         least = min(each.share for each in tried)
+        how, prune = (
+            ("as the time table predicts", "") if problem.is_predicted else ("measured", " prune too (--prune),")
+        )
         raise BudgetInfeasibleError(
             f"latency={problem.share:g} cannot be reached: with every layer at its fastest choice it is {least:.3f} of "
-            "the given model's, measured; allow more, prune too (--prune), or leave fewer layers out",
+            f"the given model's, {how}{problem.untimed}; allow more,{prune} or leave fewer layers out",
             {"latency": least},
         )
     best = max(kept, key=lambda each: each.share)
     return best.chosen, best.share
+
+
+def _untimed(times: Mapping[str, Matrix]) -> str:
+    """Return what to say of layers of which no split has a time; nothing where all have one.
+
+    Args:
+        times: {layer: ms of its alternatives, infinite where not known; the first is the layer whole}.
+    """
+    of = [own for own in times.values() if len(own) > 1]
+    unknown = sum(not np.isfinite(own[1:]).any() for own in of)
+    if not unknown:
+        return ""
+    return (
+        f", and {unknown} of {len(of)} layers stay whole because the times of their splits are not known (make the "
+        "--time-table from this very model, with the same --input-shape and --batch)"
+    )
 
 
 def _is_good(problem: LatencyProblem, tried: _Tried) -> bool:

@@ -38,11 +38,14 @@ def allocate(
     total = int(starts[-1])
     rows = np.repeat(np.arange(len(damages)), np.diff(starts))
     one_each = csr_matrix((np.ones(total), (rows, np.arange(total))), shape=(len(damages), total))
-    scaled = [np.concatenate(costs[kind]) / limit for kind, limit in limits.items()]
+    joined = {kind: np.concatenate(costs[kind]) for kind in limits}
+    # A limit of 0 leaves what costs nothing: there is no dividing by it.
+    scales = {kind: limit if limit > 0.0 else float(joined[kind].max()) or 1.0 for kind, limit in limits.items()}
+    scaled = [joined[kind] / scales[kind] for kind in limits]
     matrix = vstack([one_each, *(csr_matrix(row) for row in scaled)])
     ones = np.ones(len(damages))
     low = np.concatenate([ones, np.full(len(limits), -np.inf)])
-    high = np.concatenate([ones, np.ones(len(limits))])
+    high = np.concatenate([ones, [limit / scales[kind] for kind, limit in limits.items()]])
     damage = np.concatenate(list(damages))
     # Of equal damage the cheaper: a vanishing price on what is limited.
     price = damage / max(float(damage.max()), 1e-300) + 1e-9 * sum(scaled, np.zeros(total))
