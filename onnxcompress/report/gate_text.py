@@ -91,6 +91,8 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     if gate.name == "min_compression":
         stronger = "lower --target" if recipe.target else "split more (--tucker ratio=0.5, --svd auto)"
         return f"To make it smaller: raise --prune, or {stronger}"
+    if gate.name == "target_latency" and not report.latency:
+        return "Ask for a little less than what is predicted"
     if gate.name == "target_latency":
         return "Latency scatters from one measurement to the next: ask for a little less, or measure on an idle machine"
     if gate.name.startswith("target_"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -259,12 +260,13 @@ def test_a_search_that_kept_its_limit_names_the_limit() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
-        ("target_latency", {}, "ask for a little less, or measure on an idle machine"),
+        ("target_latency", {"latency": (LATENCY,)}, "ask for a little less, or measure on an idle machine"),
+        ("target_latency", {"latency": ()}, "Ask for a little less than what is predicted"),
         ("target_macs", {}, "A target counts weights before the file is written"),
         ("target_macs", {"output": None}, "the warning says how far it goes"),
     ],
 )
-def test_what_to_do_about_a_target_goes_by_why_it_failed(name: str, changes: dict[str, None], expected: str) -> None:
+def test_what_to_do_about_a_target_goes_by_why_it_failed(name: str, changes: dict[str, Any], expected: str) -> None:
     gate = GateResult(name, 0.5, 0.6, passed=False)
     made = report(gates=(gate,), **changes)
     assert expected in gate_advice(gate, made)
