@@ -47,9 +47,7 @@ class Request:
 
     @property
     def written(self) -> dict[str, Location | None]:
-        """{option, or OUT: file} of what the run writes, None where it is not asked for."""
-        if self.recipe.dry_run:
-            return {}
+        """{option, or OUT: file} of what the run writes (a dry run not OUT), None where it is not asked for."""
         return {"OUT": self.output, **report_paths(self.recipe), "--save-plan": self.recipe.save_plan}
 
     @property
