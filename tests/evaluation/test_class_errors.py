@@ -7,19 +7,10 @@ import numpy.typing as npt
 import pytest
 
 from onnxcompress.evaluation.class_errors import OneClass
-from onnxcompress.evaluation.relative_error import ErrorTally, RelativeError
+from onnxcompress.evaluation.relative_error import RelativeError
+from tests.evaluation.tallies import error_of
 
 Maps = npt.NDArray[np.generic]
-
-
-def error_of(expected: Maps, seen: Maps, batch: int = 7) -> RelativeError:
-    tally = ErrorTally()
-    for at in range(0, len(expected), batch):
-        one, two = expected[at : at + batch], seen[at : at + batch]
-        tally.add(len(one), {"y": one}, {"y": two})
-    found = tally.result()
-    assert found is not None
-    return found
 
 
 def rare(count: int = 20, value: int = 1) -> npt.NDArray[np.int64]:

@@ -10,22 +10,13 @@ import pytest
 
 from onnxcompress.evaluation.relative_error import ErrorTally, RelativeError, SmallNumbers
 from onnxcompress.linalg.sizes import Division
+from tests.evaluation.tallies import error_of
 
 Rows = npt.NDArray[np.float32]
 
 
 def maps(count: int, seed: int) -> Rows:
     return np.random.default_rng(seed).standard_normal((count, 3, 4, 5), dtype=np.float32)
-
-
-def error_of(expected: Rows, seen: Rows, batch: int = 7) -> RelativeError:
-    tally = ErrorTally()
-    for at in range(0, len(expected), batch):
-        one, two = expected[at : at + batch], seen[at : at + batch]
-        tally.add(len(one), {"y": one}, {"y": two})
-    found = tally.result()
-    assert found is not None
-    return found
 
 
 def test_the_error_is_that_of_all_samples_together() -> None:

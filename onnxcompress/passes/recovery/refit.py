@@ -7,7 +7,6 @@ lost before it. No labels. A layer keeps its old weights where the fit is no bet
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -40,6 +39,7 @@ from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
 from onnxcompress.passes.recovery.refit_waves import BatchFiles, Part, Waves
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
+from onnxcompress.passes.recovery.sample_files import sample_keys
 from onnxcompress.runtime.ahead import one_ahead
 
 Array = npt.NDArray[Any]
@@ -373,15 +373,10 @@ def _distance(slope: Matrix, prior: Matrix) -> float:
 
 def _count(calibration: Samples) -> tuple[int, int]:
     """Return how many samples there are, and how many of them differ from each other."""
-    images = 0
-    seen: set[tuple[int, ...]] = set()
-    for batch in calibration():
-        arrays = [np.ascontiguousarray(array) for array in batch.values()]
-        images += len(arrays[0])
-        seen.update(tuple(zlib.crc32(array[at]) for array in arrays) for at in range(len(arrays[0])))
-    if not images:
+    keys = [key for batch in calibration() for key in sample_keys(batch)]
+    if not keys:
         raise DataError("no calibration samples")
-    return images, len(seen)
+    return len(keys), len(set(keys))
 
 
 def _named(model: Model, name: str) -> gs.Node:
