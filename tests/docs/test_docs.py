@@ -22,6 +22,11 @@ from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from tests.docs.option_table import PAGE, with_table
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.M | re.S)
@@ -88,6 +93,16 @@ def test_the_examples_run(page: Path, folder: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_the_source_distribution_holds_what_its_pages_link_to(page: Path) -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    held = [ROOT / entry for entry in pyproject["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"]]
+    assert any(page.is_relative_to(entry) for entry in held)
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        linked = (page.parent / target).resolve()
+        assert any(linked.is_relative_to(entry) for entry in held), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
