@@ -15,7 +15,7 @@ from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.evaluation.metrics import kl_divergence, label_ranks, probabilities
 from onnxcompress.evaluation.reference import Reference, Told, real_outputs
 from onnxcompress.evaluation.relative_error import ErrorTally, SmallNumbers
-from onnxcompress.runtime.dataset import Batch
+from onnxcompress.runtime.batch import Batch
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array, conform, shown_shape
 

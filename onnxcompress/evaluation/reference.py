@@ -12,8 +12,9 @@ from onnxcompress.errors import DataError
 from onnxcompress.evaluation.metrics import are_probabilities, class_scores
 from onnxcompress.linalg.sizes import Division, Sizes
 from onnxcompress.runtime.array_file import ArrayFile
+from onnxcompress.runtime.batch import Batch
 from onnxcompress.runtime.capture import check_finite
-from onnxcompress.runtime.dataset import DEFAULT_BATCH, Batch, Dataset
+from onnxcompress.runtime.dataset import DEFAULT_BATCH, Dataset
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array
 
@@ -77,12 +78,11 @@ class Reference:
         self.samples = 0
         self.left_out: set[str] = set()
         self.divisions: dict[str, Division] = {}
-        self._batch_size = batch_size
-        self._sizes: list[int] = []
+        self._batches = data.kept(batch_size)
         self._files: dict[str, ArrayFile] = {}
         self._kinds: dict[str, Sizes] = {}
         try:
-            for batch in data.batches(batch_size):
+            for batch in self._batches():
                 self._add(real_outputs(original, batch), batch)
                 if progress:
                     progress(self.samples)
@@ -106,20 +106,12 @@ class Reference:
         Raises:
             DataError: the data are not the same the second time.
         """
-        sizes = iter(self._sizes)
-        for number, batch in enumerate(self.data.batches(self._batch_size)):
-            if next(sizes, None) != batch.size:
-                raise self._changed()
+        for number, batch in enumerate(self._batches()):
             yield batch, {name: file[number] for name, file in self._files.items()}
-        if next(sizes, None) is not None:
-            raise self._changed()
 
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
-
-    def _changed(self) -> DataError:
-        return DataError(f"{self.data.name}: gave {self.samples} samples, and another number when read again")
 
     def _add(self, outputs: dict[str, Array], batch: Batch) -> None:
         if not self._files:
@@ -138,7 +130,6 @@ class Reference:
             if batch.labels.max() >= classes:
                 worst = batch.labels.max()
                 raise DataError(f"{self.data.name}: label {worst} is not a class; the model has 0 to {classes - 1}")
-        self._sizes.append(batch.size)
         self.samples += batch.size
 
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:

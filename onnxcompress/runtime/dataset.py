@@ -5,36 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.errors import DataError
-from onnxcompress.runtime.kept import KeptSamples
+from onnxcompress.runtime.batch import Batch, Labels
+from onnxcompress.runtime.kept import KeptBatches
 from onnxcompress.runtime.tensors import Array, TensorInfo, conform, fixed_batch
 
-Labels = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int64]
 
 DEFAULT_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a model is fed with once.
-
-    Attributes:
-        inputs: {graph input name: array (B, ...)}, as the model takes them.
-        labels: (size,), or None.
-        size: the number of real samples. Where the model fixes its batch, the last one is filled up with copies of
-            its last sample: outputs beyond `size` are to be dropped.
-    """
-
-    inputs: dict[str, Array]
-    labels: Labels | None
-    size: int
 
 
 class Dataset(ABC):
@@ -90,9 +73,14 @@ class Dataset(ABC):
         if empty:
             raise DataError(f"{self.name}: no samples")
 
-    def samples(self, batch_size: int = DEFAULT_BATCH) -> KeptSamples:
-        """Return a callable that starts a fresh stream of inputs, labels left out; the first one prepares them."""
-        return KeptSamples(lambda: (batch.inputs for batch in self.batches(batch_size)))
+    def kept(self, batch_size: int = DEFAULT_BATCH) -> KeptBatches:
+        """Return a callable that starts a fresh stream of batches; the first one prepares them."""
+        return KeptBatches(self.name, lambda: self.batches(batch_size))
+
+    def samples(self, batch_size: int = DEFAULT_BATCH) -> Callable[[], Iterator[Mapping[str, Array]]]:
+        """Return what `kept` does, of inputs without labels."""
+        batches = self.kept(batch_size)
+        return lambda: (batch.inputs for batch in batches())
 
 
 class Source(Protocol):

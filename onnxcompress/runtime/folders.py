@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxcompress.errors import DataError
-from onnxcompress.runtime.dataset import Labels, Positions
+from onnxcompress.runtime.batch import Labels
+from onnxcompress.runtime.dataset import Positions
 from onnxcompress.runtime.images import SUFFIXES, ImageTransform, stack
 from onnxcompress.runtime.tensors import Array
 

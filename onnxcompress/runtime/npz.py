@@ -16,7 +16,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from onnxcompress.errors import DataError
-from onnxcompress.runtime.dataset import Labels, Positions
+from onnxcompress.runtime.batch import Labels
+from onnxcompress.runtime.dataset import Positions
 from onnxcompress.runtime.images import ImageTransform
 from onnxcompress.runtime.streams import LABELS, checked_labels
 from onnxcompress.runtime.tensors import Array, TensorInfo

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from onnxcompress.errors import DataError
-from onnxcompress.runtime.dataset import Labels, Positions
+from onnxcompress.runtime.batch import Labels
+from onnxcompress.runtime.dataset import Positions
 from onnxcompress.runtime.images import ImageTransform, stack
 from onnxcompress.runtime.npz import DAMAGES, opened_archive, read_header, read_members, whole_array
 from onnxcompress.runtime.streams import checked_labels

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.errors import DataError
-from onnxcompress.runtime.dataset import Batch, Dataset, Labels, of_any_batch
+from onnxcompress.runtime.batch import Batch, Labels
+from onnxcompress.runtime.dataset import Dataset, of_any_batch
 from onnxcompress.runtime.providers import one_line
 from onnxcompress.runtime.tensors import Array, TensorInfo, conform
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evaluation.accuracy import Accuracy, measure_accuracy
 from onnxcompress.evaluation.reference import Reference
+from onnxcompress.runtime import kept
 from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.session import Session
 from tests.runtime.networks import classifier, identity, proto_of
@@ -261,9 +262,17 @@ def test_a_label_that_is_no_class_is_found_when_the_classes_are_known_only_at_ru
         measure(model, model, [{"x": SCORES, "labels": TRUTH + 1}])
 
 
-def test_data_that_change_between_the_two_models() -> None:
+def test_both_models_see_the_same_samples_of_data_that_are_shuffled_at_each_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = np.random.default_rng(0)
+    assert measure(identity(("n", 4)), identity(("n", 4)), lambda: [{"x": generator.permutation(SCORES)}]).kl == 0.0
+    # What is too large to be kept is read again, and has to be the same.
+    monkeypatch.setattr(kept, "_MOST_BYTES", 0)
+    with pytest.raises(DataError, match="gave other samples when it was read again"):
+        measure(identity(("n", 4)), identity(("n", 4)), lambda: [{"x": generator.permutation(SCORES)}])
     lengths = iter([40, 40, 39, 38])  # one opening looks at the first feed
-    with pytest.raises(DataError, match="gave 40 samples, and another number when read again"):
+    with pytest.raises(DataError, match="gave other samples when it was read again"):
         measure(identity(("n", 4)), identity(("n", 4)), lambda: [{"x": SCORES[: next(lengths)]}])
 
 
