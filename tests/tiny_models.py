@@ -96,6 +96,39 @@ def detector_net(*, joined: bool = True) -> onnx.ModelProto:
     return model
 
 
+def filtered_net() -> onnx.ModelProto:
+    """Return `detector_net` with a NonMaxSuppression behind it: kept (D, 4), rates (D,), classes (D,)."""
+    model = detector_net(joined=False)
+    graph = model.graph
+    constants = {
+        "most": np.array([5], np.int64),
+        "overlap": np.array([0.5], np.float32),
+        "least": np.array([0.1], np.float32),
+        "of_box": np.array([0, 2], np.int64),
+        "of_class": np.array(1, np.int64),
+    }
+    graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Transpose", ["boxes"], ["corners"], "corners", perm=[0, 2, 1]),
+            helper.make_node("NonMaxSuppression", ["corners", "scores", "most", "overlap", "least"], ["chosen"], "nms"),
+            helper.make_node("Gather", ["chosen", "of_box"], ["places"], "places", axis=1),
+            helper.make_node("GatherND", ["corners", "places"], ["kept"], "kept"),
+            helper.make_node("GatherND", ["scores", "chosen"], ["rates"], "rates"),
+            helper.make_node("Gather", ["chosen", "of_class"], ["classes"], "classes", axis=1),
+        ]
+    )
+    del graph.output[:]
+    for name, kind, shape in (
+        ("kept", TensorProto.FLOAT, ["found", 4]),
+        ("rates", TensorProto.FLOAT, ["found"]),
+        ("classes", TensorProto.INT64, ["found"]),
+    ):
+        graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+    onnx.checker.check_model(model)
+    return model
+
+
 def dense_net() -> onnx.ModelProto:
     """Return a single Gemm: nothing that filter pruning or Tucker works on."""
     weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")

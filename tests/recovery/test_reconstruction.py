@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import onnxcompress
 from onnxcompress.errors import DataError, ProviderUnavailableError, RecipeError, UnsupportedOpError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult, Plan
@@ -22,6 +23,8 @@ from onnxcompress.passes.recovery.reconstruction import Reconstruction, Reconstr
 from onnxcompress.passes.recovery.refit_solve import held_out
 from onnxcompress.passes.recovery.training import is_better
 from tests.recovery.small_classifier import accuracy, original, pruned, samples
+from tests.tiny_models import detector_net, filtered_net
+from tests.tiny_models import samples as small_inputs
 
 PLAIN = Views(mirror=False)
 CONFIG = ReconstructionConfig(epochs=6, rate=2e-2, batch=32, views=PLAIN, device="cpu")
@@ -233,6 +236,20 @@ def test_an_operator_that_cannot_be_trained_is_named_before_any_work() -> None:
     model.nodes[-1].op = "Hardmax"
     with pytest.raises(UnsupportedOpError, match="Hardmax"):
         Reconstruction(CONFIG).plan(model, PassContext(calibration=samples(8, 5)))
+
+
+@pytest.mark.parametrize("options", [{"recover": "reconstruct"}, {"recover": "finetune", "loss": "distill"}])
+def test_what_stands_behind_the_tensors_that_are_compared_is_not_trained_through(options: dict[str, Any]) -> None:
+    """What a detector filters its boxes by has no gradient: the boxes before teach as those of a plain detector do."""
+    data = [{"x": small_inputs(160, seed=5)}]
+    scores = []
+    for net in (filtered_net(), detector_net(joined=False)):
+        training = {**options, "train": data if "loss" in options else None, "epochs": 4}
+        result = onnxcompress.compress(net, prune=0.4, calib=data, latency=False, round_to=1, **training)
+        (outcome,) = (stage.outcome for stage in result.report.stages if stage.outcome and "score" in stage.outcome)
+        scores.append(outcome["score"])
+    assert scores[0] == pytest.approx(scores[1], rel=0.02)
+    assert scores[0][1] < 0.995 * scores[0][0]
 
 
 def test_a_tensor_that_is_not_finite_is_named() -> None:

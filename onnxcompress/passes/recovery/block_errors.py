@@ -110,11 +110,12 @@ def make_pair(model: Model, blocks: Sequence[Block], device: torch.device, conte
         UnsupportedOpError: a node cannot be trained through.
     """
     original = context.original or model
-    student, teacher = GraphModule(model).to(device), GraphModule(original).to(device)
     outputs = compared_outputs(model, original)
+    wanted = [output.compared for output in outputs]
+    student, teacher = GraphModule(model, wanted).to(device), GraphModule(original, wanted).to(device)
     # Processes that train together have the same training data, and no others.
     samples = context.training or context.calibration
-    weights = output_weights(original, [each.compared for each in outputs], samples, context.numbers) if samples else {}
+    weights = output_weights(original, wanted, samples, context.numbers) if samples else {}
     return Pair(student, teacher, blocks, outputs, context.provenance, weights)
 
 
@@ -123,7 +124,7 @@ def first_not_finite(module: GraphModule, feeds: Tensors, wanted: Collection[str
     answers = module.run(feeds, tuple(wanted))
     if all(_is_finite(tensor) for tensor in answers.values()):
         return None
-    names = [str(tensor.name) for node in module.model.nodes for tensor in node.outputs if tensor.name]
+    names = [str(t.name) for node in module.model.nodes for t in node.outputs if t.name in module.computed]
     for name in names:
         if not _is_finite(module.run(feeds, (name,))[name]):
             return name

@@ -53,8 +53,8 @@ def operand_contributions(
         UnsupportedOpError: a node cannot be computed in torch.
         DataError: there are no batches, a label is no class, or a gradient is not finite.
     """
-    module = GraphModule(model).eval()
     outputs = compared_outputs(model, model)
+    module = GraphModule(model, [output.compared for output in outputs]).eval()
     generator = torch.Generator().manual_seed(seed)
     own = {name: torch.from_numpy(each).float() for name, each in (weights or {}).items()}
     count = 0

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onnxcompress.errors import ModelError, UnsupportedOpError
 from onnxcompress.graph import Model
+from onnxcompress.passes.recovery.outputs import nodes_for
 from onnxcompress.passes.recovery.torch_operators import OPERATORS, Call, Operator
 from onnxcompress.passes.recovery.trainable import statistics_names, weight_names
 
@@ -53,8 +54,11 @@ class GraphModule(nn.Module):
 
     Args:
         model: is not changed.
+        wanted: tensors for which it is run; nodes that none of these needs are left out, such as those that filter a
+            detector's boxes, and the weights that only they read. None takes all nodes.
 
     Attributes:
+        computed: names of the tensors that its nodes compute.
         weights: {tensor name: parameter} of everything that training may change.
         statistics: {tensor name: buffer} of BatchNormalization's running statistics, which training mode updates.
 
@@ -62,7 +66,7 @@ class GraphModule(nn.Module):
         UnsupportedOpError: a node's operator has no counterpart here.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, wanted: Collection[str] | None = None) -> None:
         super().__init__()
         self.model = model
         self.input_names = tuple(tensor.name for tensor in model.graph.inputs)
@@ -76,13 +80,18 @@ class GraphModule(nn.Module):
             node.name: {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             for node in model.skeleton().graph.node
         }
-        self._steps = tuple(_step(model, node, attributes[node.name]) for node in model.nodes)
+        nodes = model.nodes if wanted is None else nodes_for(model, wanted)
+        self._steps = tuple(_step(model, node, attributes[node.name]) for node in nodes)
+        self.computed = frozenset(name for step in self._steps for name in step.outputs)
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], Schedule] = {}
-        self._take_constants(model)
+        read = {name for step in self._steps for name in step.inputs if name is not None}
+        self._take_constants(model, model.constants().keys() if wanted is None else read.union(wanted))
 
-    def _take_constants(self, model: Model) -> None:
-        trained, statistics = weight_names(model), statistics_names(model)
+    def _take_constants(self, model: Model, names: Collection[str]) -> None:
+        trained, statistics = weight_names(model) & set(names), statistics_names(model) & set(names)
         for number, (name, constant) in enumerate(model.constants().items()):
+            if name not in names:
+                continue
             values = as_tensor(Model.values(constant))
             slot = f"constant{number}"  # a tensor's name may hold dots, which torch forbids
             if not values.is_floating_point():

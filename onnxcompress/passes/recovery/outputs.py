@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -68,6 +68,18 @@ def stand_ins(model: Model) -> tuple[str, ...]:
     if data_shapes(model).shaped.isdisjoint(given):
         return ()
     return tuple(name for name in judged_tensors(model) if name not in given)
+
+
+def nodes_for(model: Model, wanted: Iterable[str]) -> list[gs.Node]:
+    """Return the nodes without which tensors cannot be computed, in the model's order."""
+    missing = set(wanted)
+    needed = []
+    for node in reversed(model.nodes):
+        if missing.isdisjoint(tensor.name for tensor in node.outputs):
+            continue
+        needed.append(node)
+        missing.update(tensor.name for tensor in node.inputs)
+    return needed[::-1]
 
 
 def _made_from(model: Model, shapes: DataShapes, outputs: Sequence[str]) -> tuple[str, ...]:

@@ -93,14 +93,14 @@ class Reconstruction(Pass):
         """
         if context.calibration is None:
             raise DataError("reconstruction needs calibration data; give --calib PATH or --data PATH")
-        module = GraphModule(model)
+        outputs = compared_outputs(model, context.original or model)
+        module = GraphModule(model, [output.compared for output in outputs])
         if not module.weights:
             return Plan(self.name, (), tuple(Skipped(node.name, "holds no weights") for node in model.nodes[:1]))
         blocks = find_blocks(model, context.original or model, context.provenance)
         decisions: list[Decision] = [
             {"kind": "reconstruct", "outputs": list(block.outputs), "layers": list(block.layers)} for block in blocks
         ]
-        outputs = compared_outputs(model, context.original or model)
         decisions.append({"kind": "reconstruct", "outputs": [output.name for output in outputs], "layers": []})
         return Plan(self.name, tuple(decisions))
 
