@@ -36,3 +36,12 @@ def test_a_run_goes_on(streams: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("streams", [">/dev/full 2>&1", ">&- 2>&-"])
 def test_so_do_short_ones(arguments: str, code: int, streams: str, tmp_path: Path) -> None:
     assert run(f"{arguments} {streams}", tmp_path).returncode == code
+
+
+def test_processes_that_are_started_have_them(tmp_path: Path) -> None:
+    child = "import os; open('seen', 'w').write(str([os.fstat(number).st_rdev for number in (0, 1, 2)]))"
+    code = "import subprocess, sys; import onnxcompress.standard_streams as s; s.open_closed_streams(); "
+    (tmp_path / "start.py").write_text(f"{code}subprocess.run([sys.executable, '-c', {child!r}])")
+    command = f"exec {sys.executable} start.py <&- >&- 2>&-"
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert (tmp_path / "seen").read_text() == str([os.stat(os.devnull).st_rdev] * 3)

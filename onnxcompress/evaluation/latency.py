@@ -232,7 +232,7 @@ def measure_together(
     return TimedTogether(
         provider=provider,
         ran_on=ran_on,
-        batch=_batch(feeds[0]),
+        batch=_batch(next(iter(feeds[0].values()), None)),
         threads=threads,
         affinity=cpu_affinity(),
         bound=bool(cores),
@@ -245,12 +245,16 @@ def measure_together(
 
 def _check_batches(feeds: Sequence[Mapping[str, Array]]) -> None:
     """Refuse models that take different numbers of samples at a time: their runs say nothing of each other."""
-    batches = [_batch(feed) for feed in feeds]
-    if len(set(batches)) > 1:
-        raise DataError(
-            f"latency: a run of the one model takes {batches[0]} samples, of the other {max(batches[1:], default=0)}: "
-            "runs of different batches cannot be compared; give models of one batch, or --no-latency"
-        )
+    first = feeds[0]
+    for other in feeds[1:]:
+        # By name where the names are the same, in whatever order; else the first inputs are the same.
+        pairs = [(feed, other[name]) for name, feed in first.items()] if first.keys() == other.keys() else []
+        for own, seen in pairs or zip(list(first.values())[:1], other.values(), strict=False):
+            if _batch(own) != _batch(seen):
+                raise DataError(
+                    f"latency: a run of the one model takes {_batch(own)} samples, of the other {_batch(seen)}: runs "
+                    "of different batches cannot be compared; give models of one batch, or --no-latency"
+                )
 
 
 def _check_something_ran(nodes: Sequence[NodeTime], provider: Provider) -> None:
@@ -281,6 +285,5 @@ def _run(session: Session, feed: Mapping[str, Array], copies: bool) -> Run:
     return single_run(session, feed) if copies else bound_run(session, feed, "cuda", session.provider.device_id)
 
 
-def _batch(feed: Mapping[str, Array]) -> int:
-    shape = next(iter(feed.values())).shape if feed else ()
-    return int(shape[0]) if shape else 1
+def _batch(array: Array | None) -> int:
+    return int(array.shape[0]) if array is not None and array.shape else 1

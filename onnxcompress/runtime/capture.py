@@ -16,7 +16,7 @@ from onnxcompress.importing import names_read
 from onnxcompress.runtime.providers import CPU_PROVIDER, Provider
 from onnxcompress.runtime.session import ModelSource, Session, SessionSettings
 from onnxcompress.runtime.tensors import Array
-from onnxcompress.serialization import IN_MEMORY_BYTES, parse_proto, read_proto
+from onnxcompress.serialization import IN_MEMORY_BYTES, PROTOBUF_LIMIT_BYTES, external_files, parse_proto, read_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -142,14 +142,14 @@ def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
 
 
 def exposing(model: ModelSource, tensors: Sequence[str]) -> ModelSource:
-    """Return a model that gives those of `tensors`, too, which its nodes make; one with weights beside it as it is.
+    """Return a model that gives those of `tensors`, too, which its nodes make; one of more than 2 GB as it is.
 
     What is given is what the nodes behind it read: see `as_read`.
     """
     if not tensors:
         return model
-    proto = read_proto(Path(model)) if not isinstance(model, bytes) else parse_proto(model, "the model")
-    if any(tensor.external_data for tensor in proto.graph.initializer):
+    proto = parse_proto(model, "the model") if isinstance(model, bytes) else _read_whole(Path(model))
+    if proto is None:
         return model
     nodes = proto.graph.node
     made = {name for node in nodes for name in node.output}
@@ -161,6 +161,15 @@ def exposing(model: ModelSource, tensors: Sequence[str]) -> ModelSource:
             node.input[:] = [other.get(each, each) for each in node.input]
             node.output[:] = [other.get(each, each) for each in node.output]
     return _with_outputs(proto, wanted)
+
+
+def _read_whole(path: Path) -> onnx.ModelProto | None:
+    """Return a model with the weights beside it in it, None where these are more than it can hold."""
+    proto = read_proto(path)
+    if not external_files(proto):
+        return proto
+    model = Model.load(path)
+    return None if model.weight_bytes > PROTOBUF_LIMIT_BYTES else model.to_proto()
 
 
 def as_read(nodes: Sequence[onnx.NodeProto], name: str) -> str:

@@ -160,8 +160,8 @@ def _of_bytes(image: Image, where: str) -> Image:
     """
     from PIL import Image as images
 
-    # Older releases of Pillow give PNG's 16 bits as 32.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    # Pillow gives the 16 bits of PGM, and in older releases those of PNG, as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
         return images.fromarray((values * 255 // 65535).astype(np.uint8))
     if image.mode in ("I", "F"):

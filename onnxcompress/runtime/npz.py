@@ -132,13 +132,13 @@ def read_members(path: Path) -> dict[str, Member]:
             try:
                 with archive.open(entry) as stream:
                     member = read_header(stream, entry)
+                if member.dtype.hasobject:
+                    raise DataError(f"array '{name}' holds pickled objects, which are never loaded")
                 _check_length(member, archive.getinfo(entry).file_size)
             except DataError as error:
                 raise DataError(f"{path}: {error}") from error
             except Exception as error:
                 raise DataError(f"{path}: array '{name}' is damaged: {error}") from error
-            if member.dtype.hasobject:
-                raise DataError(f"{path}: array '{name}' holds pickled objects, which are never loaded")
             members[name] = member
     return members
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,21 @@ def test_the_error_is_that_of_what_it_was_chosen_from(net: onnx.ModelProto, opti
     assert any("what they are made from is compared: 'rated', 'scaled'" in line for line in own.report.warnings)
     compared = onnxcompress.compare(net, own.model, data=DATA, latency=False)
     assert compared.accuracy.relative_error == pytest.approx(accuracy.relative_error, rel=1e-6)
+
+
+def test_a_model_with_its_weights_beside_it_is_judged_so_too(net: onnx.ModelProto, tmp_path: Path) -> None:
+    whole, beside = tmp_path / "whole.onnx", tmp_path / "beside.onnx"
+    onnx.save(net, whole)
+    onnx.save(filtered_net(), beside, save_as_external_data=True, location="beside.data", size_threshold=200)
+    assert (tmp_path / "beside.data").is_file()
+    own, other = (onnxcompress.compare(path, net, data=DATA, latency=False, max_error=1.0) for path in (beside, whole))
+    assert own.accuracy == other.accuracy
+    assert own.accuracy.made_from == ("rated", "scaled")
+    assert own.passed
+    options = {"calib": CALIB, "data": DATA, "latency": False, "max_error": 60.0}
+    found = onnxcompress.compress(beside, tucker="auto", external_data=True, **options)
+    assert found.report.accuracy.made_from == ("rated", "scaled")
+    assert found.passed
 
 
 @pytest.mark.parametrize("outputs", [("kept",), ("kept", "rates")])

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import onnxcompress
 from onnxcompress.errors import DataError, ModelError, RecipeError
@@ -32,6 +34,17 @@ def test_runs_of_different_batches_are_not_compared() -> None:
         onnxcompress.compare(network(4).to_proto(), network(1).to_proto(), **QUICK)
     same = onnxcompress.compare(network(4).to_proto(), network(4).to_proto(), **QUICK)
     assert same.latency[0].batch == 4
+
+
+def test_inputs_may_stand_in_another_order() -> None:
+    first = network(1, channels=4).to_proto()
+    first.graph.node.append(helper.make_node("Mul", ["y", "factors"], ["z"], "scale"))
+    first.graph.input.append(helper.make_tensor_value_info("factors", TensorProto.FLOAT, [4, 1, 1]))
+    first.graph.output[0].name = "z"
+    second = onnx.ModelProto.FromString(first.SerializeToString())
+    second.graph.input.reverse()
+    (seen,) = onnxcompress.compare(first, second, **QUICK).latency
+    assert (seen.batch, seen.speedup > 0.0) == (1, True)
 
 
 def test_more_threads_than_a_machine_bears_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

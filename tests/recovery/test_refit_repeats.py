@@ -73,6 +73,14 @@ def test_rows_count_once() -> None:
     assert distinct_rows(rows) == 50
     assert distinct_rows(np.concatenate([rows, rows[:20]])) == 50
     assert distinct_rows(np.zeros((9, 7), np.float32)) == 1
+    assert distinct_rows(np.zeros((0, 7), np.float32)) == 0
+
+
+@pytest.mark.parametrize("features", [64, 288, 576, 1152])
+def test_rows_count_once_wherever_they_stand(features: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((3, features)).astype(np.float32)
+    for count in (5, 33, 997, 5001):
+        assert distinct_rows(rows[np.arange(count) % 3]) == 3
 
 
 def test_where_inputs_do_not_vary_the_weights_choose_the_directions() -> None:

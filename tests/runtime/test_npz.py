@@ -76,7 +76,7 @@ class Trap:
 @pytest.mark.parametrize("name", ["x", "labels"])
 def test_pickled_objects_are_never_loaded(name: str, tmp_path: Path) -> None:
     arrays: dict[str, Any] = {"x": X, "labels": LABELS}
-    arrays[name] = np.array([Trap()] * 10, dtype=object)
+    arrays[name] = np.array([Trap()] * 1000, dtype=object)
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(DataError, match=f"array '{name}' holds pickled objects, which are never loaded"):
         open_dataset(tmp_path / "d.npz", [image_input()])
