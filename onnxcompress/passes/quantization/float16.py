@@ -16,7 +16,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
-from onnxcompress.passes.quantization.casts import without_detours
+from onnxcompress.passes.quantization.casts import free_names, without_detours
 from onnxcompress.passes.quantization.quantised import quantised_nodes
 from onnxcompress.runtime.quiet import quiet_logging
 
@@ -80,6 +80,11 @@ class Float16Conversion(Pass):
                 skipped.append(Skipped(node.name, f"values up to {max(values, weights):.3g} could overflow float16"))
             elif _has_float32(model, node):
                 decisions.append({"kind": "fp16", "node": node.name, "op": node.op})
+        if decisions and all(decision["op"] == "Cast" for decision in decisions):
+            skipped += [
+                Skipped(decision["node"], "converts to or from half precision already") for decision in decisions
+            ]
+            decisions = []
         if quantised:
             context.note({"notes": [_told_quantised(quantised, decisions)]})
         return Plan(self.name, tuple(decisions), tuple(skipped))
@@ -135,6 +140,8 @@ def _blocked_operators() -> frozenset[str]:
 def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelProto:
     from onnxruntime.quantization.onnx_model import ONNXModel
 
+    renamed = free_names(proto.graph)
+    float32_nodes = [renamed.get(name, name) for name in float32_nodes]
     given = {node.name for node in proto.graph.node}
     with quiet_logging():
         result = _converter().convert_float_to_float16(
