@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.passes.quantization.casts import free_names, without_detours
-from onnxcompress.passes.quantization.quantised import quantised_nodes
+from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.runtime.quiet import quiet_logging
 
 _LARGEST = 65504.0
@@ -86,7 +85,7 @@ class Float16Conversion(Pass):
             ]
             decisions = []
         if quantised:
-            context.note({"notes": [_told_quantised(quantised, decisions)]})
+            context.note({"notes": [told_quantised(quantised, len(decisions), self.name)]})
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -101,14 +100,6 @@ class Float16Conversion(Pass):
             raise RecipeError(f"plan: the model has no node '{min(converted - names)}' to convert to float16")
         model.become(_converted(model.to_proto(), sorted(names - converted)))
         return {}
-
-
-def _told_quantised(quantised: Mapping[str, str], decisions: Sequence[Decision]) -> str:
-    converted = f"{len(decisions)} nodes beside these were converted" if decisions else "nothing beside these is left"
-    return (
-        f"--quantize fp16: the model is quantised already, and its {len(quantised)} nodes of eight bits stay as they "
-        f"are; {converted}. Give the float model to have all of it in half precision"
-    )
 
 
 def _has_float32(model: Model, node: Any) -> bool:
