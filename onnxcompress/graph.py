@@ -221,6 +221,10 @@ class Model:
                 return position
         raise ValueError(f"node '{node.name}' is not in the graph")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle, and copy deeply, as bytes: the links of a graph's lists are no state that can be restored."""
+        return Model.from_bytes, (self.to_bytes(),), {"input_shapes": self.input_shapes}
+
     def copy(self) -> Model:
         """Return a model whose structure can be changed without changing this one; arrays are shared."""
         tensors: dict[int, gs.Tensor] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,14 @@ def test_a_copy_can_change_without_its_original() -> None:
     copied.graph.nodes.pop()
     assert model.to_bytes() == before
     assert model.copy().constants()["w1"].values is model.constants()["w1"].values
+
+
+def test_a_model_goes_to_other_processes_and_into_deep_copies() -> None:
+    model = Model.from_proto(conv_net()).at({"x": (2, 3, 8, 8)})
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert (other.to_bytes(), other.input_shapes) == (model.to_bytes(), model.input_shapes)
+        other.nodes[0].outputs[0].name = "other"
+    assert model.nodes[0].outputs[0].name != "other"
 
 
 def test_nodes_are_inserted_and_replaced_where_they_stand() -> None:

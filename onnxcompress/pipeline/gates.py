@@ -33,9 +33,10 @@ def check_gates_can_be_measured(recipe: Recipe, *, has_data: bool) -> None:
     if recipe.min_speedup is not None and not recipe.latency:
         raise RecipeError("--min-speedup needs latency to be measured: leave --no-latency out")
     if "latency" in recipe.target and not recipe.latency and recipe.time_table is None:
+        where = "" if recipe.plan is None else f"{recipe.plan}: the plan's "
         raise RecipeError(
-            "--target latency needs latency to be measured: leave --no-latency out, or give the target machine's "
-            "--time-table"
+            f"{where}--target latency needs latency to be measured: leave --no-latency out, or give the target "
+            "machine's --time-table"
         )
 
 

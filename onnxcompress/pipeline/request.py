@@ -128,7 +128,7 @@ def make_request(
     if request.needs_calibration and request.data is None and request.calib is None and request.train is None:
         raise RecipeError(f"{request.calibration_reason} needs data: give --calib PATH or --data PATH")
     if not asked.dry_run:
-        check_gates_can_be_measured(asked, has_data=request.data is not None)
+        check_gates_can_be_measured(request.recipe, has_data=request.data is not None)
     check_outputs(
         request.output,
         overwrite=asked.overwrite,

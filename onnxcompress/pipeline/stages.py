@@ -68,7 +68,8 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
             passes += recovery_passes(recipe, recovery, share=STEP_SHARE)
         passes.append(_pruning(recipe, recipe.prune_share))
     if recipe.target:
-        passes.append(Allocation(replace(_allocation_of(recipe), refitted=recovery != "none")))
+        merges = LinearMerging.name in cleanup
+        passes.append(Allocation(replace(_allocation_of(recipe), refitted=recovery != "none", merges=merges)))
     else:
         if recipe.tucker != "off":
             passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))

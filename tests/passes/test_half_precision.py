@@ -148,3 +148,26 @@ def test_what_comes_in_eight_bits_is_not_converted(opset: int) -> None:
     wanted, seen = run_all(model, data()), run_all(result.model, data())
     assert np.array_equal(seen["r8"], wanted["r8"])
     np.testing.assert_allclose(seen["y"], wanted["y"], rtol=0, atol=0.02)
+
+
+def test_what_is_in_half_precision_stays_as_it_is() -> None:
+    half = converted(build(LARGE_INSIDE[:1], {"large": kernel()}, shape=SHAPE)).model
+    again = converted(Model.from_bytes(half.to_bytes()))
+    assert again.plan.decisions == ()
+    assert again.model.to_bytes() == half.to_bytes()
+
+
+@pytest.mark.parametrize("kept", ["^first", "^second", "^(first|third)"])
+def test_the_rest_of_a_model_that_was_converted_in_part_follows(kept: str) -> None:
+    nodes = [
+        node("Conv", ["x", "u"], "a", name="first"),
+        node("Conv", ["a", "v"], "b", name="second"),
+        node("Conv", ["b", "w"], "y", name="third"),
+    ]
+    model = build(nodes, {"u": kernel(), "v": kernel(), "w": kernel(4)}, shape=SHAPE)
+    part = converted(model, kept, calibrated=False).model
+    result = converted(Model.from_bytes(part.to_bytes()), calibrated=False)
+    weights = [each.inputs[1].values.dtype for each in result.model.nodes if each.op == "Conv"]
+    assert weights == [np.dtype(np.float16)] * 3
+    wanted, seen = run_all(model, data())["y"], run_all(result.model, data())["y"]
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())

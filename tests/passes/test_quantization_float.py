@@ -14,7 +14,7 @@ import pytest
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
-from onnxcompress.passes.quantization import Int8Quantization, int8
+from onnxcompress.passes.quantization import Float16Conversion, Int8Quantization, int8
 from tests.small_models import build, node, run_all
 
 DATA = {"x": np.random.default_rng(1).standard_normal((4, 32, 8, 8)).astype(np.float32)}
@@ -141,3 +141,38 @@ def test_a_pool_in_float_is_not_quantised_by_the_runtime_either(tmp_path: Path) 
     assert operators.index("DequantizeLinear") < operators.index("MaxPool")
     seen, wanted = (run_all(each, DATA)["y"] for each in (result.model, model))
     np.testing.assert_allclose(seen, wanted, rtol=0, atol=0.02)
+
+
+def test_few_calibration_samples_are_told() -> None:
+    model = build([node("Conv", ["x", "w"], "y", name="layer")], {"w": kernel(16, 32, 1, 1)}, shape=("n", 32, 8, 8))
+    notes: list[Any] = []
+    for samples in (1, 16):
+        batch = {"x": np.resize(DATA["x"], (samples, 32, 8, 8))}
+        Int8Quantization().plan(model, replace(CONTEXT, calibration=lambda own=batch: iter([own]), note=notes.append))
+    (note,) = notes
+    assert "took its ranges from 1 calibration sample: give 16 or more" in note["notes"][0]
+
+
+def test_what_comes_in_eight_bits_or_in_half_precision_stays_and_is_told() -> None:
+    nodes = [node("Conv", ["x", "w"], "a", name="first"), node("Conv", ["a", "v"], "y", name="last")]
+    constants = {"w": kernel(16, 32, 1, 1), "v": kernel(16, 16, 1, 1)}
+    given = build(nodes, constants, shape=("n", 32, 8, 8))
+    whole = quantised(given)
+    for exclude, converted, others in (
+        (("last",), ["last"], "1 nodes beside these were converted"),
+        ((), [], "nothing"),
+    ):
+        part = quantised(given, replace(CONTEXT, exclude=exclude)).model
+        notes: list[Any] = []
+        again = quantised(Model.from_bytes(part.to_bytes()), replace(CONTEXT, note=notes.append))
+        assert [decision["node"] for decision in again.plan.decisions] == converted
+        (note,) = notes
+        assert note["notes"][0].startswith("--quantize int8: the model is quantised already, and its ")
+        assert others in note["notes"][0]
+    seen, wanted = (run_all(each.model, DATA)["y"] for each in (again, whole))
+    assert np.array_equal(seen, wanted)
+    half = Float16Conversion()
+    halved = half.apply(given, half.plan(given, PassContext()), PassContext()).model
+    notes = []
+    assert Int8Quantization().plan(halved, replace(CONTEXT, note=notes.append)).decisions == ()
+    assert "2 layers compute in half precision and stay as they are" in notes[0]["notes"][0]

@@ -49,6 +49,52 @@ def test_biases_that_a_refit_adds_are_part_of_the_budget(target: dict[str, float
     assert 0.9 < max(shares) <= 1.0
 
 
+def bottlenecks(expand: int, biased: bool) -> Model:
+    """Inverted bottlenecks: no activation stands between the layer that narrows and the one that widens again."""
+    rng, nodes, constants, tensor = np.random.default_rng(0), [], {}, "x"
+    sizes = [(3, 64, 3), (64, 16, 1), (16, 64, expand), (64, 24, 1), (24, 96, expand), (96, 24, 1), (24, 64, expand)]
+    for number, (inputs, outputs, kernel) in enumerate(sizes):
+        weight = rng.standard_normal((outputs, inputs, kernel, kernel)) / np.sqrt(inputs * kernel**2)
+        constants[f"w{number}"] = weight.astype(np.float32)
+        constants[f"b{number}"] = 0.1 * rng.standard_normal(outputs).astype(np.float32)
+        given = [tensor, f"w{number}", *([f"b{number}"] if biased else [])]
+        nodes.append(node("Conv", given, f"c{number}", name=f"conv{number}", pads=[kernel // 2] * 4))
+        tensor = f"c{number}"
+        if outputs >= 64:
+            nodes.append(node("Relu", [tensor], f"r{number}", name=f"relu{number}"))
+            tensor = f"r{number}"
+    nodes += [node("GlobalAveragePool", [tensor], "p", name="pool"), node("Flatten", ["p"], "y", name="flat")]
+    return build(nodes, constants, shape=("n", 3, 12, 12))
+
+
+@pytest.mark.parametrize(("expand", "biased", "target"), [(1, True, "macs"), (1, False, "params"), (3, False, "macs")])
+@pytest.mark.parametrize("recover", ["none", "refit"])
+def test_what_is_merged_in_the_end_is_not_part_of_the_budget(
+    expand: int, biased: bool, target: str, recover: str
+) -> None:
+    given = bottlenecks(expand, biased).to_proto()
+    options = {**OPTIONS, "calib": batches(), "recover": recover}
+    result = onnxcompress.compress(given, target={target: 0.6}, **options)
+    merged = [each for stage in result.report.stages if stage.pass_name == "merge" for each in stage.decisions]
+    assert merged
+    (gate,) = result.report.gates
+    assert gate.passed
+    assert (gate.value or 0.0) > 0.97 * 0.6
+
+
+@pytest.mark.parametrize("target", ["macs", "params"])
+def test_what_is_merged_in_the_end_makes_smaller_targets_possible(target: str) -> None:
+    given = bottlenecks(1, biased=True).to_proto()
+    least = {}
+    for cleanup in ("auto", "auto,-merge"):
+        with pytest.raises(BudgetInfeasibleError) as caught:
+            onnxcompress.compress(given, target={target: 0.01}, cleanup=cleanup, calib=batches(), **OPTIONS)
+        least[cleanup] = caught.value.reached[target]
+    assert least["auto"] < 0.97 * least["auto,-merge"]
+    small = {target: 0.5 * (least["auto"] + least["auto,-merge"])}
+    assert onnxcompress.compress(given, target=small, calib=batches(), **OPTIONS).passed
+
+
 REPORTS = {"report": "r.json", "junit": "j.xml", "markdown": "m.md", "html": "h.html"}
 
 

@@ -151,6 +151,18 @@ def test_a_plan_made_by_a_table_is_replayed_by_it(folder: Path, capsys: pytest.C
     assert "chosen by other times than those of changed.json" in capsys.readouterr().err
 
 
+def test_a_replay_whose_latency_nobody_could_judge_is_refused_before_any_work(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*TARGET, "--no-latency", "--save-plan", "plan.json") == 0
+    capsys.readouterr()
+    words = ["--plan", "plan.json", "--calib", "data.npz", "--threads", "1", "--no-latency", "-q"]
+    assert main(["tiny.onnx", "again.onnx", *words]) == 2
+    message = capsys.readouterr().err
+    assert "plan.json: the plan's --target latency needs latency to be measured: leave --no-latency out" in message
+    assert main(["tiny.onnx", *words, "--dry-run"]) == 0
+
+
 def test_a_replay_without_the_data_that_its_plan_refits_to_asks_for_them(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery import allocation_samples
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
+from onnxcompress.passes.recovery.allocation_merged import allocate_merged
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.pipeline.compress import compress
@@ -61,6 +63,26 @@ def test_limits_that_exclude_each_other_are_refused() -> None:
     costs = {"macs": [np.array([1.0, 0.4])], "params": [np.array([0.4, 1.0])]}
     with pytest.raises(BudgetInfeasibleError, match="macs and params"):
         allocate([np.zeros(2)], costs, {"macs": 0.5, "params": 0.5})
+
+
+@pytest.mark.parametrize("saved", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("limit", [1.6, 2.5])
+def test_what_merging_saves_is_spent(saved: float, limit: float) -> None:
+    costs = {"macs": [np.linspace(1.0, 0.1, 10)] * 4}
+    damages = [weight * np.linspace(0.0, 1.0, 10) ** 2 for weight in (1.0, 2.0, 3.0, 4.0)]
+
+    def of_pairs(picked: Sequence[int]) -> dict[str, float]:
+        return {"macs": saved * sum(costs["macs"][0][at] / 2 for at in picked[:2] if at)}
+
+    def total(picked: Sequence[int]) -> float:
+        return sum(float(costs["macs"][0][at]) for at in picked) - of_pairs(picked)["macs"]
+
+    picked = allocate_merged(damages, costs, {"macs": limit}, of_pairs)
+    apart = allocate(damages, costs, {"macs": limit})
+    assert total(apart) <= total(picked) <= limit + 1e-9
+    assert limit - total(picked) < 0.1
+    with pytest.raises(BudgetInfeasibleError):
+        allocate_merged(damages, costs, {"macs": 0.29 + 0.1 * (1 - saved)}, of_pairs)
 
 
 def test_the_error_of_a_choice_is_what_its_truncation_misses() -> None:

@@ -98,6 +98,12 @@ class LinearMerging(Rule):
         return {}
 
 
+def has_linear_neighbours(model: Model) -> bool:
+    """Whether there is a linear layer that a linear layer alone reads."""
+    pinned = pinned_names(model)
+    return any(_pair(model, node, pinned) is not None for node in model.nodes)
+
+
 def _pair(model: Model, second: gs.Node, pinned: frozenset[str]) -> gs.Node | None:
     """Return the linear node of the same operator that only `second` reads, None where there is none."""
     if not _is_linear(second) or not second.inputs[0].inputs:

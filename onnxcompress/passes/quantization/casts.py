@@ -6,11 +6,48 @@ nodes a value passes float16 and back, where it overflows as if nothing had stay
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
+from itertools import count
 
 import onnx
 
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+
+
+_OF_CASTS = re.compile(r"graph_(in|out)put_cast_?\d+|.*_cast_to_(fp16|fp32|bfloat16)(_node)?")
+"""Names that the converter gives to its casts and to what they make; it does not look whether they are taken."""
+
+
+def free_names(graph: onnx.GraphProto) -> dict[str, str]:
+    """Give other names to casts of an earlier conversion and what they make; the converter would use theirs again.
+
+    Inputs and outputs of the graph keep their names.
+
+    Returns:
+        {name of a node: its new one}.
+    """
+    kept = {info.name for info in (*graph.input, *graph.output)}
+    nodes, tensors = [node.name for node in graph.node], [name for node in graph.node for name in node.output]
+    taken = {*kept, *nodes, *tensors, *(tensor.name for tensor in graph.initializer)}
+
+    def renamed(names: Iterable[str]) -> dict[str, str]:
+        found = {}
+        for name in names:
+            if name not in kept and _OF_CASTS.fullmatch(name):
+                found[name] = next(other for n in count(1) if (other := f"{name}_{n}_given") not in taken)
+                taken.add(found[name])
+        return found
+
+    of_nodes, of_tensors = renamed(nodes), renamed(tensors)
+    for node in _with_inner(graph.node):
+        node.input[:] = [of_tensors.get(name, name) for name in node.input]
+    for node in graph.node:
+        node.name = of_nodes.get(node.name, node.name)
+        node.output[:] = [of_tensors.get(name, name) for name in node.output]
+    for info in graph.value_info:
+        info.name = of_tensors.get(info.name, info.name)
+    return of_nodes
 
 
 def without_detours(graph: onnx.GraphProto, given: Collection[str]) -> None:

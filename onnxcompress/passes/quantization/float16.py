@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,8 +15,8 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
-from onnxcompress.passes.quantization.casts import without_detours
-from onnxcompress.passes.quantization.quantised import quantised_nodes
+from onnxcompress.passes.quantization.casts import free_names, without_detours
+from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.runtime.quiet import quiet_logging
 
 _LARGEST = 65504.0
@@ -80,8 +79,13 @@ class Float16Conversion(Pass):
                 skipped.append(Skipped(node.name, f"values up to {max(values, weights):.3g} could overflow float16"))
             elif _has_float32(model, node):
                 decisions.append({"kind": "fp16", "node": node.name, "op": node.op})
+        if decisions and all(decision["op"] == "Cast" for decision in decisions):
+            skipped += [
+                Skipped(decision["node"], "converts to or from half precision already") for decision in decisions
+            ]
+            decisions = []
         if quantised:
-            context.note({"notes": [_told_quantised(quantised, decisions)]})
+            context.note({"notes": [told_quantised(quantised, len(decisions), self.name)]})
         return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
@@ -96,14 +100,6 @@ class Float16Conversion(Pass):
             raise RecipeError(f"plan: the model has no node '{min(converted - names)}' to convert to float16")
         model.become(_converted(model.to_proto(), sorted(names - converted)))
         return {}
-
-
-def _told_quantised(quantised: Mapping[str, str], decisions: Sequence[Decision]) -> str:
-    converted = f"{len(decisions)} nodes beside these were converted" if decisions else "nothing beside these is left"
-    return (
-        f"--quantize fp16: the model is quantised already, and its {len(quantised)} nodes of eight bits stay as they "
-        f"are; {converted}. Give the float model to have all of it in half precision"
-    )
 
 
 def _has_float32(model: Model, node: Any) -> bool:
@@ -135,6 +131,8 @@ def _blocked_operators() -> frozenset[str]:
 def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelProto:
     from onnxruntime.quantization.onnx_model import ONNXModel
 
+    renamed = free_names(proto.graph)
+    float32_nodes = [renamed.get(name, name) for name in float32_nodes]
     given = {node.name for node in proto.graph.node}
     with quiet_logging():
         result = _converter().convert_float_to_float16(

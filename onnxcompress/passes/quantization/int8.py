@@ -9,7 +9,7 @@ single outlier stretches; here histograms are streamed (`linalg.histogram`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.histogram import Range
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import (
     OPERATORS,
@@ -34,12 +34,16 @@ from onnxcompress.passes.quantization.candidates import (
 from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.passes.quantization.curves import curves
 from onnxcompress.passes.quantization.opset import with_opset
+from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.passes.quantization.shields import shield_float_nodes
 from onnxcompress.passes.quantization.sparing import spared_nodes
 from onnxcompress.runtime.block import saturates_signed_weights
 from onnxcompress.runtime.quiet import quiet_logging
 
 _MOST_LOST = 0.5
+
+_FEW_SAMPLES = 16
+"""With fewer the ranges of other samples are guessed: from one image a MobileNet lost a fifth of its answers."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,17 @@ class Int8Quantization(Pass):
         require_one_file(model, self.name)
         if context.calibration is None:
             raise DataError("--quantize int8 needs calibration data; give --calib PATH or --data PATH")
-        nodes, skipped = find_candidates(model, context)
+        quantised = quantised_nodes(model)
+        nodes, skipped = find_candidates(model, context, quantised)
         if not any(node.op in WEIGHTED for node in nodes):
+            _tell(context, _notes(model, quantised, 0))
             return Plan(self.name, (), tuple(skipped))
+        calibration = _Counted(context.calibration)
         sources = range_sources(model, nodes)
         histograms = tensor_histograms(
             model,
             list(dict.fromkeys(sources.values())),
-            context.calibration,
+            calibration,
             samples=self.config.samples,
             tell=context.tell,
         )
@@ -100,11 +107,13 @@ class Int8Quantization(Pass):
         }
         ranges = {name: measured[source] for name, source in sources.items()}
         coarse = {node.name: reason for node in nodes if (reason := _why_too_coarse(node, ranges)) is not None}
+        left = {**quantised, **coarse}
         if coarse:
-            nodes, skipped = find_candidates(model, context, coarse)
-        spared = self._spared(model, context, nodes, ranges, coarse)
+            nodes, skipped = find_candidates(model, context, left)
+        spared = self._spared(model, context, nodes, ranges, left)
         if spared:
-            nodes, skipped = find_candidates(model, context, {**spared, **coarse})
+            nodes, skipped = find_candidates(model, context, {**spared, **left})
+        _tell(context, [*_notes(model, quantised, len(nodes)), *calibration.notes()])
         return Plan(self.name, self._decisions(model, nodes, ranges, context), tuple(skipped))
 
     def _spared(
@@ -113,17 +122,21 @@ class Int8Quantization(Pass):
         context: PassContext,
         nodes: Sequence[gs.Node],
         ranges: Mapping[str, Range],
-        coarse: Mapping[str, str],
+        left: Mapping[str, str],
     ) -> dict[str, str]:
-        """Return {node: why} of those of the nodes that stay in floating point for the outputs' sake."""
+        """Return {node: why} of those of the nodes that stay in floating point for the outputs' sake.
+
+        Args:
+            left: {node: why} of others that stay as they are.
+        """
         if context.calibration is None or not nodes:
             return {}
 
         def quantised(spared: Mapping[str, str]) -> bytes:
-            left = find_candidates(model, context, {**spared, **coarse})[0]
+            chosen = find_candidates(model, context, {**spared, **left})[0]
             trial = model.copy()
-            if left:
-                self.rewrite(trial, Plan(self.name, self._decisions(model, left, ranges, context), ()), context)
+            if chosen:
+                self.rewrite(trial, Plan(self.name, self._decisions(model, chosen, ranges, context), ()), context)
             return trial.to_bytes()
 
         return spared_nodes(
@@ -169,6 +182,50 @@ class Int8Quantization(Pass):
         compact(quantized, windows, kept=tensor_names(proto), computed=not symmetric)
         model.become(quantized)
         return {}
+
+
+class _Counted:
+    """A stream of samples that knows how many it gave."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self.rows = 0
+
+    def __call__(self) -> Iterator[Mapping[str, Any]]:
+        self.rows = 0
+        for batch in self._samples():
+            self.rows += min((len(array) for array in batch.values()), default=0)
+            yield batch
+
+    def notes(self) -> list[str]:
+        """Return what to say of samples that are too few."""
+        if self.rows >= _FEW_SAMPLES:
+            return []
+        return [
+            f"--quantize int8 took its ranges from {self.rows} calibration sample{'s' * (self.rows != 1)}: give "
+            f"{_FEW_SAMPLES} or more, unlabelled ones will do (--calib PATH)"
+        ]
+
+
+def _tell(context: PassContext, notes: list[str]) -> None:
+    if notes:
+        context.note({"notes": notes})
+
+
+def _notes(model: Model, quantised: Mapping[str, str], converted: int) -> list[str]:
+    """Return what to say of a model that does not come in float32 throughout."""
+    notes = [told_quantised(quantised, converted, Int8Quantization.name)] if quantised else []
+    half = [node for node in model.nodes if node.op in WEIGHTED and _is_half(model, node.inputs[0])]
+    if half:
+        notes.append(
+            f"--quantize int8: {len(half)} layers compute in half precision and stay as they are: give the model in "
+            "float32"
+        )
+    return notes
+
+
+def _is_half(model: Model, tensor: gs.Tensor) -> bool:
+    return tensor.name in model.dtypes and model.dtype_of(tensor) == np.dtype(np.float16)
 
 
 def _why_too_coarse(node: Any, ranges: Mapping[str, Range]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx_graphsurgeon as gs
 
@@ -27,6 +27,22 @@ def quantised_nodes(model: Model) -> dict[str, str]:
         for node in model.nodes
         if node.name in (behind & before) | {*reasons}
     }
+
+
+def told_quantised(quantised: Mapping[str, str], converted: int, asked: str) -> str:
+    """Return what a conversion says of a model that comes quantised.
+
+    Args:
+        quantised: as `quantised_nodes` returns it.
+        converted: how many other nodes are converted.
+        asked: the value of --quantize.
+    """
+    others = f"{converted} nodes beside these were converted" if converted else "nothing beside these is left"
+    form = {"fp16": "half precision", "int8": "eight bits by these data"}[asked]
+    return (
+        f"--quantize {asked}: the model is quantised already, and its {len(quantised)} nodes of eight bits stay as "
+        f"they are; {others}. Give the float model to have all of it in {form}"
+    )
 
 
 def is_quantised(node: gs.Node) -> bool:

@@ -24,8 +24,10 @@ from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
+from onnxcompress.passes.cleanup.merge import has_linear_neighbours
 from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_latency import allocate_within_latency
+from onnxcompress.passes.recovery.allocation_merged import Merging, Saved, allocate_merged, cheapest
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.error_metric import output_metrics
@@ -60,6 +62,7 @@ class AllocationConfig:
         judging_images: other samples, for the sensitivities; of few samples each gets half.
         stored: the form in which the weights are stored at the end, for a target of size.
         refitted: whether a refit follows, whose new biases are part of the budget.
+        merges: whether linear neighbours are merged in the end: the budget is of what is left then.
 
     Raises:
         RecipeError: a value out of range.
@@ -73,6 +76,7 @@ class AllocationConfig:
     judging_images: int = 48
     stored: StoredSize = FLOAT32
     refitted: bool = False
+    merges: bool = False
 
     def __post_init__(self) -> None:
         for kind, share in self.targets.items():
@@ -87,7 +91,7 @@ class _Measured:
     """Layers that were considered, the choices of those that have any, their sensitivities, and what was left alone.
 
     Of layers that share their weight the first stands for all `sharers`. `biases` are the sizes of those that layers
-    have not, and that a refit adds.
+    have not, and that a refit adds; `fitted` are the layers that it fits, with their outputs.
     """
 
     considered: tuple[str, ...]
@@ -96,6 +100,7 @@ class _Measured:
     sensitivity: Mapping[str, float]
     skipped: tuple[Skipped, ...]
     biases: tuple[int, ...]
+    fitted: Mapping[str, int]
 
 
 class Allocation(Pass):
@@ -183,7 +188,8 @@ class Allocation(Pass):
         sensitivity = measure_sensitivities(fast, layers, disturbed, judged, sharers, context.numbers)
         considered = tuple(name for first in choices for name in sharers[first])
         biases = tuple(biases_to_come(model, layers))
-        return _Measured(considered, sharers, worth, sensitivity, tuple(skipped), biases)
+        fitted = {layer.node: layer.outputs for layer in layers}
+        return _Measured(considered, sharers, worth, sensitivity, tuple(skipped), biases, fitted)
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Split the planned layers of `model`.
@@ -246,6 +252,7 @@ class Allocation(Pass):
         costs: dict[str, list[Array]] = {}
         limits: dict[str, float] = {}
         biases = measured.biases if self.config.refitted else ()
+        saved = self._saved(model, context, measured)
         for kind, share in self.config.targets.items():
             if kind == "latency":
                 continue
@@ -258,6 +265,8 @@ class Allocation(Pass):
             whole, fixed = _total(kind, reference), present - movable
             limits[kind] = share * whole - fixed
             least = fixed + sum(float(own.min()) for own in own_costs)
+            if least > share * whole and saved is not None:
+                least -= saved(cheapest(own_costs))[kind]
             if least > share * whole:
                 raise BudgetInfeasibleError(
                     f"{kind}={share:g} cannot be reached: with every layer at its smallest choice it is "
@@ -270,9 +279,24 @@ class Allocation(Pass):
             picked, times = allocate_within_latency(
                 model, context, share, choices, damages, costs, limits, measured.sharers
             )
+        elif saved is not None:
+            picked, times = allocate_merged(damages, costs, limits, saved), {}
         else:
             picked, times = allocate(damages, costs, limits), {}
         return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}, times
+
+    def _saved(self, model: Model, context: PassContext, measured: _Measured) -> Saved | None:
+        """Return what merging saves of a choice; None where nothing is merged, or times decide, which are measured."""
+        if not self.config.merges or "latency" in self.config.targets or not has_linear_neighbours(model):
+            return None
+        merging = Merging(model, context, measured.fitted if self.config.refitted else {}, self.config.stored)
+        sharers, choices = measured.sharers, measured.worth
+
+        def saved(picked: Sequence[int]) -> Mapping[str, float]:
+            chosen = zip(choices.items(), picked, strict=True)
+            return merging.saved({node: own[at].split for (first, own), at in chosen for node in sharers[first]})
+
+        return saved
 
     def _cost_of(self, kind: str, choice: Choice) -> float:
         if kind == "macs":
