@@ -23,6 +23,7 @@ OLDEST_OPSET = 7
 _PLAIN_ATTRIBUTES = frozenset(
     getattr(onnx.AttributeProto, kind) for kind in ("FLOAT", "INT", "STRING", "FLOATS", "INTS", "STRINGS")
 )
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     if missing:
         raise ModelError(f"graph output '{missing[0]}' is produced by no node")
     inputs, results = [tensors[i.name] for i in free_inputs], [tensors[o.name] for o in graph.output]
+    _share_layers(nodes)
     surroundings = Envelope(
         model=_envelope(proto),
         inputs=tuple(opened(info, "graph input") for info in free_inputs),
@@ -226,6 +228,26 @@ def _as_constant(
     if attribute.name in kinds:
         return gs.Constant(name, np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name]))
     return None
+
+
+def _share_layers(nodes: Sequence[gs.Node]) -> None:
+    """Give one weight, and one bias, to the layers that an exporter wrote as readers of Identities of it.
+
+    torch's TorchScript exporter writes equal tensors once. Weights whose rows differ are equal because one layer is
+    applied several times; biases, norms and weights of equal rows (ones, a blur) may be so by chance, and stay apart.
+    """
+    first: dict[tuple[str, int], gs.Node] = {}
+    for node in nodes:
+        if node.op not in _LAYERS or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
+            continue
+        weight = node.inputs[1].values
+        other = first.setdefault((node.op, id(weight)), node)
+        if other.inputs[1] is node.inputs[1] or weight.ndim < 2 or (weight == weight[:1]).all():
+            continue
+        node.inputs[1] = other.inputs[1]
+        own, bias = (each.inputs[2] if len(each.inputs) > 2 else None for each in (node, other))
+        if isinstance(own, gs.Constant) and isinstance(bias, gs.Constant) and own.values is bias.values:
+            node.inputs[2] = bias
 
 
 def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:

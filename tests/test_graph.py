@@ -142,6 +142,18 @@ def test_constants_are_one_thing_whatever_the_file_calls_them() -> None:
     np.testing.assert_array_equal(run_all(model, feeds)["y"], 1 + 5 * np.broadcast_to(value, (2, 4)))
 
 
+def test_a_layer_applied_twice_behind_identities_is_stored_once() -> None:
+    own = {"w": np.arange(16.0).reshape(4, 4), "c": np.ones(4), "b": np.arange(4.0)[None].repeat(4, 0)}
+    own = {name: values.astype(np.float32) for name, values in own.items()}
+    nodes = [helper.make_node("Identity", [name], [f"{name}2"]) for name in own]
+    nodes += [helper.make_node("Gemm", [a, w, c], [y]) for a, w, c, y in (("x", "w", "c", "p"), ("p", "w2", "c2", "q"))]
+    nodes += [helper.make_node("MatMul", ["q", "b"], ["r"]), helper.make_node("MatMul", ["r", "b2"], ["y"])]
+    first, second, *blurs = Model.from_proto(proto_of(nodes, own)).nodes
+    assert first.inputs[1] is second.inputs[1]
+    assert first.inputs[2] is second.inputs[2]
+    assert blurs[0].inputs[1] is not blurs[1].inputs[1]  # rows are equal: perhaps by chance
+
+
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_an_input_with_a_default_is_a_constant_that_stays_listed(ir_version: int) -> None:
     nodes = [helper.make_node("Add", ["x", "c"], ["y"], "add")]

@@ -324,3 +324,20 @@ def test_random_networks_compute_the_same(layers: list[tuple[str, bool]]) -> Non
     folded = sum(d["step"] == "batchnorm" for d in plan.decisions)
     assert ops(cleaned).count("BatchNormalization") == ops(model).count("BatchNormalization") - folded
     assert_close(model, cleaned, 3e-5, n=2)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_layer_applied_twice_stays_one_where_its_norms_are_alike(alike: bool) -> None:
+    constants = {"w": weight(6, 6, 1, 1), "c": weight(6), **statistics(6), **statistics(6, name="other", seed=7)}
+    nodes = [
+        node("Conv", ["x", "w", "c"], "a"),
+        norm("a", "p"),
+        node("Relu", ["p"], "q"),
+        node("Conv", ["q", "w", "c"], "d"),
+        norm("d", "y", "" if alike else "other"),
+    ]
+    model = build(nodes, constants)
+    cleaned, _ = clean(model)
+    first, _, second = cleaned.nodes
+    assert (first.inputs[1] is second.inputs[1], first.inputs[2] is second.inputs[2]) == (alike, alike)
+    assert_close(model, cleaned, TOLERANCE[np.float32], h=7, w=8)

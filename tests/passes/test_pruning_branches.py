@@ -1,7 +1,8 @@
-"""Branches that are weighed against each other: stacked on an axis of their own, with scores along two axes."""
+"""Branches that are weighed against each other, or meet where one of them points."""
 
 from __future__ import annotations
 
+from onnxcompress.analysis.channels import ChannelAnalysis, find_groups
 from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes
 from tests.small_models import build, node
 
@@ -33,3 +34,21 @@ def test_selective_kernels() -> None:
         "excite": (8, 2, 1, 1),
         "c": (3, 4, 1, 1),
     }
+
+
+def test_features_read_where_a_flow_points_leave_and_the_flow_stays() -> None:
+    """A map warped by a computed flow and compared with another (PWC-Net, RAFT, deformable attention)."""
+    constants: Constants = {}
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        conv("b", "x", constants, 6, 8),
+        conv("flow", "a", constants, 8, 2),
+        node("Transpose", ["flow"], "grid", perm=[0, 2, 3, 1]),
+        node("GridSample", ["b", "grid"], "warped"),
+        node("Mul", ["a", "warped"], "products"),
+        conv("c", "products", constants, 8, 3),
+    ]
+    model = build(nodes, constants, shape=("n", 6, 8, 8))
+    assert shapes(prune(model)) == {"a": (4, 6, 1, 1), "b": (4, 6, 1, 1), "flow": (2, 4, 1, 1), "c": (3, 4, 1, 1)}
+    (flow,) = (group for group in find_groups(ChannelAnalysis(model)).groups if "flow" in group.producers)
+    assert set(flow.frozen.values()) == {"reaches 'GridSample_4': computed positions of GridSample"}

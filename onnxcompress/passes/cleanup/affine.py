@@ -10,7 +10,8 @@ channel of W scaled by its a. In Gemm, x = alpha A B + beta C gives y = alpha A 
 Behind it: z = W * y + c, for Conv and Gemm. Then z = (W a) * x + (c + sum W b), each input channel of W scaled by its
 a. Where a Conv pads with zeros, y is 0 in the padding while a x + b is b: this needs b = 0 there, or no padding.
 
-Products and sums are taken in double precision and rounded once, to the type of the weight.
+Products and sums are taken in double precision and rounded once, to the type of the weight. Nodes that shared their
+weight, as a layer applied several times does, share what it becomes where that is the same.
 """
 
 from __future__ import annotations
@@ -99,7 +100,21 @@ class _Folding(Rule):
         Raises:
             RecipeError: the plan names nodes that the model does not have.
         """
-        rewrite_pairs(model, plan, "into", lambda node, linear, own: _fold(model, node, linear, own["side"]))
+        folded: dict[int, list[tuple[Array, gs.Node]]] = {}
+
+        def fold(node: gs.Node, linear: gs.Node, own: Decision) -> gs.Node:
+            weight = model.values(linear.inputs[1])
+            removed = _fold(model, node, linear, own["side"])
+            alike = folded.setdefault(id(weight), [])
+            for _, other in alike:
+                if all(np.array_equal(other.inputs[at].values, linear.inputs[at].values) for at in (1, 2)):
+                    linear.inputs[1], linear.inputs[2] = other.inputs[1], other.inputs[2]
+                    break
+            else:
+                alike.append((weight, linear))  # kept: no other array gets its number
+            return removed
+
+        rewrite_pairs(model, plan, "into", fold)
         return {}
 
 

@@ -271,13 +271,27 @@ def _quantized(
             nodes_to_quantize=nodes,
             nodes_to_exclude=[],
             op_types_to_quantize=sorted(OPERATORS),
-            extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
+            extra_options={
+                "ActivationSymmetric": symmetric,
+                "WeightSymmetric": True,
+                "TensorQuantOverrides": {name: [{"quant_type": QuantType.QInt8}] for name in _of_one_scale(proto)},
+            },
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
         result: onnx.ModelProto = quantizer.model.model
         del result.graph.value_info[:]
         return result
+
+
+def _of_one_scale(proto: onnx.ModelProto) -> list[str]:
+    """Return the weights of grouped transposed convolutions that have a bias.
+
+    An axis of (I, O/g, k...) has a scale for each channel of a group, and the bias, one for each of O, none that fits.
+    """
+    nodes = (node for node in proto.graph.node if node.op_type == "ConvTranspose" and len(node.input) > 2)
+    grouped = (node for node in nodes if any(a.name == "group" and a.i > 1 for a in node.attribute))
+    return list(dict.fromkeys(node.input[1] for node in grouped))
 
 
 def _shift_weights(graph: onnx.GraphProto) -> None:

@@ -34,11 +34,14 @@ _LENGTHS_TO_LENGTHS = frozenset(
     "MaxRoiPool",
 )
 def pooling(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """Channels (axis 1) are carried; a second output (positions of maxima) counts across channels."""
+    """Channels (axis 1) are carried; a second output (positions of maxima) counts across channels.
+
+    Further inputs are positions: channels that become coordinates stay, those that are read there are free.
+    """
     labels = analysis.of(node.inputs[0])
-    if any(analysis.of(t) is not None for t in node.inputs[1:]):
-        analysis.freeze_inputs(node, f"computed positions of {node.op}")
-        return
+    for tensor in node.inputs[1:]:
+        if (positions := analysis.of(tensor)) is not None:
+            analysis.freeze(positions.ids, f"reaches '{node.name}': computed positions of {node.op}")
     if labels is None:
         return
     labels = on_channel_axis(analysis, node, labels)
