@@ -46,6 +46,29 @@ def test_instance_normalisation_over_groups_loses_rows_or_shares(groups: int) ->
     assert shapes(pruned) == {"a": (6, 6, 1, 1), "c": (3, 6, 1, 1)}
 
 
+def test_normalised_groups_of_positions_whose_number_only_a_run_tells() -> None:
+    """Behind a Reshape to halves of lengths from Shape, which shape inference does not divide."""
+    constants: Constants = {
+        "split": np.array([0, 6, -1]),
+        "s": weight(6),
+        "b": weight(6),
+        "halves": np.array([1, 4, 2, 2]),
+    }
+    nodes = [
+        node("Shape", ["x"], "lengths"),
+        node("Mul", ["lengths", "halves"], "more"),
+        node("Div", ["more", "halves"], "back"),
+        node("Reshape", ["x", "back"], "same"),
+        conv("a", "same", constants, 6, 12),
+        node("Reshape", ["a", "split"], "rows"),
+        node("InstanceNormalization", ["rows", "s", "b"], "normal"),
+        node("Shape", ["a"], "shape"),
+        node("Reshape", ["normal", "shape"], "map"),
+        conv("c", "map", constants, 12, 3),
+    ]
+    assert shapes(prune(build(nodes, constants, shape=("n", 6, "h", "w")))) == {"a": (6, 6, 1, 1), "c": (3, 6, 1, 1)}
+
+
 def test_a_map_made_of_a_dense_layer_is_joined_to_another() -> None:
     constants: Constants = {"dense.w": weight(8, 6), "map": np.array([0, 4, 2]), "tail": weight(3, 12, 1)}
     constants["a.w"] = weight(8, 4, 1)

@@ -16,8 +16,9 @@ from onnxcompress.analysis.channels import ChannelAnalysis, ChannelGroups, Group
 from onnxcompress.analysis.channels.labels import Mask
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import RecipeError
-from onnxcompress.graph import Model
+from onnxcompress.graph import Model, Shape
 from onnxcompress.passes.base import Decision, Pass, PassContext, PassResult, Plan, Provenance, Skipped
+from onnxcompress.passes.execution import run_model
 from onnxcompress.passes.pruning.importance import IMPORTANCES, class_scores
 from onnxcompress.passes.pruning.oracle import masked_reference
 from onnxcompress.passes.pruning.selection import select, wished_widths
@@ -208,6 +209,16 @@ def verify_pruning(model: Model, result: PassResult, feeds: Mapping[str, npt.NDA
     """
     prepared, groups = analyse(model, PassContext())
     keep = groups.keep_atoms(planned_classes(groups, result.plan))
-    lengths = prepared.shapes_for({name: values.shape for name, values in feeds.items()})
-    reference = masked_reference(prepared, groups, keep, lengths)
+    reference = masked_reference(prepared, groups, keep, _lengths(prepared, groups, feeds))
     return verify(result.plan.pass_name, reference, result.model, feeds)
+
+
+def _lengths(model: Model, groups: ChannelGroups, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, Shape]:
+    """Return {tensor name: shape} as `feeds` run; what consumers read is measured where inference leaves it open."""
+    shapes = model.shapes_for({name: values.shape for name, values in feeds.items()})
+    inputs = {node.name: node.inputs for node in model.nodes}
+    spread = [each for each in groups.analysis.findings.consumers if None in each.labels.inner]
+    read = dict.fromkeys(inputs[each.node][each.position].name for each in spread)
+    unknown = [name for name in read if not all(isinstance(length, int) for length in shapes.get(name) or (None,))]
+    measured = run_model(model, feeds, unknown) if unknown else {}
+    return {**shapes, **{name: values.shape for name, values in measured.items()}}
