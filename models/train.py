@@ -34,6 +34,9 @@ from onnxcompress.runtime.tensors import TensorInfo
 # Pixels as they are; images of another size are resized to cover it, and their centre is cropped.
 AS_PIXELS = Preprocess("pixels", adaptable=True)
 
+_DECIDE_NOTHING = ("test", "out", "weights", "checkpoint", "resume", "opset", "threads", "verbose")
+"""Options that may change when a training goes on."""
+
 
 class Split(NamedTuple):
     """Images (N, H, W, C) uint8 and their labels (N,) int64."""
@@ -123,6 +126,7 @@ class Progress:
         self.network = network
         self.done = 0
         self._file: Path | None = arguments.checkpoint
+        self._options = {name: str(value) for name, value in vars(arguments).items() if name not in _DECIDE_NOTHING}
         self.optimizer = _optimizer(network, arguments)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=arguments.rate, total_steps=arguments.epochs * steps
@@ -135,13 +139,21 @@ class Progress:
         """Write what another run needs to go on; the file appears whole or not at all."""
         if self._file is not None:
             states = {name: part.state_dict() for name, part in self._parts().items()}
-            write_checkpoint(self._file, {**states, "done": self.done})
+            write_checkpoint(self._file, {**states, "done": self.done, "options": self._options})
 
     def load(self) -> None:
-        """Go on from the file, where it is there."""
+        """Go on from the file, where it is there.
+
+        Raises:
+            SystemExit: it is no checkpoint, or one of a training with other options.
+        """
         if self._file is None or not self._file.exists():
             return
-        saved = torch.load(self._file, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(self._file, "--checkpoint", ("options", "done", *self._parts()))
+        other = [name for name, value in self._options.items() if saved["options"].get(name) != value]
+        if other:
+            words = ", ".join(f"--{name.replace('_', '-')} {saved['options'].get(name)}" for name in other)
+            raise SystemExit(f"{self._file}: belongs to a training with {words}; give that, or leave --resume out")
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         self.done = saved["done"]
@@ -216,14 +228,26 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 def load_weights(network: nn.Module, config: dict[str, Any], path: Path) -> None:
     """Give a network the weights that an earlier training of the same network wrote."""
+    saved = read_checkpoint(path, "--weights", ("config", "state_dict"))
+    if saved["config"] != config:
+        raise SystemExit(
+            f"{path}: belongs to the network {saved['config']}, not to {config}; give the options it was made with"
+        )
+    network.load_state_dict(saved["state_dict"])
+
+
+def read_checkpoint(path: Path, option: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Return what `write_checkpoint` wrote.
+
+    Raises:
+        SystemExit: it is not what `option` writes, or lacks one of the keys.
+    """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        other, weights = saved["config"], saved["state_dict"]
-    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"{path}: is no checkpoint of --weights ({error})") from error
-    if other != config:
-        raise SystemExit(f"{path}: belongs to the network {other}, not to {config}; give the options it was made with")
-    network.load_state_dict(weights)
+        return {key: saved[key] for key in keys}
+    except (OSError, EOFError, LookupError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SystemExit(f"{path}: is no checkpoint of {option} ({reason})") from error
 
 
 @contextlib.contextmanager
@@ -274,7 +298,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("nothing to write: give --out, --weights or both")
     if arguments.resume and arguments.checkpoint is None:
         parser.error("--resume goes on from a file: give --checkpoint")
+    problem = next(_problems(arguments), None)
+    if problem is not None:
+        parser.error(problem)
     return arguments
+
+
+def _problems(arguments: argparse.Namespace) -> Iterator[str]:
+    """Find what would end the run only after a while, at worst once the training is done."""
+    for name in ("out", "weights", "checkpoint"):
+        path: Path | None = getattr(arguments, name)
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            yield f"--{name} {path}: is a folder, or lies in none that can be written to"
+    for name in ("epochs", "batch", "threads", "width", "rate"):
+        if not getattr(arguments, name) > 0:
+            yield f"--{name} {getattr(arguments, name)}: expected a number above 0"
+    for name in ("padding", "cutout", "early_epochs", "seed"):
+        if getattr(arguments, name) < 0:
+            yield f"--{name.replace('_', '-')} {getattr(arguments, name)}: expected 0 or more"
+    most = (arguments.size or STEMS[arguments.stem].input_size) + 2 * arguments.padding
+    if arguments.early_size is not None and not 0 < arguments.early_size <= most:
+        yield f"--early-size {arguments.early_size}: expected at most {most}, the size with --padding on both sides"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -285,8 +329,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = arguments.size or STEMS[arguments.stem].input_size
     training = read_split(arguments.train, "train", size, arguments.channels)
     test = read_split(arguments.test, "test", size, arguments.channels)
+    classes = int(training.labels.max()) + 1
+    if int(test.labels.max()) >= classes:
+        raise SystemExit(
+            f"{arguments.test}: label {int(test.labels.max())} is not a class of {arguments.train}, which has {classes}"
+        )
     config = {
-        "num_classes": int(training.labels.max()) + 1,
+        "num_classes": classes,
         "in_channels": arguments.channels,
         "width": arguments.width,
         "stem": arguments.stem,

@@ -17,7 +17,7 @@ from onnxcompress.cli import main
 from onnxcompress.errors import RecipeError
 from onnxcompress.passes.base import LABELS
 from onnxcompress.passes.recovery.finetuning import FineTuning
-from onnxcompress.passes.recovery.processes import Processes, SharedProcesses
+from onnxcompress.passes.recovery.processes import Processes
 from tests.recovery import together
 from tests.recovery.small_classifier import original, pruned, samples
 
@@ -110,12 +110,16 @@ def test_a_batch_is_shared_without_loss() -> None:
         process.share(np.arange(2))
 
 
-def test_without_accelerate_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_accelerate_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Exit code 6, as of every package that an option needs."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(
-        RecipeError, match=r"accelerate, which is not installed; pip install onnxcompress\[distributed\]"
-    ):
-        SharedProcesses(on_cpu=True)
+    network = str(ROOT / "models" / "googlenet-digits.onnx")
+    assert main([network, str(tmp_path / "out.onnx"), "--train", str(ROOT / "models" / "digits-train.npz")]) == 6
+    assert "accelerate, which is not installed: pip install 'onnxcompress[distributed]'" in capsys.readouterr().err
 
 
 def test_alone_nothing_is_exchanged() -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from onnxcompress.errors import RecipeError
+from onnxcompress.errors import ProviderUnavailableError, RecipeError
 from onnxcompress.passes.base import Provenance
 from onnxcompress.passes.recovery.sample_files import Positions
 
@@ -96,16 +96,16 @@ class SharedProcesses(Processes):
     """Several processes, joined by Accelerate.
 
     Raises (constructor):
-        RecipeError: Accelerate is not installed.
+        ProviderUnavailableError: Accelerate is not installed.
     """
 
     def __init__(self, *, on_cpu: bool) -> None:
         try:
             from accelerate import Accelerator, InitProcessGroupKwargs
         except ImportError as error:
-            raise RecipeError(
-                "several processes train together with accelerate, which is not installed; "
-                "pip install onnxcompress[distributed]"
+            raise ProviderUnavailableError(
+                "several processes train together with accelerate, which is not installed: "
+                "pip install 'onnxcompress[distributed]'"
             ) from error
         patient = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
         self._accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[patient])
@@ -177,7 +177,7 @@ def joined(device: str) -> Iterator[SharedProcesses]:
     """Join the processes that were started together, to train on a device; the first lets the others go at the end.
 
     Raises:
-        RecipeError: Accelerate is not installed.
+        ProviderUnavailableError: Accelerate is not installed.
     """
     together = SharedProcesses(on_cpu=device == "cpu")
     _joined.append(together)
