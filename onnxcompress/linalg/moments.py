@@ -22,6 +22,8 @@ Rows = npt.NDArray[np.float32]
 
 _BLOCK_ROWS = 2048
 
+_FEW_COLUMNS = 64
+
 _SAME_PRODUCT = 1e-12
 """Of rows with random numbers, relative to their size: what is closer comes from the same row."""
 
@@ -191,12 +193,28 @@ def accumulate_made(x: Rows, made: Callable[[slice], Rows], targets: int) -> tup
 
 def distinct_rows(rows: Rows) -> int:
     """Return how many rows of (n, D) differ from each other: so many samples they are, however often each is there."""
+    step = max(1, rows.shape[1] // _FEW_COLUMNS)
+    # Most rows differ in few columns already; only the others are looked at as a whole.
+    labels, counts = np.unique(_alike(rows[:, ::step]), return_inverse=True, return_counts=True)[1:]
+    repeated = np.flatnonzero(counts[labels] > 1)
+    return int((counts == 1).sum()) + len(np.unique(_alike(rows, repeated)))
+
+
+def _alike(rows: Rows, chosen: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.intp]:
+    """Return a number for each of the chosen rows, all of them by default, the same for rows that are the same."""
+    chosen = np.arange(len(rows)) if chosen is None else chosen
     weights = np.random.default_rng(0).standard_normal(rows.shape[1:])
-    # In float64: a row that is there twice need not give the same product twice, as that depends on the rows beside it.
-    made = [rows[at].astype(np.float64) @ weights for at in _blocks(len(rows))]
-    products = np.sort(np.concatenate([np.zeros(0), *made]))
-    size = math.sqrt(len(weights)) * float(np.abs(rows).max(initial=0.0))
-    return int(np.count_nonzero(np.diff(products) > _SAME_PRODUCT * size)) + min(len(rows), 1)
+    products, largest = np.zeros(len(chosen)), 0.0
+    for at in _blocks(len(chosen)):
+        # In float64: a row that is there twice need not give the same product twice, as that depends on its neighbours.
+        block = rows[chosen[at]].astype(np.float64)
+        products[at] = block @ weights
+        largest = max(largest, float(np.abs(block).max(initial=0.0)))
+    order = np.argsort(products)
+    numbers = np.zeros(len(chosen), np.intp)
+    apart = np.diff(products[order]) > _SAME_PRODUCT * math.sqrt(len(weights)) * largest
+    numbers[order[1:]] = np.cumsum(apart)
+    return numbers
 
 
 def in_blocks(function: Callable[[slice], Rows], count: int, outputs: int) -> Rows:
