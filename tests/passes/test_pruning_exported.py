@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.passes.cleanup_models import assert_same_bits, clean, ops
@@ -106,3 +107,24 @@ def test_opsets_before_where(opset: int) -> None:
     pruned = prune(build(nodes, arrays, opset=opset))
     assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
     assert ("Where" in ops(pruned)) == (opset >= 9)
+
+
+@pytest.mark.parametrize(
+    ("made", "kept"),
+    [
+        ([node("ReduceMean", ["a"], "mean", axes=[1]), node("Expand", ["mean", "shape"], "e")], 6),
+        ([node("ReduceMean", ["a"], "mean", axes=[0, 1]), node("Expand", ["mean", "shape"], "e")], 6),
+        ([node("ConstantOfShape", ["shape"], "e")], 12),
+        ([node("Concat", ["x", "x"], "xx", axis=1), node("Reshape", ["xx", "shape"], "e")], 12),
+    ],
+)
+@pytest.mark.parametrize("outputs", [["b", "e"], ["b", "c"]])
+def test_a_tensor_of_the_shape_of_another_one(made: list[onnx.NodeProto], kept: int, outputs: list[str]) -> None:
+    """What is as long as there are channels, and holds none of them, does not get shorter with them."""
+    constants: Constants = {}
+    nodes = [conv("a", "x", constants, 6, 12), node("Shape", ["a"], "shape"), *made]
+    nodes += [conv("wide", "a", constants, 12, 8), conv("b", "wide", constants, 8, 3)]
+    nodes += [conv("c", "e", constants, 12, 3)]
+    pruned = prune(build(nodes, constants, outputs=outputs))
+    assert shapes(pruned)["a"] == (kept, 6, 1, 1)
+    assert shapes(pruned)["b"] == (3, 4, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ SIDE = 16
 OPTIONS: dict[str, Any] = {"tucker": "ratio=0.5", "svd": "ratio=0.7", "latency": False, "round_to": 1}
 
 
-def network() -> Model:
+def network(batch: int | str = "n") -> Model:
     rng, nodes, constants, tensor = np.random.default_rng(0), [], {}, "x"
     for number, (inputs, outputs, kernel) in enumerate([(3, 16, 5), (16, 24, 3), (24, 24, 1), (24, 16, 3)]):
         # Channels of unequal size, as those of trained networks are: half of them hold most.
@@ -30,7 +31,7 @@ def network() -> Model:
         ]
         tensor = f"r{number}"
     nodes += [node("GlobalAveragePool", [tensor], "p", name="p"), node("Flatten", ["p"], "y", name="y")]
-    return build(nodes, constants, shape=("n", 3, SIDE, SIDE))
+    return build(nodes, constants, shape=(batch, 3, SIDE, SIDE))
 
 
 def images(count: int) -> Any:
@@ -66,6 +67,14 @@ def test_a_refit_to_samples_that_differ_helps() -> None:
     fitted = onnxcompress.compress(model.to_proto(), recover="refit", calib=[{"x": images(120)}], **OPTIONS)
     assert error(fitted.model, model) < 0.7 * error(without.model, model)
     assert "different" not in " ".join(fitted.report.warnings)
+
+
+def test_what_fills_up_the_last_batch_counts_as_no_sample(tmp_path: Path) -> None:
+    np.savez(tmp_path / "calib.npz", x=images(20))
+    for batch in ("n", 8):
+        model = network(batch).to_proto()
+        report = onnxcompress.compress(model, recover="refit", calib=tmp_path / "calib.npz", **OPTIONS).report
+        assert "The refit had 20 calibration samples, and held back" in " ".join(report.warnings)
 
 
 def test_rows_count_once() -> None:

@@ -188,6 +188,13 @@ class ChannelAnalysis:
         tensor = self.input(node, position)
         return None if tensor is None else self.shape_values.values(tensor)
 
+    def counted(self, node: gs.Node, position: int) -> list[Labels]:
+        """Return the labels whose number is an element of a computed integer input, as of a shape that another has."""
+        tensor = self.input(node, position)
+        origins = () if tensor is None else self.shape_values.origin(tensor) or ()
+        found = [(self._labels.get(origin[0]), origin[1]) for origin in origins if origin is not None]
+        return [labels for labels, axis in found if labels is not None and axis in labels.axes]
+
     # What operators report.
 
     def set(self, tensor: gs.Tensor, labels: Labels | None) -> None:
@@ -225,6 +232,11 @@ class ChannelAnalysis:
         for tensor in node.inputs:
             if (labels := self.of(tensor)) is not None:
                 self.freeze(labels.ids, f"reaches '{node.name}': {reason}")
+
+    def freeze_counted(self, node: gs.Node, position: int) -> None:
+        """Keep the channels by whose number `node` shapes what has none: the result would become as short as they."""
+        for labels in self.counted(node, position):
+            self.freeze(labels.ids, f"'{node.name}' ({node.op}) makes a tensor as long as there are of them")
 
     def produce(self, node: gs.Node, weight: int, axis: int, ids: Ids) -> None:
         """Record that the filters of `node`, along `axis` of input `weight`, create `ids`."""

@@ -22,6 +22,7 @@ from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
+from onnxcompress.passes.recovery.allocation_samples import sample_batch
 from onnxcompress.passes.recovery.error_metric import output_metrics, weighable
 from onnxcompress.passes.recovery.families import Family, find_families
 from onnxcompress.passes.recovery.refit_layers import (
@@ -110,7 +111,7 @@ class Refit(Pass):
         """
         if context.calibration is None:
             raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
-        images, distinct = _count(context.calibration)
+        images, distinct = _count(context.calibration, filled=sample_batch(model)[1])
         repeats = {"distinct": distinct} if distinct < images else {}
         original = context.original or model
         layers, skipped = find_refit_layers(original, model, context)
@@ -371,12 +372,18 @@ def _distance(slope: Matrix, prior: Matrix) -> float:
     return float(np.square(slope - prior).sum()) / size if size > 0.0 else 0.0
 
 
-def _count(calibration: Samples) -> tuple[int, int]:
-    """Return how many samples there are, and how many of them differ from each other."""
-    keys = [key for batch in calibration() for key in sample_keys(batch)]
+def _count(calibration: Samples, *, filled: bool) -> tuple[int, int]:
+    """Return how many samples there are, and how many of them differ from each other.
+
+    With `filled` the last batch is filled up with its last sample, which counts once.
+    """
+    batches = [sample_keys(batch) for batch in calibration()]
+    keys = [key for batch in batches for key in batch]
     if not keys:
         raise DataError("no calibration samples")
-    return len(keys), len(set(keys))
+    last = batches[-1]
+    filling = next((n for n, key in enumerate(reversed(last[:-1])) if key != last[-1]), len(last) - 1) if filled else 0
+    return len(keys) - filling, len(set(keys))
 
 
 def _named(model: Model, name: str) -> gs.Node:

@@ -24,7 +24,10 @@ _MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 def reshape(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """Axes are split and merged in row-major order; a permutation of channels spread over several nodes is one."""
     labels = analysis.of(node.inputs[0])
-    if labels is None or _follow_permutation(analysis, node, labels):
+    if labels is None:
+        analysis.freeze_counted(node, 1)
+        return
+    if _follow_permutation(analysis, node, labels):
         return
     moved = _moved(analysis, node, labels)
     if moved is None:

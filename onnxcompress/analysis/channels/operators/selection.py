@@ -314,6 +314,7 @@ def expand(analysis: ChannelAnalysis, node: gs.Node) -> None:
     elif len(after) >= 3 and 1 in new and len(new) == 1:
         carried = Labels.along(1, analysis.fresh(int(after[1])))  # type: ignore[arg-type]
     else:
+        analysis.freeze_counted(node, 1)
         return
     analysis.set(node.outputs[0], carried)
     target = analysis.ints(node, 1)
@@ -328,3 +329,10 @@ def expand(analysis: ChannelAnalysis, node: gs.Node) -> None:
         surgery.patch_vector(pruned, 1, entries)
 
     analysis.on_removal(node, carried, new_shape)
+
+    def same_shape(surgery: Surgery, pruned: gs.Node) -> None:
+        if surgery.kept(carried.ids).all():
+            new_shape(surgery, pruned)
+
+    for counted in analysis.counted(node, 1) if labels is None else ():
+        analysis.on_removal(node, counted, same_shape)

@@ -127,6 +127,12 @@ def shape(analysis: ChannelAnalysis, node: gs.Node) -> None:
     analysis.ignore(node.inputs[0])
 
 
+@operator("ConstantOfShape")
+def constant_of_shape(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Has no channels; nothing ties it to those whose number it takes its shape from."""
+    analysis.freeze_counted(node, 0)
+
+
 def _is_result(analysis: ChannelAnalysis, lengths: gs.Tensor) -> bool:
     """Whether lengths, or what arithmetic makes of them, are an output of the model."""
     reached, waiting = {id(lengths)}, [lengths]
