@@ -3,22 +3,26 @@
 onnx's inference gives a length that it does not know a symbol, a new one for every -1 and for every computed entry of a
 Reshape's target. `[batch, -1, height, width]`, read from Shape, then hides a count of channels that does not depend on
 the input, and `[-1, 14, length]` the batch. With lengths as products of numbers and symbols, a single new symbol in a
-Reshape's output is the input's product divided by that of the other lengths.
+Reshape's output is the input's product divided by that of the other lengths. Entries of a target that are products
+of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import onnx
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
 
 _KEEP_ELEMENTS = frozenset({"Reshape", "Flatten"})
+_HAND_ON = frozenset({"Cast", "Identity", "Squeeze", "Unsqueeze"})
+_MOST_ENTRIES = 64
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,17 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
     declared = (dim for info in (*graph.input, *graph.output) for dim in info.type.tensor_type.shape.dim)
     seen: set[Dim] = {dim.dim_param for dim in declared}
     meaning: dict[str, Product] = {}
+    vectors = {tensor.name: entries for tensor in graph.initializer if (entries := _constant(tensor)) is not None}
     for node in graph.node:
+        _follow(node, shapes, meaning, vectors)
         if node.op_type in _KEEP_ELEMENTS and node.domain in ("", "ai.onnx") and node.input and node.output:
             before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
             new = [dim for dim in after or () if isinstance(dim, str) and dim not in seen]
+            target = vectors.get(node.input[1], []) if node.op_type == "Reshape" and len(node.input) > 1 else []
+            if after is not None and len(target) == len(after):
+                told = {d: e for d, e in zip(after, target, strict=True) if d in new and e is not None and e.number > 0}
+                meaning.update({str(dim): entry for dim, entry in told.items()})
+                new = [dim for dim in new if dim not in told]
             if before is not None and after is not None and len(new) == 1:
                 found = _quotient(before, [dim for dim in after if dim != new[0]], meaning)
                 if found is not None:
@@ -73,14 +84,60 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
 
 
 def _quotient(before: Shape, others: list[Dim], meaning: Mapping[str, Product]) -> Product | None:
+    return _ratio([_product(dim, meaning) for dim in before], [_product(dim, meaning) for dim in others])
+
+
+def _product(dim: Dim, meaning: Mapping[str, Product]) -> Product | None:
+    if dim is None or isinstance(dim, int):
+        return None if dim is None else Product(Fraction(dim), ())
+    return meaning.get(dim, Product(Fraction(1), ((dim, 1),)))
+
+
+def _ratio(factors: Sequence[Product | None], divisors: Sequence[Product | None] = ()) -> Product | None:
+    """Return the product of factors divided by that of divisors; None where one is not known, or 0."""
     number, powers = Fraction(1), Counter[str]()
-    for dims, sign in ((before, 1), (others, -1)):
-        for dim in dims:
-            if dim is None or dim == 0:
+    for products, sign in ((factors, 1), (divisors, -1)):
+        for factor in products:
+            if factor is None or factor.number == 0:
                 return None
-            factor = Product(Fraction(dim), ()) if isinstance(dim, int) else meaning.get(dim)
-            factor = factor or Product(Fraction(1), ((str(dim), 1),))
             number *= factor.number**sign
             for symbol, power in factor.powers:
                 powers[symbol] += sign * power
     return Product(number, tuple(sorted((symbol, power) for symbol, power in powers.items() if power)))
+
+
+def _constant(tensor: onnx.TensorProto) -> list[Product | None] | None:
+    """Return the entries of a short vector of whole numbers."""
+    if tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) or len(tensor.dims) > 1:
+        return None
+    if any(size > _MOST_ENTRIES for size in tensor.dims):
+        return None
+    return [Product(Fraction(int(value)), ()) for value in np.atleast_1d(onnx.numpy_helper.to_array(tensor))]
+
+
+def _follow(
+    node: onnx.NodeProto,
+    shapes: Mapping[str, Shape],
+    meaning: Mapping[str, Product],
+    vectors: dict[str, list[Product | None]],
+) -> None:
+    """Note in `vectors` what a node makes of lengths: {tensor name: entries}, of scalars the only one."""
+    if node.domain not in ("", "ai.onnx") or not node.output or not node.input:
+        return
+    operands = [vectors.get(name) for name in node.input]
+    first, second = operands[0], operands[1] if len(operands) > 1 else None
+    if node.op_type == "Shape":
+        shape, attributes = shapes.get(node.input[0]), {attribute.name: attribute.i for attribute in node.attribute}
+        if shape is not None:
+            part = shape[attributes.get("start", 0) : attributes.get("end")]
+            vectors[node.output[0]] = [_product(dim, meaning) for dim in part]
+    elif node.op_type in _HAND_ON and first is not None and len(shapes.get(node.output[0], (0, 0))) <= 1:
+        vectors[node.output[0]] = first
+    elif node.op_type == "Gather" and first is not None and second is not None:
+        at = [int(entry.number) if entry is not None and not entry.powers else None for entry in second]
+        if all(each is not None and -len(first) <= each < len(first) for each in at):
+            vectors[node.output[0]] = [first[each] for each in at if each is not None]
+    elif node.op_type == "Concat" and all(entries is not None for entries in operands):
+        vectors[node.output[0]] = [entry for entries in operands for entry in entries or ()]
+    elif node.op_type == "Mul" and first is not None and second is not None and 1 in (len(first), len(second)):
+        vectors[node.output[0]] = [_ratio([one, other]) for one in first for other in second]

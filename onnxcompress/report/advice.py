@@ -342,7 +342,7 @@ def _dearer(report: Report, recipe: Recipe) -> list[str]:
 def _nothing_done(report: Report, recipe: Recipe) -> str:
     if recipe.plan is None and not _loses_structure(recipe) and recipe.quantize == "off":
         cleaned = any(stage.pass_name in _EXACT and stage.decisions for stage in report.stages)
-        only = " but clean-up, which is exact" if cleaned else ""
+        only = " but clean-up, which is exact," if cleaned else ""
         return (
             f"Nothing was compressed, because nothing{only} was asked for: give --prune R, --tucker SPEC, --svd SPEC, "
             "--target KIND=F or --quantize KIND"

@@ -359,3 +359,20 @@ def test_constants_of_any_size_are_known_and_weights_are_no_shape_values() -> No
     assert look(model, "order")[0] == tuple(order.tolist())
     assert look(model, "w") == (None, None)
     assert look(model, "y") == (None, None)
+
+
+@pytest.mark.parametrize(("frames", "known"), [(3, True), (0, False), (-3, False)])
+def test_a_length_beside_a_product_of_lengths(frames: int, known: bool) -> None:
+    """[batch * frames, 4, -1] of (batch, 12, 8): 8 whatever the batch, unless nothing follows from the product."""
+    constants = {"at": np.array([0]), "frames": np.array([frames]), "rest": np.array([4, -1])}
+    nodes = [
+        node("Shape", ["x"], "shape"),
+        node("Gather", ["shape", "at"], "batch"),
+        node("Mul", ["batch", "frames"], "samples"),
+        node("Concat", ["samples", "rest"], "target", axis=0),
+        node("Reshape", ["x", "target"], "parts"),
+        node("ReduceMax", ["parts"], "y", axes=[0, 2], keepdims=0),
+    ]
+    shape = build(nodes, constants, shape=("n", 12, 8)).shape_of("parts")
+    assert shape is not None
+    assert (shape[1], shape[2] == 8) == (4, known)

@@ -176,7 +176,7 @@ def test_clean_up_in_two_parts_is_clean_up() -> None:
     assert [stage.pass_name for stage in report.stages] == ["cleanup", "lowering"]
     assert all(stage.decisions for stage in report.stages)
     assert report.latency[0].credit is None
-    assert "nothing but clean-up, which is exact was asked for" in " ".join(report.warnings)
+    assert "nothing but clean-up, which is exact, was asked for" in " ".join(report.warnings)
 
 
 @pytest.mark.usefixtures("races_won")

@@ -118,3 +118,33 @@ def test_channels_that_have_to_stay_are_replaced_by_the_next_ones() -> None:
         conv("g", "joined", constants, 8, 3),
     ]
     assert shapes(prune(build(nodes, constants), 0.25))["g"] == (3, 6, 1, 1)
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+def test_masks_of_several_speakers_become_samples_whatever_the_batch(scalar: bool) -> None:
+    """Channels as (speaker, feature), each speaker weighing the same features, decoded one by one (Conv-TasNet)."""
+    constants: Constants = {
+        "first": np.array(0) if scalar else np.array([0]),
+        "speakers": np.array(2) if scalar else np.array([2]),
+        "axis": [0],
+        "second": [1],
+        "parts": [0, 2, 8, 8, 8],
+        "features": [8],
+        "open": [-1],
+    }
+    nodes = [
+        conv("encoder", "x", constants, 6, 8),
+        conv("masks", "encoder", constants, 8, 16),
+        node("Reshape", ["masks", "parts"], "each"),
+        node("Unsqueeze", ["encoder", "second"], "one"),
+        node("Mul", ["one", "each"], "weighed"),
+        node("Shape", ["x"], "shape"),
+        node("Gather", ["shape", "first"], "batch"),
+        node("Mul", ["batch", "speakers"], "samples"),
+        node("Unsqueeze", ["samples", "axis"], "length") if scalar else node("Identity", ["samples"], "length"),
+        node("Concat", ["length", "features", "features", "open"], "target", axis=0),
+        node("Reshape", ["weighed", "target"], "maps"),
+        conv("decoder", "maps", constants, 8, 1),
+    ]
+    pruned = prune(build(nodes, constants, shape=("n", 6, 8, 8)))
+    assert shapes(pruned) == {"encoder": (4, 6, 1, 1), "masks": (8, 4, 1, 1), "decoder": (1, 4, 1, 1)}

@@ -1,9 +1,10 @@
-"""Filters that a recurrent layer reads leave with the inputs of all its gates; its own state stays whole."""
+"""What a recurrent layer reads leaves with the inputs of all its gates. Its state stays; an unrolled cell's leaves."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxcompress.analysis.channels import ChannelAnalysis, find_groups
 from onnxcompress.graph import Model
@@ -71,3 +72,31 @@ def test_a_computed_weight_keeps_the_filters() -> None:
     by_producer = {producer: group for group in groups.groups for producer in group.producers}
     assert set(by_producer["second"].frozen.values()) == {"reaches 'recurrent': LSTM with a computed weight"}
     assert by_producer["first"].prunable.all()
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("maker", ["ConstantOfShape", "Expand"])
+def test_a_convolutional_cell_that_starts_from_one_number_is_pruned(maker: str, opset: int) -> None:
+    """Two steps of a recurrent cell, unrolled, its first state made for whatever batch comes (ConvLSTM, ConvGRU)."""
+    constants: Constants = {"zero": [0], "lengths": [8, 8, 8], "start": np.array([0.5], np.float32)}
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.5])
+    nodes = [
+        node("Shape", ["x"], "shape"),
+        node("Gather", ["shape", "zero"], "batch"),
+        node("Concat", ["batch", "lengths"], "target", axis=0),
+        node("Expand", ["start", "target"], "h0")
+        if maker == "Expand"
+        else node("ConstantOfShape", ["target"], "h0", value=value),
+    ]
+    for before, after in (("h0", "h1"), ("h1", "h2")):
+        nodes += [
+            node("Concat", ["x", before], f"both {after}", axis=1),
+            helper.make_node("Conv", [f"both {after}", "cell.w", "cell.b"], [f"new {after}"], f"cell {after}"),
+            node("Sigmoid", [f"new {after}"], f"gate {after}"),
+            node("Mul", [f"gate {after}", before], f"old {after}"),
+            node("Add", [f"old {after}", f"new {after}"], after),
+        ]
+    constants |= {"cell.w": weight(8, 14, 1, 1), "cell.b": weight(8)}
+    nodes.append(conv("out", "h2", constants, 8, 3))
+    pruned = prune(build(nodes, constants, shape=("n", 6, 8, 8), opset=opset))
+    assert shapes(pruned) == {"cell h1": (4, 10, 1, 1), "cell h2": (4, 10, 1, 1), "out": (3, 4, 1, 1)}

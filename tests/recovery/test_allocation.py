@@ -234,6 +234,20 @@ def test_a_target_that_cannot_be_reached_says_so() -> None:
         Allocation(AllocationConfig({"macs": least - 0.001})).plan(model, context)
 
 
+def test_a_target_out_of_reach_names_what_holds_the_layers_that_stay_whole() -> None:
+    rng = np.random.default_rng(0)
+    constants = {"v": rng.standard_normal((6, 32, 4, 4)), "w": rng.standard_normal((8, 32, 3, 3))}
+    nodes = [node("ConvTranspose", ["x", "v"], "a", strides=[2, 2]), node("Conv", ["a", "w"], "y", name="last")]
+    model = build(nodes, {name: each.astype(np.float32) for name, each in constants.items()}, shape=(4, 6, 8, 8))
+    context = PassContext(calibration=lambda: iter([{"x": rng.standard_normal((4, 6, 8, 8)).astype(np.float32)}] * 8))
+    told = r"it is 0\.\d+ of the original's, (0\.\d+) in layers left whole \(a transposed convolution: .*\); allow more"
+    with pytest.raises(BudgetInfeasibleError, match=told) as error:
+        Allocation(AllocationConfig({"macs": 0.05})).plan(model, context)
+    layers = {layer.op: layer.macs or 0 for layer in model_cost(model).layers}
+    (share,) = map(float, re.findall(r"(0\.\d+) in layers", str(error.value)))
+    assert share == pytest.approx(layers["ConvTranspose"] / sum(layers.values()), abs=1e-3)
+
+
 def test_values_whose_squares_overflow_are_named() -> None:
     model = Model.from_proto(conv_net(channels=32))
     large = {"x": next(_calibration()())["x"] * np.float32(1e25)}

@@ -47,6 +47,8 @@ Array = npt.NDArray[Any]
 
 TARGETS = ("macs", "params", "size", "latency")
 
+_WORTH_TELLING = 0.01
+
 _JUDGED_ON_DATA = ("response_error", "sensitivity")
 """Entries of a decision that calibration data and the weights of the day gave."""
 
@@ -268,10 +270,12 @@ class Allocation(Pass):
             if least > share * whole and saved is not None:
                 least -= saved(cheapest(own_costs))[kind]
             if least > share * whole:
+                # Rounded up, so that what is told can be reached.
                 raise BudgetInfeasibleError(
                     f"{kind}={share:g} cannot be reached: with every layer at its smallest choice it is "
-                    f"{least / whole:.3f} of the original's; allow more, prune too (--prune), or leave fewer layers "
-                    "out",
+                    f"{math.ceil(least / whole * 1000) / 1000:.3f} of the original's"
+                    f"{_held_by_whole_layers(kind, reference, measured.skipped)}; allow more, prune too (--prune), "
+                    "or leave fewer layers out",
                     {kind: least / whole},
                 )
         if "latency" in self.config.targets:
@@ -365,6 +369,19 @@ def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape], batch: int) -> Laye
     spaces = [tuple(int(size) for size in (shape or ())[2:] if isinstance(size, int)) for shape in ends]
     times = made // max(math.prod(spaces[1]), 1)
     return LayerSize(inputs, outputs, layer.kernel_shape, spaces[0], spaces[1], times=times)
+
+
+def _held_by_whole_layers(kind: str, cost: ModelCost, skipped: Sequence[Skipped]) -> str:
+    """Return what to say of layers that no target splits: the reason that holds most of the cost, from 1 % on."""
+    reasons = {each.node: each.reason for each in skipped}
+    held: dict[str, float] = {}
+    for layer in cost.layers:
+        if layer.node in reasons:
+            own = layer.macs if kind == "macs" else layer.params
+            held[reasons[layer.node]] = held.get(reasons[layer.node], 0.0) + float(own or 0)
+    reason = max(held, key=held.__getitem__, default="")
+    share = held.get(reason, 0.0) / max(float(cost.macs or 0) if kind == "macs" else float(cost.params), 1.0)
+    return f", {share:.3f} in layers left whole ({reason})" if share >= _WORTH_TELLING else ""
 
 
 def _total(kind: str, cost: ModelCost) -> float:

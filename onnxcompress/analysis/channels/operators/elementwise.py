@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Labels, same_layout
+from onnxcompress.analysis.channels.operators.fills import is_fill, shorten_fill
 from onnxcompress.analysis.channels.operators.layout import project
 from onnxcompress.analysis.channels.operators.registry import operator
 
@@ -196,7 +197,7 @@ def _on_one_axis(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, other
 def _tie_unlabelled(
     analysis: ChannelAnalysis, node: gs.Node, position: int, carried: Labels, rank: int
 ) -> Labels | None:
-    """Slice a constant operand along the carried labels; a computed operand of full length freezes them."""
+    """Slice a constant operand along the carried labels; a computed one of full length freezes them, unless a fill."""
     tensor = node.inputs[position]
     shape = analysis.shape(tensor) or ()
     offset = rank - len(shape)
@@ -210,6 +211,9 @@ def _tie_unlabelled(
             analysis.slice_rows(node, position, carried.axes[0] - offset, carried.ids, carried.inner[0])
         return carried
     if not isinstance(tensor, gs.Constant):
+        if is_fill(tensor) and len(full) == len(carried.axes) and None not in carried.inner:
+            shorten_fill(analysis, node, position, carried.shifted(-offset))
+            return carried
         analysis.freeze(carried.ids, f"combined by '{node.name}' with '{tensor.name}', which does not come from a Conv")
         return None
     known = carried

@@ -9,24 +9,27 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, Labels
 from onnxcompress.analysis.channels.operators.elementwise import tie_operands
+from onnxcompress.analysis.channels.operators.fills import is_fill, shorten_fill
 from onnxcompress.analysis.channels.operators.layout import project
 from onnxcompress.analysis.channels.operators.registry import operator
+from onnxcompress.graph import Shape
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.analysis import ChannelAnalysis
     from onnxcompress.analysis.channels.surgery import Surgery
+_RANK_OF_MAPS = 4
 
 
 @operator("Concat")
 def concat(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """Along the channels, labels stand one behind the other; along another axis the inputs are tied."""
     shape = analysis.shape(node.outputs[0]) or next((s for t in node.inputs if (s := analysis.shape(t))), None)
-    if all(analysis.of(t) is None for t in node.inputs) or shape is None:
+    labelled = [labels for t in node.inputs if (labels := analysis.of(t)) is not None]
+    if shape is None or not (labelled or _joins_maps(node, shape)):
         analysis.freeze_inputs(node, "Concat of unknown rank")
         return
     axis = int(node.attrs["axis"]) % len(shape)
-    labelled = [labels for t in node.inputs if (labels := analysis.of(t)) is not None]
-    if all(axis not in labels.axes for labels in labelled):
+    if labelled and all(axis not in labels.axes for labels in labelled):
         tie_operands(analysis, node, range(len(node.inputs)), broadcast=False)
         return
     parts: list[Ids] = []
@@ -39,8 +42,14 @@ def concat(analysis: ChannelAnalysis, node: gs.Node) -> None:
     analysis.set(node.outputs[0], Labels.along(axis, np.concatenate(parts)))
 
 
+def _joins_maps(node: gs.Node, shape: Shape) -> bool:
+    """Whether known maps stand beside unlabelled ones: a cell's first state beside an image, as later ones will."""
+    known = any(isinstance(tensor, gs.Constant) or is_fill(tensor) for tensor in node.inputs)
+    return known and len(shape) >= _RANK_OF_MAPS and int(node.attrs["axis"]) % len(shape) > 0
+
+
 def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -> Ids | str:
-    """Return the atoms of an input along `axis`: its labels, new ones for a constant, fixed ones otherwise; or why not.
+    """Return the atoms of an input along `axis`: its labels, new ones for a constant or fill, else fixed; or why not.
 
     Where a further axis is labelled (a dense layer's output made a map), it stays whole.
     """
@@ -59,6 +68,10 @@ def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -
     if isinstance(tensor, gs.Constant):
         ids = analysis.fresh(length)
         analysis.slice(node, position, Labels.along(axis, ids))
+        return ids
+    if is_fill(tensor):
+        ids = analysis.fresh(length)
+        shorten_fill(analysis, node, position, Labels.along(axis, ids))
         return ids
     return np.full(length, FIXED, dtype=np.int64)
 
