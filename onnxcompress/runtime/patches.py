@@ -59,6 +59,73 @@ class Window:
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
         return tuple((p - r) // s + 1 for p, r, s in zip(padded, reach, self.strides, strict=True))
 
+    def padding(self) -> list[tuple[int, int]]:
+        """Return how many zeros each axis needs before and behind it."""
+        return list(zip(self.pads[: self.spatial], self.pads[self.spatial :], strict=True))
+
+    def sources(self, places: Places, dimension: int, size: int) -> Places:
+        """Return the place of each tap's input along a padded axis of an input of `size`, (B, P, k)."""
+        taps = np.arange(self.kernel[dimension]) * self.dilations[dimension]
+        return places[:, :, dimension, None] * self.strides[dimension] + taps
+
+
+@dataclass(frozen=True)
+class TransposedWindow:
+    """A transposed convolution's geometry, as `Window` is a convolution's.
+
+    What tap k of the kernel adds to output position p comes from the input at (p + pad - dilation k) / stride, if that
+    is a whole number and within the input; else nothing does.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    extra: tuple[int, ...]
+    """Positions that `output_padding` adds behind the last one."""
+
+    @classmethod
+    def of(cls, kernel: tuple[int, ...], attributes: Mapping[str, object], size: Sequence[int]) -> TransposedWindow:
+        """Read a node's strides, pads, dilations, `output_padding` and `auto_pad`, which no input size changes."""
+        none = (0,) * len(kernel)
+        strides = _whole(attributes.get("strides"), (1,) * len(kernel))
+        dilations = _whole(attributes.get("dilations"), (1,) * len(kernel))
+        pads = _whole(attributes.get("pads"), none * 2)
+        extra = _whole(attributes.get("output_padding"), none)
+        auto_pad = str(attributes.get("auto_pad", "NOTSET"))
+        if auto_pad == "VALID":
+            pads = none * 2
+        elif auto_pad.startswith("SAME"):
+            reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+            total = [max(r - s + e, 0) for r, s, e in zip(reach, strides, extra, strict=True)]
+            small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+            pads = (*small, *large) if auto_pad == "SAME_UPPER" else (*large, *small)
+        return cls(kernel, strides, pads, dilations, extra)
+
+    @property
+    def spatial(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.kernel)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial output shape for a spatial input shape."""
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
+        return tuple(
+            self.strides[d] * (s - 1) + reach[d] + self.extra[d] - self.pads[d] - self.pads[d + self.spatial]
+            for d, s in enumerate(size)
+        )
+
+    def padding(self) -> list[tuple[int, int]]:
+        """Return how many zeros each axis needs before and behind it: one, for taps to which nothing comes."""
+        return [(0, 1)] * self.spatial
+
+    def sources(self, places: Places, dimension: int, size: int) -> Places:
+        """Return the place of each tap's input along a padded axis of an input of `size`, (B, P, k)."""
+        taps = np.arange(self.kernel[dimension]) * self.dilations[dimension]
+        reached = places[:, :, dimension, None] + self.pads[dimension] - taps
+        found, rest = np.divmod(reached, self.strides[dimension])
+        return np.where((rest == 0) & (found >= 0) & (found < size), found, size)
+
 
 class PositionSampler:
     """Draws output positions for each image.
@@ -91,23 +158,21 @@ def _drawn(seed: int, image: int, total: int, count: int) -> npt.NDArray[np.int6
     return np.sort(np.random.default_rng((seed, image)).choice(total, count, replace=False))
 
 
-def input_patches(activations: Array, window: Window, places: Places) -> Array:
+def input_patches(activations: Array, window: Window | TransposedWindow, places: Places) -> Array:
     """Return the patches (B, P, K, C) that a convolution sees at `places` of inputs (B, C, ...); K as in its kernel.
 
     Channels come last, so that each position of a patch is one run of memory.
     """
-    spatial = window.spatial
-    pads = [(0, 0), *zip(window.pads[:spatial], window.pads[spatial:], strict=True), (0, 0)]
+    padding = window.padding()
     last = np.moveaxis(activations, 1, -1)
-    padded = np.pad(last, pads) if any(window.pads) else np.ascontiguousarray(last)
+    padded = np.pad(last, [(0, 0), *padding, (0, 0)]) if np.any(padding) else np.ascontiguousarray(last)
     sizes = padded.shape[1:-1]
     flat = padded.reshape(-1, padded.shape[-1])
     number = np.arange(len(places))[:, None, None]
-    for dimension in range(spatial):
-        offsets = np.arange(window.kernel[dimension]) * window.dilations[dimension]
-        starts = places[:, :, dimension] * window.strides[dimension]
-        number = number.reshape(*number.shape[:2], -1)[..., None] * sizes[dimension]
-        number = (number + starts[:, :, None, None] + offsets).reshape(len(places), places.shape[1], -1)
+    for dimension in range(window.spatial):
+        sources = window.sources(places, dimension, last.shape[1 + dimension])
+        number = number[..., None] * sizes[dimension] + sources[:, :, None]
+        number = number.reshape(len(places), places.shape[1], -1)
     return np.take(flat, number, axis=0)  # copies runs of memory; an index array, value by value
 
 

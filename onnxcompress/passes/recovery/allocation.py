@@ -229,6 +229,8 @@ class Allocation(Pass):
         layer = family[0]
         if layer.groups > 1:
             return "a grouped convolution is left whole"
+        if layer.op == "ConvTranspose" and layer.positions == 1:
+            return "a transposed convolution with a kernel of one position is left whole"
         if not (self.config.split_kernels if layer.positions > 1 else self.config.split_matrices):
             return "not asked for (--tucker, --svd)"
         own = covariances.get(layer.node)
@@ -361,14 +363,15 @@ def _size(family: Family, shapes: Mapping[str, Shape], batch: int) -> LayerSize 
 def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape], batch: int) -> LayerSize | None:
     inputs, outputs = layer.original.shape[2:]
     ends = shapes.get(layer.input), shapes.get(layer.output)
-    given, made = (positions_of(shape, batch, features=1 if layer.op == "Conv" else -1) for shape in ends)
+    given, made = (positions_of(shape, batch, features=1 if layer.is_convolution else -1) for shape in ends)
     if given is None or made is None:
         return None
-    if layer.op != "Conv":
+    if not layer.is_convolution:
         return LayerSize(inputs, outputs, (), (given,), (made,))
     spaces = [tuple(int(size) for size in (shape or ())[2:] if isinstance(size, int)) for shape in ends]
     times = made // max(math.prod(spaces[1]), 1)
-    return LayerSize(inputs, outputs, layer.kernel_shape, spaces[0], spaces[1], times=times)
+    transposed = layer.op == "ConvTranspose"
+    return LayerSize(inputs, outputs, layer.kernel_shape, spaces[0], spaces[1], times=times, transposed=transposed)
 
 
 def _held_by_whole_layers(kind: str, cost: ModelCost, skipped: Sequence[Skipped]) -> str:

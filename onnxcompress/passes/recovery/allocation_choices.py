@@ -60,6 +60,7 @@ class LayerSize:
         kernel: sizes of its axes.
         given, made: spatial sizes of input and output, one for each axis of the kernel, or one product for all.
         others: the same of layers that share its weight.
+        transposed: whether the kernel is applied to each place of the input, not for each of the output.
         times: how many inputs of a convolution one sample of the model makes, as where it is cut into windows.
     """
 
@@ -70,6 +71,7 @@ class LayerSize:
     made: tuple[int, ...]
     others: tuple[LayerSize, ...] = ()
     times: int = 1
+    transposed: bool = False
 
     @property
     def positions(self) -> int:
@@ -79,6 +81,8 @@ class LayerSize:
     @property
     def spannable(self) -> tuple[int, ...]:
         """How many leading axes of the kernel an input factor may span: none, and as many as leave another."""
+        if self.transposed:
+            return (0,)
         kernel = self.kernel
         inner = range(1, len(kernel))
         return (0, *(at for at in inner if math.prod(kernel[:at]) > 1 and math.prod(kernel[at:]) > 1))
@@ -93,7 +97,8 @@ class LayerSize:
         macs = 0
         for each in (self, *self.others):
             behind = math.prod(each.made[:spans]) * math.prod(each.given[spans:])
-            macs += each.times * (first * behind + (core + last) * math.prod(each.made))
+            made, given = math.prod(each.made), math.prod(each.given)
+            macs += each.times * (first * behind + core * (given if self.transposed else made) + last * made)
         return macs, first + core + last + self.outputs
 
 

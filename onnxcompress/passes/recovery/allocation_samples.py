@@ -59,7 +59,14 @@ def layer_covariances(
     Raises:
         DataError: a tensor holds NaN, infinity, or values whose squares overflow; it is named.
     """
-    key_of = {layer.node: (layer.input, layer.kernel_shape, repr(sorted(layer.attributes.items()))) for layer in layers}
+    key_of = {
+        layer.node: (
+            layer.input,
+            (layer.op == "ConvTranspose", *layer.kernel_shape),
+            repr(sorted(layer.attributes.items())),
+        )
+        for layer in layers
+    }
     readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS}
     samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
     totals: dict[_Patches, Moments] = {}

@@ -88,7 +88,7 @@ def gradient_moments(
     backward = _backward(model, [layer.output for layer in layers], calibration, weights)
     if backward is None:
         return {}
-    channels = {layer.output: 1 if layer.op == "Conv" else -1 for layer in layers}
+    channels = {layer.output: 1 if layer.is_convolution else -1 for layer in layers}
     sums: dict[str, Matrix] = {}
     squares: dict[str, float] = {}
     count = 0

@@ -3,7 +3,8 @@
 A layer keeps its input and output tensors through every pass; what lies between them may be one node, the two of an
 SVD or the three of a Tucker split. Its weights, in one layout for all operators, are a slope (K, I, O): positions of
 the kernel, input channels, outputs; of a grouped convolution one for each group. An input factor may span leading axes
-of the kernel: the positions of the first node and of the core then multiply to K.
+of the kernel: the positions of the first node and of the core then multiply to K. An output of a transposed convolution
+is such a sum, too: of the positions of its kernel that meet no input there, the inputs are zeros.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, has_input, why_no_float_constant
-from onnxcompress.runtime.patches import Window
+from onnxcompress.runtime.patches import TransposedWindow, Window
 
-_LINEAR = ("Conv", "Gemm", "MatMul")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_LINEAR = (*_CONVOLUTIONS, "Gemm", "MatMul")
 _LONGEST_CHAIN = 3
 
 
@@ -33,13 +35,13 @@ class RefitLayer:
 
     Attributes:
         node: the original's name.
-        op: `Conv`, `Gemm` or `MatMul`.
+        op: `Conv`, `ConvTranspose`, `Gemm` or `MatMul`.
         input, output: tensor names, the same in both models.
         chain: names of the compressed model's nodes from input to output.
         core: position in the chain of the node with the original's kernel, but for the axes that the first one spans.
         spanned: positions of the kernel that the input factor spans; 1 where it spans none, or there is none.
         groups: of the original's convolution, of which some may have left; above 1 only for a chain of one node.
-        attributes: the original's strides, pads, dilations, auto_pad.
+        attributes: the original's strides, pads, dilations, auto_pad, output_padding.
         kernel_shape: spatial, empty for a matrix.
         original: the original's slope of every group, (G, K, I / G, O / G), float64.
         follows_relu: whether nothing but a Relu reads the output.
@@ -57,6 +59,11 @@ class RefitLayer:
     original: Matrix
     follows_relu: bool
     spanned: int = 1
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether channels are axis 1, and axes to slide along follow; of a matrix they are the last axis."""
+        return self.op in _CONVOLUTIONS
 
     @property
     def positions(self) -> int:
@@ -83,9 +90,10 @@ class RefitLayer:
         """Whether a node of its own maps the core's outputs."""
         return self.core < len(self.chain) - 1
 
-    def window(self, spatial: tuple[int, ...]) -> Window:
+    def window(self, spatial: tuple[int, ...]) -> Window | TransposedWindow:
         """Return the convolution's geometry for an input of a spatial size."""
-        return Window.of(self.kernel_shape, self.attributes, spatial)
+        kind = TransposedWindow if self.op == "ConvTranspose" else Window
+        return kind.of(self.kernel_shape, self.attributes, spatial)
 
 
 def find_refit_layers(
@@ -96,7 +104,7 @@ def find_refit_layers(
     layers: list[RefitLayer] = []
     skipped: list[Skipped] = []
     for node in original.nodes:
-        if node.op not in (*_LINEAR, "ConvTranspose") or node.domain not in DEFAULT_DOMAIN:
+        if node.op not in _LINEAR or node.domain not in DEFAULT_DOMAIN:
             continue
         if is_window(node):
             continue  # an LRN, no layer
@@ -115,6 +123,10 @@ def slope_of(model: Model, node: gs.Node) -> Matrix:
         groups = int(node.attrs.get("group", 1))
         grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         return np.ascontiguousarray(grouped.transpose(0, 3, 2, 1))
+    if node.op == "ConvTranspose":
+        groups = int(node.attrs.get("group", 1))
+        grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return np.ascontiguousarray(grouped.transpose(0, 3, 1, 2))
     matrix = weight.T if node.op == "Gemm" and node.attrs.get("transB", 0) else weight
     scale = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
     return scale * matrix[None, None]
@@ -124,6 +136,9 @@ def weight_of(slope: Matrix, node: gs.Node, like: npt.NDArray[np.generic]) -> np
     """Return a slope (G, K, I, O) laid out as the weight of `node`, in the element type of `like`."""
     if node.op == "Conv":
         kernel = slope.transpose(0, 3, 2, 1)
+        weight = kernel.reshape(-1, kernel.shape[2], *like.shape[2:])
+    elif node.op == "ConvTranspose":
+        kernel = slope.transpose(0, 2, 3, 1)
         weight = kernel.reshape(-1, kernel.shape[2], *like.shape[2:])
     else:
         scale = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
@@ -182,8 +197,6 @@ def _layer(
 ) -> RefitLayer | str:
     if context.is_excluded(node.name):
         return "excluded by --exclude"
-    if node.op == "ConvTranspose":
-        return "a transposed convolution: its responses are not refitted"
     if original.is_constant(node.inputs[0]):
         return "its constant stands on the left" if node.op == "MatMul" else "its input is a constant"
     reason = why_no_float_constant(original, node, position=1)
@@ -191,10 +204,12 @@ def _layer(
         return reason
     if node.op == "Gemm" and node.attrs.get("transA", 0):
         return "its input is transposed (transA)"
-    if len(node.inputs[1].shape) != 2 and node.op != "Conv":
+    if len(node.inputs[1].shape) != 2 and node.op not in _CONVOLUTIONS:
         return f"its weight has {len(node.inputs[1].shape)} axes, expected 2"
     if has_input(node, 2) and not original.is_constant(node.inputs[2]):
         return "its bias is not a constant"
+    if "output_shape" in node.attrs:
+        return "a transposed convolution to a given output_shape"
     tensor, output = node.inputs[0].name, node.outputs[0].name
     chain = _chain(compressed, producers, tensor, output)
     if isinstance(chain, str):
@@ -203,7 +218,7 @@ def _layer(
     if groups > 1 and len(chain) > 1:
         return "a grouped convolution that was split"
     kernel = tuple(int(size) for size in node.inputs[1].shape[2:])
-    core = _core_of(chain, kernel)
+    core = _core_of(chain, kernel, node.op)
     if core is None:
         return "no node between its input and output has its kernel"
     readers = node.outputs[0].outputs
@@ -224,10 +239,12 @@ def _layer(
     )
 
 
-def _core_of(chain: list[gs.Node], kernel: tuple[int, ...]) -> int | None:
+def _core_of(chain: list[gs.Node], kernel: tuple[int, ...], op: str) -> int | None:
     """Return which node of a chain holds the kernel, alone or behind a first one that spans its leading axes."""
     shapes = [tuple(int(size) for size in node.inputs[1].shape[2:]) for node in chain]
     whole = [at for at, shape in enumerate(shapes) if shape == kernel]
+    if op == "ConvTranspose":  # its factors are none
+        return next((at for at in whole if chain[at].op == op), None)
     if whole:
         # Of a split matrix any node could be the core: the first keeps strides and pads, the other is the factor.
         return whole[0] if math.prod(kernel) == 1 or len(chain) < _LONGEST_CHAIN else 1

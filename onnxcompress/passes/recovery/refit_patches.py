@@ -32,7 +32,7 @@ class LayerSampler:
             images: of the batch; a matrix may read several rows of each, as of windows. None: as many as rows.
         """
         layer = self._layer
-        if layer.op != "Conv":
+        if not layer.is_convolution:
             return self._matrix_rows(inputs, images)
         window = layer.window(inputs.shape[2:])
         places = self._sampler.draw(len(inputs), window.output_size(inputs.shape[2:]))
@@ -40,7 +40,7 @@ class LayerSampler:
 
     def outputs(self, outputs: Array, images: int | None = None) -> Rows:
         """Return the layer's outputs of a batch, (B P, O); `images` as for `patches`."""
-        if self._layer.op != "Conv":
+        if not self._layer.is_convolution:
             return self._matrix_rows(outputs, images)
         places = self._sampler.draw(len(outputs), outputs.shape[2:])
         return output_rows(outputs, places).astype(np.float32, copy=False)
