@@ -17,6 +17,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.passes.quantization.casts import without_detours
+from onnxcompress.passes.quantization.opset import weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes
 from onnxcompress.runtime.quiet import quiet_logging
 
@@ -94,8 +95,17 @@ class Float16Conversion(Pass):
         converted = {str(decision["node"]) for decision in plan.decisions}
         if converted - names:
             raise RecipeError(f"plan: the model has no node '{min(converted - names)}' to convert to float16")
-        model.become(_converted(model.to_proto(), sorted(names - converted)))
+        model.become(_converted(_with_types(model), sorted(names - converted)))
         return {}
+
+
+def _with_types(model: Model) -> onnx.ModelProto:
+    """Return the model with the type of every tensor declared: the converter casts none whose type it does not find."""
+    proto = model.to_proto()
+    declared = {info.name for info in (*proto.graph.value_info, *proto.graph.output)}
+    made = [name for node in proto.graph.node for name in node.output if name in model.dtypes and name not in declared]
+    proto.graph.value_info.extend(onnx.helper.make_tensor_value_info(n, model.dtypes[n], None) for n in made)
+    return proto
 
 
 def _told_quantised(quantised: Mapping[str, str], decisions: Sequence[Decision]) -> str:
@@ -136,6 +146,7 @@ def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelPr
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     given = {node.name for node in proto.graph.node}
+    weights_are_no_inputs(proto)
     with quiet_logging():
         result = _converter().convert_float_to_float16(
             proto, keep_io_types=True, op_block_list=[], node_block_list=float32_nodes
