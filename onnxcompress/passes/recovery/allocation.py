@@ -24,6 +24,7 @@ from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
+from onnxcompress.passes.quantization.quantised import is_quantised
 from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_latency import allocate_within_latency
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
@@ -259,10 +260,12 @@ class Allocation(Pass):
             limits[kind] = share * whole - fixed
             least = fixed + sum(float(own.min()) for own in own_costs)
             if least > share * whole:
+                way = "allow more, prune too (--prune), or leave fewer layers out"
+                if any(is_quantised(node) for node in model.nodes):
+                    way = "the model is quantised already: give the float one"
                 raise BudgetInfeasibleError(
                     f"{kind}={share:g} cannot be reached: with every layer at its smallest choice it is "
-                    f"{least / whole:.3f} of the original's; allow more, prune too (--prune), or leave fewer layers "
-                    "out",
+                    f"{least / whole:.3f} of the original's; {way}",
                     {kind: least / whole},
                 )
         if "latency" in self.config.targets:
