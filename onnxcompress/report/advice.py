@@ -349,7 +349,8 @@ def _nothing_done(report: Report, recipe: Recipe) -> str:
         )
     skipped = sum(len(stage.skipped) for stage in _compressing(report))
     reasons = f" ({skipped} nodes were left alone; -v says why)" if skipped else ""
-    return f"Nothing was compressed: no pass found anything to change{reasons}"
+    quantised = "; the model is quantised already: give the float one" if "DequantizeLinear" in report.input.ops else ""
+    return f"Nothing was compressed: no pass found anything to change{reasons}{quantised}"
 
 
 def _compressing(report: Report) -> list[StageFigures]:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from tests.passes.cleanup_models import assert_same_bits, clean, ops
-from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes
+from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes, weight
 from tests.small_models import build, node
 
 
@@ -128,3 +128,61 @@ def test_a_tensor_of_the_shape_of_another_one(made: list[onnx.NodeProto], kept: 
     pruned = prune(build(nodes, constants, outputs=outputs))
     assert shapes(pruned)["a"] == (kept, 6, 1, 1)
     assert shapes(pruned)["b"] == (3, 4, 1, 1)
+
+
+@pytest.mark.parametrize("shift_first", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_a_normalisation_in_single_operators(groups: int, shift_first: bool) -> None:
+    """As tf2onnx writes Keras' layers: 1 / deviation times a scale for each channel, then times the channels."""
+    size = 8 // groups
+    constants: Constants = {"groups": [0, 0, 0, groups, size], "channels": [0, 0, 0, 8], "least": np.float32(1e-3)}
+    constants |= {"scale": weight(groups, size), "shift": weight(size, groups).T}
+    centred = [node("Mul", ["mean", "factor"], "away"), node("Sub", ["shift", "away"], "rest")]
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Transpose", ["a"], "last", perm=[0, 2, 3, 1]),
+        node("Reshape", ["last", "groups"], "rows"),
+        node("ReduceMean", ["rows"], "mean", axes=[1, 2, 4]),
+        node("Sub", ["rows", "mean"], "centred"),
+        node("Mul", ["centred", "centred"], "squares"),
+        node("ReduceMean", ["squares"], "variance", axes=[1, 2, 4]),
+        node("Add", ["variance", "least"], "above"),
+        node("Sqrt", ["above"], "deviation"),
+        node("Reciprocal", ["deviation"], "inverse"),
+        node("Mul", ["inverse", "scale"], "factor"),
+        *(centred if shift_first else []),
+        node("Mul", ["rows", "factor"], "scaled"),
+        *([] if shift_first else centred),
+        node("Add", ["scaled", "rest"], "normal"),
+        node("Reshape", ["normal", "channels"], "joined"),
+        node("Transpose", ["joined"], "first", perm=[0, 3, 1, 2]),
+        conv("b", "first", constants, 8, 3),
+    ]
+    arrays = {name: np.asarray(values) for name, values in constants.items()}
+    pruned = prune(build(nodes, arrays, shape=("n", 6, 8, 8)))
+    assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+
+
+def test_a_layer_normalisation_in_single_operators() -> None:
+    """Over the last axis: the scale meets one number for each pixel."""
+    constants: Constants = {"least": np.float32(1e-3), "scale": weight(8), "shift": weight(1, 1, 8)}
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Transpose", ["a"], "last", perm=[0, 2, 3, 1]),
+        node("ReduceMean", ["last"], "mean", axes=[3]),
+        node("Sub", ["last", "mean"], "centred"),
+        node("Mul", ["centred", "centred"], "squares"),
+        node("ReduceMean", ["squares"], "variance", axes=[3]),
+        node("Add", ["variance", "least"], "above"),
+        node("Sqrt", ["above"], "deviation"),
+        node("Div", ["scale", "deviation"], "factor"),
+        node("Mul", ["mean", "factor"], "away"),
+        node("Mul", ["last", "factor"], "scaled"),
+        node("Sub", ["shift", "away"], "rest"),
+        node("Add", ["scaled", "rest"], "normal"),
+        node("Transpose", ["normal"], "first", perm=[0, 3, 1, 2]),
+        conv("b", "first", constants, 8, 3),
+    ]
+    arrays = {name: np.asarray(values) for name, values in constants.items()}
+    pruned = prune(build(nodes, arrays, shape=("n", 6, "h", "w")))
+    assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
