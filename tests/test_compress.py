@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -232,3 +234,14 @@ def test_int8_without_data_is_refused_and_other_weights_get_ranges_of_their_own(
     ranges = [r.report.stages[-1].decisions[0]["ranges"] for r in (first, other)]
     assert ranges[0].keys() == ranges[1].keys()
     assert ranges[0] != ranges[1]
+
+
+def test_a_model_out_of_a_pipe_is_read_once() -> None:
+    content, (reading, writing) = conv_net().SerializeToString(), os.pipe()
+    os.write(writing, content)  # less than a pipe holds
+    os.close(writing)
+    result = onnxcompress.compress(f"/dev/fd/{reading}", prune=0.2, data=[{"x": samples()}], latency=False)
+    os.close(reading)
+    assert result.report.input.sha256 == hashlib.sha256(content).hexdigest()
+    assert result.report.input.bytes == len(content)
+    assert result.report.accuracy is not None
