@@ -147,3 +147,21 @@ def test_tokens_made_a_map_again_by_lengths_that_are_all_computed(reader: str) -
     arrays = {"c.w": weight(12, 3), **{name: np.asarray(values) for name, values in constants.items()}}
     pruned = prune(build(nodes, arrays, shape=("n", 6, "h", "w")))
     assert shapes(pruned) == {"a": (6, 6, 1, 1), "c": (3, 6, 1, 1) if reader == "Conv" else (6, 3)}
+
+
+@pytest.mark.parametrize("filters", [12, 24])
+def test_columns_put_together_to_an_image(filters: int) -> None:
+    """torch's `fold`: of 24 filters four make one channel, of 12 each makes four positions of its own."""
+    constants: Constants = {"image": np.array([16, 16]), "block": np.array([2, 2]), "flat": np.array([0, 24, -1])}
+    if filters == 12:
+        constants["flat"] = np.array([0, 48, -1])
+        constants["image"] = np.array([8, 8])
+    channels = constants["flat"][1] // 4
+    nodes = [
+        conv("a", "x", constants, 6, filters),
+        node("Reshape", ["a", "flat"], "columns"),
+        node("Col2Im", ["columns", "image", "block"], "map", strides=[2, 2]),
+        conv("c", "map", constants, channels, 3),
+    ]
+    pruned = prune(build(nodes, constants, opset=18, shape=("n", 6, 8, 8)))
+    assert shapes(pruned) == {"a": (filters // 2, 6, 1, 1), "c": (3, channels // 2, 1, 1)}
