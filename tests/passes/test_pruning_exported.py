@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from tests.passes.cleanup_models import assert_same_bits, clean, ops
 from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes, weight
@@ -186,3 +187,61 @@ def test_a_layer_normalisation_in_single_operators() -> None:
     arrays = {name: np.asarray(values) for name, values in constants.items()}
     pruned = prune(build(nodes, arrays, shape=("n", 6, "h", "w")))
     assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+
+
+@pytest.mark.parametrize("reader", ["Conv", "MatMul"])
+def test_tokens_made_a_map_again_by_lengths_that_are_all_computed(reader: str) -> None:
+    """As SegFormer ends a stage at open sizes: only who reads the map tells which of its four lengths are channels."""
+    constants: Constants = {
+        "zero": [0],
+        "one": [1],
+        "two": [2],
+        "three": [3],
+        "four": [4],
+        "open": [-1],
+        "rows": [0, 12, -1],
+    }
+    flat = [
+        node("Shape", ["map"], "of_map"),
+        node("Slice", ["of_map", "zero", "two"], "n_channels"),
+        node("Concat", ["n_channels", "open"], "flat_shape", axis=0),
+        node("Reshape", ["map", "flat_shape"], "flat"),
+        node("Transpose", ["flat"], "words", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["words", "c.w"], ["c"], "c"),
+    ]
+    nodes = [
+        conv("a", "x", constants, 6, 12),
+        node("Reshape", ["a", "rows"], "row"),
+        node("Transpose", ["row"], "tokens", perm=[0, 2, 1]),
+        node("Shape", ["a"], "shape"),
+        node("Slice", ["shape", "two", "three"], "height"),
+        node("Slice", ["shape", "three", "four"], "width"),
+        node("Slice", ["shape", "zero", "one"], "n"),
+        node("Mul", ["height", "width"], "count"),
+        node("Slice", ["tokens", "zero", "count", "one"], "all"),
+        node("Concat", ["n", "height", "width", "open"], "target", axis=0),
+        node("Reshape", ["all", "target"], "last"),
+        node("Transpose", ["last"], "map", perm=[0, 3, 1, 2]),
+        *([conv("c", "map", constants, 12, 3)] if reader == "Conv" else flat),
+    ]
+    arrays = {"c.w": weight(12, 3), **{name: np.asarray(values) for name, values in constants.items()}}
+    pruned = prune(build(nodes, arrays, shape=("n", 6, "h", "w")))
+    assert shapes(pruned) == {"a": (6, 6, 1, 1), "c": (3, 6, 1, 1) if reader == "Conv" else (6, 3)}
+
+
+@pytest.mark.parametrize("filters", [12, 24])
+def test_columns_put_together_to_an_image(filters: int) -> None:
+    """torch's `fold`: of 24 filters four make one channel, of 12 each makes four positions of its own."""
+    constants: Constants = {"image": np.array([16, 16]), "block": np.array([2, 2]), "flat": np.array([0, 24, -1])}
+    if filters == 12:
+        constants["flat"] = np.array([0, 48, -1])
+        constants["image"] = np.array([8, 8])
+    channels = constants["flat"][1] // 4
+    nodes = [
+        conv("a", "x", constants, 6, filters),
+        node("Reshape", ["a", "flat"], "columns"),
+        node("Col2Im", ["columns", "image", "block"], "map", strides=[2, 2]),
+        conv("c", "map", constants, channels, 3),
+    ]
+    pruned = prune(build(nodes, constants, opset=18, shape=("n", 6, 8, 8)))
+    assert shapes(pruned) == {"a": (filters // 2, 6, 1, 1), "c": (3, channels // 2, 1, 1)}
