@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -52,12 +52,27 @@ def with_lengths(info: onnx.ValueInfoProto, lengths: Sequence[int | None]) -> on
 
 
 def corrected(info: onnx.ValueInfoProto, shape: Shape | None) -> onnx.ValueInfoProto:
-    """Return a declaration, of the inferred shape where what it declares contradicts that."""
-    if shape is None or may_agree(declared_shape(info), shape):
+    """Return a declaration, of the inferred shape where it declares none, or one that contradicts it."""
+    declared = declared_shape(info)
+    if shape is None or (declared is not None and may_agree(declared, shape)):
         return info
     copy = _copied(info)
     copy.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
     return copy
+
+
+def check_outputs_have_shapes(outputs: Iterable[onnx.ValueInfoProto], shapes: Mapping[str, Shape]) -> None:
+    """Refuse a graph output whose number of dimensions neither the file nor the inferred `shapes` tell.
+
+    Raises:
+        ModelError: there is one; it is named.
+    """
+    for info in outputs:
+        if info.type.HasField("tensor_type") and declared_shape(info) is None and info.name not in shapes:
+            raise ModelError(
+                f"graph output '{info.name}' is declared without a shape, and none follows from the nodes before it: "
+                f"declare its number of dimensions, which onnx demands; lengths may stay open"
+            )
 
 
 def array_info(name: str, array: npt.NDArray[Any]) -> onnx.ValueInfoProto:

@@ -21,7 +21,7 @@ import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnxcompress.declarations import array_info, corrected, with_lengths
+from onnxcompress.declarations import array_info, check_outputs_have_shapes, corrected, with_lengths
 from onnxcompress.errors import ModelError
 from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.inference import Dim as Dim
@@ -97,6 +97,7 @@ class Model:
                 proto = onnx.inliner.inline_local_functions(proto)
             model = cls(*import_graph(proto, base_dir))
             model.refresh_shapes()
+            check_outputs_have_shapes(model._envelope.outputs, model.shapes)
             model.check()
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from error

@@ -4,7 +4,9 @@ onnx's inference gives a length that it does not know a symbol, a new one for ev
 Reshape's target. `[batch, -1, height, width]`, read from Shape, then hides a count of channels that does not depend on
 the input, and `[-1, 14, length]` the batch. With lengths as products of numbers and symbols, a single new symbol in a
 Reshape's output is the input's product divided by that of the other lengths. Entries of a target that are products
-of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them.
+of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them. Of several symbols,
+as in `[batch, height, width, -1]` with all three read from Shape, the channels are told by the layer that reads them:
+its weight has as many.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ Shape = tuple[Dim, ...]
 _KEEP_ELEMENTS = frozenset({"Reshape", "Flatten"})
 _HAND_ON = frozenset({"Cast", "Identity", "Squeeze", "Unsqueeze"})
 _MOST_ENTRIES = 64
+
+_SUMMED = {"Conv": (1, 1), "ConvTranspose": (1, 0), "Gemm": (1, 0), "MatMul": (-1, 0)}
+"""The axis of the first input that an operator sums over, and the axis of its weight that is as long (by the group)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,9 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
     """
     declared = (dim for info in (*graph.input, *graph.output) for dim in info.type.tensor_type.shape.dim)
     seen: set[Dim] = {dim.dim_param for dim in declared}
-    meaning: dict[str, Product] = {}
+    summed = _summed(graph, shapes)
+    meaning = {symbol: Product(Fraction(size), ()) for symbol, size in summed.items() if symbol not in seen}
+    seen.update(meaning)
     vectors = {tensor.name: entries for tensor in graph.initializer if (entries := _constant(tensor)) is not None}
     for node in graph.node:
         _follow(node, shapes, meaning, vectors)
@@ -81,6 +88,24 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
             seen.update(shapes.get(name, ()))
     found_dims = {symbol: product.dim for symbol, product in meaning.items()}
     return {symbol: dim for symbol, dim in found_dims.items() if dim is not None}
+
+
+def _summed(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Return {symbol: number} of the lengths that a layer sums over: its weight has as many inputs."""
+    stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    found: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type not in _SUMMED or node.domain not in ("", "ai.onnx"):
+            continue
+        data, weight = (stored.get(name) or shapes.get(name) for name in node.input[:2])
+        axis, place = _SUMMED[node.op_type]
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if attributes.get("transA", 0) or not data or not weight or (node.op_type == "MatMul" and len(weight) != 2):
+            continue
+        length, size = data[axis], weight[1 - place if attributes.get("transB", 0) else place]
+        if isinstance(length, str) and isinstance(size, int):
+            found[length] = size * (attributes.get("group", 1) if node.op_type == "Conv" else 1)
+    return found
 
 
 def _quotient(before: Shape, others: list[Dim], meaning: Mapping[str, Product]) -> Product | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import onnxruntime
 import pytest
 
 import onnxcompress
-from onnxcompress.errors import DataError, ModelError, ProviderUnavailableError, RecipeError
+from onnxcompress.errors import BudgetInfeasibleError, DataError, ModelError, ProviderUnavailableError, RecipeError
 from tests.tiny_models import conv_net, dense_net, samples, save_data
 
 QUICK: dict[str, Any] = {"latency": False}
@@ -212,6 +214,13 @@ def test_a_quantised_model_can_be_inspected_compared_and_is_left_as_it_is(tmp_pa
     assert report.compression.params == 1.0
     again = onnxcompress.compress(small, prune=0.5, tucker="auto", latency=False)
     assert any("Nothing was compressed" in line for line in again.report.warnings)
+    hint = "; DequantizeLinear, QuantizeLinear tell of a model that is quantised already: give the float one"
+    assert again.report.warnings[0].endswith(hint)
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        onnxcompress.compress(small, calib=[data], target={"macs": 0.5}, latency=False, report=tmp_path / "r.json")
+    assert str(caught.value).endswith(hint)
+    assert caught.value.reached == {"macs": 1.0}
+    assert json.loads((tmp_path / "r.json").read_text())["warnings"] == [str(caught.value)]
 
 
 def test_int8_without_data_is_refused_and_other_weights_get_ranges_of_their_own(tmp_path: Path) -> None:
@@ -225,3 +234,14 @@ def test_int8_without_data_is_refused_and_other_weights_get_ranges_of_their_own(
     ranges = [r.report.stages[-1].decisions[0]["ranges"] for r in (first, other)]
     assert ranges[0].keys() == ranges[1].keys()
     assert ranges[0] != ranges[1]
+
+
+def test_a_model_out_of_a_pipe_is_read_once() -> None:
+    content, (reading, writing) = conv_net().SerializeToString(), os.pipe()
+    os.write(writing, content)  # less than a pipe holds
+    os.close(writing)
+    result = onnxcompress.compress(f"/dev/fd/{reading}", prune=0.2, data=[{"x": samples()}], latency=False)
+    os.close(reading)
+    assert result.report.input.sha256 == hashlib.sha256(content).hexdigest()
+    assert result.report.input.bytes == len(content)
+    assert result.report.accuracy is not None

@@ -55,3 +55,18 @@ def test_what_a_file_wrongly_declares_of_an_output_is_corrected() -> None:
     wrong_type.graph.output[0].CopyFrom(info("y", [2, 5], TensorProto.INT64))
     with pytest.raises(ModelError, match="contradict"):
         Model.from_proto(wrong_type)
+
+
+def test_an_output_declared_without_a_shape_has_the_one_that_follows() -> None:
+    """As tf2onnx and scripts leave it; the checker wants one."""
+    proto = conv_net()
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    model = Model.from_proto(proto)
+    back = model.to_proto()
+    onnx.checker.check_model(back, full_check=True)
+    assert list(back.graph.output) == list(conv_net().graph.output)
+    assert model.signature() == Model.from_proto(conv_net()).signature()
+    proto.graph.node[-1].op_type, proto.graph.node[-1].domain = "Unheard", "com.example"
+    proto.opset_import.append(helper.make_opsetid("com.example", 1))
+    with pytest.raises(ModelError, match="'y' is declared without a shape, and none follows"):
+        Model.from_proto(proto)

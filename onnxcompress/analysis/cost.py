@@ -205,7 +205,8 @@ def _completed(model: Model, shapes: dict[str, Shape], inputs: Mapping[str, Sequ
         try:
             if not fold_static_values(folded):
                 break
-            shapes = {**shapes, **folded.shapes_for(inputs)}
+            made = {name: tuple(map(int, tensor.shape)) for name, tensor in folded.constants().items()}
+            shapes = {**shapes, **folded.shapes_for(inputs), **made}
         except ModelError:  # a declared output shape may contradict this batch
             break
     return shapes

@@ -217,7 +217,7 @@ def settled_target(model: Model, node: gs.Node, shape_values: ShapeValues) -> li
     target = []
     for place, (length, origin) in enumerate(zip(known, origins, strict=True)):
         own = place < len(before) and _is_dimension(model, origin, node.inputs[0].name, place)
-        target.append(length if length is not None else (0 if own else -1))
+        target.append(0 if own else (length if length is not None else -1))
     return target if target.count(-1) <= 1 else None
 
 

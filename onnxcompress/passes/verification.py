@@ -17,6 +17,7 @@ from onnxcompress.lengths import may_agree
 from onnxcompress.passes.execution import NONE_MADE, WIDENED, WeightMakers, run_model
 from onnxcompress.passes.rounding import moved_weights
 from onnxcompress.runtime.providers import one_line
+from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import TensorInfo, concrete_shapes, random_inputs
 from onnxcompress.serialization import tensor_dtype
 
@@ -257,7 +258,7 @@ def sample_feeds(
 
     Raises:
         DataError: no tried length fits; `--input-shape` is asked for.
-        ModelError: the model does not run though it leaves nothing open.
+        ModelError: onnxruntime does not load the model, or it does not run though it leaves nothing open.
     """
     inputs = [_input_info(model, tensor) for tensor in model.graph.inputs]
     given = dict(input_shapes or {})
@@ -280,6 +281,11 @@ def sample_feeds(
             return feeds
         except Exception as error:
             failure = error
+    if isinstance(failure, ModelError) and not _loads(model):
+        why = one_line(failure, 200)
+        raise ModelError(
+            f"the model does not run, so that nothing can be verified: {why}; give --no-verify"
+        ) from failure
     if asked is not None:
         raise asked
     shown = ", ".join(f"{name} {list(shape)}" for name, shape in tried[0].items())
@@ -289,6 +295,15 @@ def sample_feeds(
     if any(not isinstance(dim, int) for info in inputs for dim in info.shape):
         raise DataError(f"{where}; give --input-shape, or --no-verify") from failure
     raise ModelError(where) from failure
+
+
+def _loads(model: Model) -> bool:
+    """Whether onnxruntime knows every operator of a model, whatever it is given to run on."""
+    try:
+        Session(model.skeleton().SerializeToString())
+    except ModelError:
+        return False
+    return True
 
 
 def _random_feeds(inputs: Sequence[TensorInfo], shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.cost import model_cost
+from onnxcompress.analysis.quantised import quantised_hint
 from onnxcompress.errors import BudgetInfeasibleError, DataError
 from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
@@ -141,9 +142,10 @@ def compress(
     job = Job(source, original_cost, context, data_sets, providers, tell)
     try:
         done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)
-    except BudgetInfeasibleError as error:
+    except BudgetInfeasibleError as found:
+        error = BudgetInfeasibleError(f"{found}{quantised_hint(original_cost.ops)}", found.reached)
         write_infeasible(request, job, error, time.perf_counter() - started)
-        raise
+        raise error from found
     stages, result = done.ran.stages, done.ran.model
     profile: ProfileComparison | None = None
     layers, untimed = layer_changes(original_cost, stages[-1].cost if stages else original_cost), tuple[str, ...]()

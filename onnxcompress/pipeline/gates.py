@@ -32,6 +32,15 @@ def check_gates_can_be_measured(recipe: Recipe, *, has_data: bool) -> None:
         raise RecipeError("--max-error needs the outputs to be compared: give --data PATH")
     if recipe.min_speedup is not None and not recipe.latency:
         raise RecipeError("--min-speedup needs latency to be measured: leave --no-latency out")
+    check_latency_can_be_told(recipe)
+
+
+def check_latency_can_be_told(recipe: Recipe) -> None:
+    """Refuse a target of latency that nothing measures or predicts.
+
+    Raises:
+        RecipeError: there is one, without latency measurement and without a time table.
+    """
     if "latency" in recipe.target and not recipe.latency and recipe.time_table is None:
         where = "" if recipe.plan is None else f"{recipe.plan}: the plan's "
         raise RecipeError(

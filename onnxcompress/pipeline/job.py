@@ -13,6 +13,7 @@ from onnxcompress.evaluation.compare import Evaluation
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.cleanup import Cleanup, Lowering
+from onnxcompress.pipeline.excluded import unmatched_lines
 from onnxcompress.pipeline.gates import DROP, ERROR, gate_results
 from onnxcompress.pipeline.latency_context import predicted_lines, predicted_share
 from onnxcompress.pipeline.latency_target import Ran, can_run_again, meet_latency
@@ -303,6 +304,7 @@ def _report(
         *compression_warnings(report, request.settled_recipe),
         *predicted_lines(request.settled_recipe, predicted_latency),
         *uneven,
+        *unmatched_lines(request.settled_recipe, (source.model, compressed.model), report.stages),
         *untrained_lines(report),
     )
     return replace(report, warnings=warnings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.time_table import read_time_table
-from onnxcompress.pipeline.gates import check_gates_can_be_measured
+from onnxcompress.pipeline.gates import check_gates_can_be_measured, check_latency_can_be_told
 from onnxcompress.pipeline.inputs import check_not_read, files_read
 from onnxcompress.pipeline.outputs import check_outputs
 from onnxcompress.pipeline.plan_file import SavedPlan, check_nothing_else_decides, read_plan
@@ -127,7 +127,9 @@ def make_request(
         raise RecipeError("--prune auto chooses under a limit: give --max-drop P, --max-error P or --target KIND=F")
     if request.needs_calibration and request.data is None and request.calib is None and request.train is None:
         raise RecipeError(f"{request.calibration_reason} needs data: give --calib PATH or --data PATH")
-    if not asked.dry_run:
+    if asked.dry_run and saved is None:
+        check_latency_can_be_told(asked)
+    elif not asked.dry_run:
         check_gates_can_be_measured(request.recipe, has_data=request.data is not None)
     check_outputs(
         request.output,

@@ -15,7 +15,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.remote import Copy, Location, RemoteFile, fetch_beside, fetch_file, location
 from onnxcompress.report.figures import ModelFigures
-from onnxcompress.serialization import external_files, read_proto
+from onnxcompress.serialization import external_files, parse_proto, read_proto
 
 ModelLike = Model | onnx.ModelProto | bytes | str | Path | RemoteFile
 """What the Python functions take as a model."""
@@ -92,6 +92,8 @@ def _read(given: ModelLike) -> Source:
 
 def _read_file(path: Path) -> Source:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            return _read_pipe(path)
         model = Model.load(path)
         files = side_files_of(model)
         hashes = {file.name: file_sha256(file) for file in files}
@@ -99,6 +101,13 @@ def _read_file(path: Path) -> Source:
         return Source(model, path, file_sha256(path), total, path, hashes)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read_pipe(path: Path) -> Source:
+    """Read what can be read only once, as the output of another command is."""
+    content = path.read_bytes()
+    model = Model.from_proto(parse_proto(content, str(path)))
+    return Source(model, path, hashlib.sha256(content).hexdigest(), len(content), content)
 
 
 def _read_remote(file: RemoteFile) -> Source:

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.cost import ModelCost, model_cost, open_inputs
+from onnxcompress.analysis.quantised import quantised_hint
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
@@ -199,11 +200,8 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
     if not ops & wanted:
         names = ", ".join(sorted(wanted))
         seen = ", ".join(sorted(ops)[:8]) or "nothing"
-        quantised = sorted(op for op in ops if "Integer" in op or op.startswith("QLinear"))
-        hint = f"; {', '.join(quantised)} tell of a model that is quantised already: give the float one" * bool(
-            quantised
-        )
-        raise ModelError(f"{where}: holds nothing that can be compressed: no {names} (it has {seen}){hint}")
+        told = f"no {names} (it has {seen}){quantised_hint(ops)}"
+        raise ModelError(f"{where}: holds nothing that can be compressed: {told}")
 
 
 def check_target_can_be_counted(model: Model, cost: ModelCost, recipe: Recipe) -> None:

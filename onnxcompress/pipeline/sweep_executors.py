@@ -87,7 +87,7 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
     """Run tasks on a Dask cluster; outcomes come as they finish.
 
     Raises:
-        ProviderUnavailableError: `distributed` is not installed, or nobody answers at the address.
+        ProviderUnavailableError: `distributed` is not installed, or nobody answers at the address (any more).
     """
     try:
         import distributed
@@ -107,6 +107,11 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
         try:
             tell(clock.text(), 0, len(tasks))
             for number, future in enumerate(distributed.as_completed(futures), 1):
+                if future.cancelled():
+                    raise ProviderUnavailableError(
+                        f"--scheduler {address}: the Dask scheduler is gone; points that were finished are kept, and "
+                        "the same command goes on with the others"
+                    )
                 failure = future.exception()
                 if failure is None:
                     yield future.result()

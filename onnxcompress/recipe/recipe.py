@@ -36,7 +36,7 @@ _POINTS = Number("percentage points from 0 to 100, such as 1.0", minimum=0.0, ma
 _PERCENT = Number("percent from 0 to 100, such as 5.0", minimum=0.0, maximum=100.0)
 
 CLEANUP = Steps(
-    *("identity", "fold", "reshape", "pad", "batchnorm", "scale", "merge"),
+    *("identity", "fold", "reshape", "split", "pad", "batchnorm", "scale", "merge"),
     *("conv2d", "activation", "lrn", "blocked", "unused", "softmax"),
 )
 """The steps of the clean-up, in the order in which they run."""

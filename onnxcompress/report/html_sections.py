@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.report.command import command_of, recipe_of
 from onnxcompress.report.decisions import decision_line
 from onnxcompress.report.dry_run import is_dry_run
@@ -28,6 +30,12 @@ def verdict(report: Report) -> Markup:
     return element("span", f"all {len(report.gates)} gates passed", class_="verdict good")
 
 
+def _error_title(accuracy: Accuracy) -> str:
+    """Say of what kind the outputs' error is; the table names the output and the class."""
+    is_of_class = isinstance(accuracy.relative_error_part, OneClass)
+    return "1 - IoU of a class of the outputs" if is_of_class else "Relative error of the outputs"
+
+
 def tiles(report: Report) -> Markup:
     """Return the figures that matter most, each with its pair of bars."""
     before, after, ratios = report.input, report.output, report.compression
@@ -40,7 +48,7 @@ def tiles(report: Report) -> Markup:
     elif accuracy is not None and accuracy.agreement is not None:
         found.append(_tile("Agreement with the original", percent(accuracy.agreement), None, None))
     elif accuracy is not None and accuracy.relative_error is not None:
-        found.append(_tile("Relative error of the outputs", percent(100.0 * accuracy.relative_error), None, None))
+        found.append(_tile(_error_title(accuracy), percent(100.0 * accuracy.relative_error), None, None))
     if after is not None and ratios is not None:
         found.append(
             _tile(
@@ -113,7 +121,7 @@ def _accuracy_plot(report: Report) -> list[Markup]:
         plots.append(interval_plot(title, 100.0 - accuracy.agreement, (100.0 - high, 100.0 - low), axis))
     axis, interval = _axis_of(report, "max_error"), accuracy.relative_error_interval
     if accuracy.relative_error is not None and interval is not None and (axis.limit is not None or not plots):
-        title = f"Relative error of the outputs in percent, with its 95 % interval ({accuracy.samples} samples)"
+        title = f"{_error_title(accuracy)} in percent, with its 95 % interval ({accuracy.samples} samples)"
         shown = (100.0 * interval[0], 100.0 * interval[1])
         plots.append(interval_plot(title, 100.0 * accuracy.relative_error, shown, axis))
     return plots

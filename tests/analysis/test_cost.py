@@ -151,6 +151,20 @@ def test_sizes_behind_shape_arithmetic_are_known():
     assert model.to_bytes() == before
 
 
+def test_sizes_of_what_only_shapes_make_are_known():
+    """Queries of zeros, one row for each sample, as a detector's decoder begins."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"], name="shape", start=0, end=1),
+        helper.make_node("Concat", ["n", "two"], ["once"], name="once", axis=0),
+        helper.make_node("Tile", ["rows", "once"], ["queries"], name="tile"),
+        helper.make_node("Shape", ["queries"], ["lengths"], name="lengths"),
+        helper.make_node("ConstantOfShape", ["lengths"], ["zeros"], name="zeros"),
+        helper.make_node("MatMul", ["zeros", "w"], ["y"], name="product"),
+    ]
+    constants = {"two": np.array([1, 1]), "rows": weight_of(1, 5, 6), "w": weight_of(6, 4)}
+    assert model_cost(model_of(nodes, constants, ("n", 6, 9, 10))).macs == 5 * 6 * 4
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

@@ -184,7 +184,12 @@ def test_every_step_can_be_switched_off() -> None:
     constants |= {"two": np.float32(2.0), "six": np.float32(6.0)}
     nodes += [node("Pad", ["r", "pads"], "wider"), node("MaxPool", ["wider"], "largest", kernel_shape=[2, 2])]
     constants |= {"pads": np.array([0, 0, 1, 0, 0, 0, 0, 0])}
-    model = build(nodes, constants, outputs=["y", "z", "bounded", "scaled", "largest"])
+    nodes += [
+        node("SplitToSequence", ["x", "half"], "parts", axis=1),
+        node("SequenceAt", ["parts", "first_part"], "part"),
+    ]
+    constants |= {"half": np.array(3), "first_part": np.array(0)}
+    model = build(nodes, constants, outputs=["y", "z", "bounded", "scaled", "largest", "part"])
     done = {decision["step"] for decision in clean(model)[1].decisions}
     # These take what wins a race, and here there is none; the last one comes when all else is done.
     assert done == set(STEPS) - {"blocked", "conv2d", "softmax"}

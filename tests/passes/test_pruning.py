@@ -324,6 +324,15 @@ def test_feeds_are_found_for_open_lengths_and_asked_for_where_none_fits() -> Non
         sample_feeds(stuck)
 
 
+@pytest.mark.parametrize("shape", [("n", 6, 8, 8), ("n", 6, "h", "w"), (1, 6, 8, 8)])
+def test_an_operator_that_onnxruntime_does_not_have_is_no_matter_of_shapes(shape: tuple[int | str, ...]) -> None:
+    proto = build([node("Relu", ["x"], "y")], shape=shape).to_proto()
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Unheard", "com.example"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    with pytest.raises(ModelError, match=r"does not run, so that .*cannot load it: .*Unheard.*; give --no-verify$"):
+        sample_feeds(Model.from_proto(proto))
+
+
 @pytest.mark.parametrize(("ratio", "nearest", "up"), [(0.3, 16, 32), (0.55, 16, 16), (0.9, 16, 16), (0.1, 16, 24)])
 def test_a_part_of_a_block_is_given_back_where_it_costs_no_time(ratio: float, nearest: int, up: int) -> None:
     """Of 32 channels (of 24 in the last case), in blocks of 16: to the nearest width, or to the one above."""

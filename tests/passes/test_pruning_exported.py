@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from tests.passes.cleanup_models import assert_same_bits, clean, ops
-from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes
+from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes, weight
 from tests.small_models import build, node
 
 
@@ -128,3 +129,119 @@ def test_a_tensor_of_the_shape_of_another_one(made: list[onnx.NodeProto], kept: 
     pruned = prune(build(nodes, constants, outputs=outputs))
     assert shapes(pruned)["a"] == (kept, 6, 1, 1)
     assert shapes(pruned)["b"] == (3, 4, 1, 1)
+
+
+@pytest.mark.parametrize("shift_first", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_a_normalisation_in_single_operators(groups: int, shift_first: bool) -> None:
+    """As tf2onnx writes Keras' layers: 1 / deviation times a scale for each channel, then times the channels."""
+    size = 8 // groups
+    constants: Constants = {"groups": [0, 0, 0, groups, size], "channels": [0, 0, 0, 8], "least": np.float32(1e-3)}
+    constants |= {"scale": weight(groups, size), "shift": weight(size, groups).T}
+    centred = [node("Mul", ["mean", "factor"], "away"), node("Sub", ["shift", "away"], "rest")]
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Transpose", ["a"], "last", perm=[0, 2, 3, 1]),
+        node("Reshape", ["last", "groups"], "rows"),
+        node("ReduceMean", ["rows"], "mean", axes=[1, 2, 4]),
+        node("Sub", ["rows", "mean"], "centred"),
+        node("Mul", ["centred", "centred"], "squares"),
+        node("ReduceMean", ["squares"], "variance", axes=[1, 2, 4]),
+        node("Add", ["variance", "least"], "above"),
+        node("Sqrt", ["above"], "deviation"),
+        node("Reciprocal", ["deviation"], "inverse"),
+        node("Mul", ["inverse", "scale"], "factor"),
+        *(centred if shift_first else []),
+        node("Mul", ["rows", "factor"], "scaled"),
+        *([] if shift_first else centred),
+        node("Add", ["scaled", "rest"], "normal"),
+        node("Reshape", ["normal", "channels"], "joined"),
+        node("Transpose", ["joined"], "first", perm=[0, 3, 1, 2]),
+        conv("b", "first", constants, 8, 3),
+    ]
+    arrays = {name: np.asarray(values) for name, values in constants.items()}
+    pruned = prune(build(nodes, arrays, shape=("n", 6, 8, 8)))
+    assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+
+
+def test_a_layer_normalisation_in_single_operators() -> None:
+    """Over the last axis: the scale meets one number for each pixel."""
+    constants: Constants = {"least": np.float32(1e-3), "scale": weight(8), "shift": weight(1, 1, 8)}
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Transpose", ["a"], "last", perm=[0, 2, 3, 1]),
+        node("ReduceMean", ["last"], "mean", axes=[3]),
+        node("Sub", ["last", "mean"], "centred"),
+        node("Mul", ["centred", "centred"], "squares"),
+        node("ReduceMean", ["squares"], "variance", axes=[3]),
+        node("Add", ["variance", "least"], "above"),
+        node("Sqrt", ["above"], "deviation"),
+        node("Div", ["scale", "deviation"], "factor"),
+        node("Mul", ["mean", "factor"], "away"),
+        node("Mul", ["last", "factor"], "scaled"),
+        node("Sub", ["shift", "away"], "rest"),
+        node("Add", ["scaled", "rest"], "normal"),
+        node("Transpose", ["normal"], "first", perm=[0, 3, 1, 2]),
+        conv("b", "first", constants, 8, 3),
+    ]
+    arrays = {name: np.asarray(values) for name, values in constants.items()}
+    pruned = prune(build(nodes, arrays, shape=("n", 6, "h", "w")))
+    assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}
+
+
+@pytest.mark.parametrize("reader", ["Conv", "MatMul"])
+def test_tokens_made_a_map_again_by_lengths_that_are_all_computed(reader: str) -> None:
+    """As SegFormer ends a stage at open sizes: only who reads the map tells which of its four lengths are channels."""
+    constants: Constants = {
+        "zero": [0],
+        "one": [1],
+        "two": [2],
+        "three": [3],
+        "four": [4],
+        "open": [-1],
+        "rows": [0, 12, -1],
+    }
+    flat = [
+        node("Shape", ["map"], "of_map"),
+        node("Slice", ["of_map", "zero", "two"], "n_channels"),
+        node("Concat", ["n_channels", "open"], "flat_shape", axis=0),
+        node("Reshape", ["map", "flat_shape"], "flat"),
+        node("Transpose", ["flat"], "words", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["words", "c.w"], ["c"], "c"),
+    ]
+    nodes = [
+        conv("a", "x", constants, 6, 12),
+        node("Reshape", ["a", "rows"], "row"),
+        node("Transpose", ["row"], "tokens", perm=[0, 2, 1]),
+        node("Shape", ["a"], "shape"),
+        node("Slice", ["shape", "two", "three"], "height"),
+        node("Slice", ["shape", "three", "four"], "width"),
+        node("Slice", ["shape", "zero", "one"], "n"),
+        node("Mul", ["height", "width"], "count"),
+        node("Slice", ["tokens", "zero", "count", "one"], "all"),
+        node("Concat", ["n", "height", "width", "open"], "target", axis=0),
+        node("Reshape", ["all", "target"], "last"),
+        node("Transpose", ["last"], "map", perm=[0, 3, 1, 2]),
+        *([conv("c", "map", constants, 12, 3)] if reader == "Conv" else flat),
+    ]
+    arrays = {"c.w": weight(12, 3), **{name: np.asarray(values) for name, values in constants.items()}}
+    pruned = prune(build(nodes, arrays, shape=("n", 6, "h", "w")))
+    assert shapes(pruned) == {"a": (6, 6, 1, 1), "c": (3, 6, 1, 1) if reader == "Conv" else (6, 3)}
+
+
+@pytest.mark.parametrize("filters", [12, 24])
+def test_columns_put_together_to_an_image(filters: int) -> None:
+    """torch's `fold`: of 24 filters four make one channel, of 12 each makes four positions of its own."""
+    constants: Constants = {"image": np.array([16, 16]), "block": np.array([2, 2]), "flat": np.array([0, 24, -1])}
+    if filters == 12:
+        constants["flat"] = np.array([0, 48, -1])
+        constants["image"] = np.array([8, 8])
+    channels = constants["flat"][1] // 4
+    nodes = [
+        conv("a", "x", constants, 6, filters),
+        node("Reshape", ["a", "flat"], "columns"),
+        node("Col2Im", ["columns", "image", "block"], "map", strides=[2, 2]),
+        conv("c", "map", constants, channels, 3),
+    ]
+    pruned = prune(build(nodes, constants, opset=18, shape=("n", 6, 8, 8)))
+    assert shapes(pruned) == {"a": (filters // 2, 6, 1, 1), "c": (3, channels // 2, 1, 1)}

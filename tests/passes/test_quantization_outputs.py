@@ -1,12 +1,16 @@
-"""Quantised models declare inputs and outputs as they were given."""
+"""Quantised models declare inputs and outputs as they were given; files of any age are quantised."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
+from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.quantization import Float16Conversion, Int8Quantization
+from tests.small_models import node, run_all
 from tests.tiny_models import conv_net, samples
 
 
@@ -24,3 +28,33 @@ def test_lengths_that_a_model_leaves_open_stay_open(each: Int8Quantization | Flo
     result = each.apply(model, each.plan(model, context), context).model.to_proto()
     assert list(result.graph.output) == list(proto.graph.output)
     assert list(result.graph.input) == list(proto.graph.input)
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(7, 3), (8, 3), (9, 4)])
+@pytest.mark.parametrize("each", [Int8Quantization(), Float16Conversion()])
+def test_an_old_file_that_lists_its_weights_as_inputs(
+    each: Int8Quantization | Float16Conversion, opset: int, ir_version: int
+) -> None:
+    """With an LRN, whose window is stored in eight bits, and an Upsample, which onnx writes anew as Resize."""
+    proto = conv_net()
+    weights, graph = list(proto.graph.initializer), proto.graph
+    proto.ir_version, proto.opset_import[0].version = ir_version, opset
+    scales: dict[str, list[float]] = {"scales": [1.0, 1.0, 2.0, 2.0]} if opset < 9 else {}
+    graph.node.insert(2, node("LRN", ["r1"], "n", name="norm", size=5, alpha=0.5))
+    graph.node.insert(3, node("Upsample", ["n", "scales"][: 1 + (not scales)], "u", name="larger", **scales))
+    graph.node[4].input[0] = "u"
+    graph.node[4].attribute[1].ints[:] = [4, 4]
+    if not scales:
+        graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    listed = [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in graph.initializer]
+    graph.input.extend(listed)
+    model = with_banded_lrn(Model.from_proto(proto))
+    context = PassContext(calibration=lambda: iter([{"x": samples()}]))
+    result = each.apply(model, each.plan(model, context), context).model
+    bits = np.dtype(np.int8 if isinstance(each, Int8Quantization) else np.float16)
+    stored = [values for constant in result.constants().values() if (values := constant.values).ndim == 4]
+    assert {values.dtype for values in stored if values.shape != (16, 16, 1, 1)} <= {bits, np.dtype(np.uint8)}
+    assert sum(values.size for values in stored) >= sum(np.prod(w.dims) for w in weights if len(w.dims) == 4)
+    wanted, seen = (run_all(each, {"x": samples()})["y"] for each in (model, result))
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=0.1 * np.abs(wanted).max())
+    assert {"larger"} <= {node.name for node in result.nodes}

@@ -1,4 +1,4 @@
-"""A model in half precision is judged by samples where there are any, and noise is called noise."""
+"""Models in fewer bits: judged by samples where there are any, noise is called noise, and none is compressed again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxcompress
-from onnxcompress.errors import ModelError
+from onnxcompress.errors import BudgetInfeasibleError, ModelError
 from tests.tiny_models import conv_net, samples
 
 QUIET: dict[str, Any] = {"quantize": "fp16", "latency": False, "input_shape": {"x": (1, 3, 8, 8)}}
@@ -49,3 +49,15 @@ def test_an_overflow_on_samples_blames_no_random_input() -> None:
     with pytest.raises(ModelError, match=r"does not stand fp16: its outputs differ by inf"):
         onnxcompress.compress(net_of_dark_images(), data=bright, **QUIET)
     assert onnxcompress.compress(net_of_dark_images(), calib=bright, **QUIET).passed
+
+
+def test_a_model_that_comes_quantised_is_told_as_such() -> None:
+    given: dict[str, Any] = {"calib": [{"x": samples()}], "latency": False}
+    quantised = onnxcompress.compress(conv_net(), quantize="int8", **given).model
+    pruned = onnxcompress.compress(quantised, prune=0.4, latency=False)
+    assert any(
+        line.endswith("tell of a model that is quantised already: give the float one")
+        for line in pruned.report.warnings
+    )
+    with pytest.raises(BudgetInfeasibleError, match=r"macs=0\.5 cannot be reached: .* is quantised already: give the"):
+        onnxcompress.compress(quantised, target={"macs": 0.5}, **given)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcompress.errors import RecipeError
 from onnxcompress.pipeline.request import Request, make_request
 
 
@@ -27,3 +28,10 @@ def request(**options: Any) -> Request:
 def test_the_block_and_what_channels_stay_a_multiple_of(options: dict[str, Any], block: int, align_to: int) -> None:
     asked = request(prune=0.3, **options)
     assert (asked.recipe.round_to, asked.align_to) == (block, align_to)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_target_of_latency_that_nothing_tells_is_refused(dry_run: bool) -> None:
+    with pytest.raises(RecipeError, match="--target latency needs latency to be measured: leave --no-latency out"):
+        request(target={"latency": 0.5}, latency=False, dry_run=dry_run)
+    assert request(target={"latency": 0.5}, dry_run=dry_run).recipe.target == {"latency": 0.5}

@@ -24,6 +24,7 @@ from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.checkpoints import Checkpoint
 from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
 from onnxcompress.passes.recovery.graph_module import GraphModule
+from onnxcompress.passes.recovery.output_errors import log_probabilities
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.recovery.training_data import TrainingData
 from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
@@ -98,6 +99,32 @@ def test_what_a_refit_was_fitted_to_is_trained_on(monkeypatch: pytest.MonkeyPatc
     assert trained | judging == set(range(100))
     assert {each for each in range(50) if each % 5 != 4} <= trained
     assert len(judging) == 30
+
+
+@pytest.mark.parametrize("loss", ["both", "labels"])
+def test_beside_wrong_answers_what_teaches_judges(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[TrainingData] = []
+    made = TrainingData.__init__
+
+    def noted(self: TrainingData, *arguments: Any) -> None:
+        made(self, *arguments)
+        judged.append(self)
+
+    monkeypatch.setattr(TrainingData, "__init__", noted)
+    _, outcome = fine_tune(replace(CONFIG, loss=loss, epochs=1))
+    pixels, labels = images(300, 5)
+    chosen = judged[0].held_out
+    student, teacher = (
+        log_probabilities(GraphModule(model).run({"input": torch.from_numpy(pixels[chosen])}, ("prob",))["prob"])
+        for model in (pruned()[0], original())
+    )
+    truth = torch.from_numpy(labels[chosen])
+    wrong = (student.argmax(1) != truth).float().mean()
+    own = {
+        "both": (teacher.exp() * (teacher - student)).sum(1).mean(),
+        "labels": -0.01 * student[torch.arange(len(truth)), truth].mean(),
+    }
+    assert outcome["score"][0] == pytest.approx((wrong + own[loss]).item(), rel=1e-4)
 
 
 def test_few_images_held_out_are_warned_of() -> None:

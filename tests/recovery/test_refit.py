@@ -69,6 +69,20 @@ def test_planted_weights_come_back() -> None:
     assert _error(original, refitted, _batches(32, seed=9)) < 1e-3
 
 
+def test_a_layer_behind_an_operator_that_onnx_does_not_know() -> None:
+    """Of onnxruntime's own domain: onnx finds no types behind it, onnxruntime does."""
+    proto = conv_net()
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    proto.graph.node[1].op_type, proto.graph.node[1].domain = "Gelu", "com.microsoft"
+    original = Model.from_proto(proto)
+    assert "c2" not in original.dtypes
+    damaged = _damaged(original, 3)
+    batches = _batches(96)
+    refitted = _refitted(original, damaged, PassContext(calibration=batches, original=original))
+    assert _error(original, damaged, batches) > 0.05
+    assert _error(original, refitted, _batches(32, seed=9)) < 0.02
+
+
 @pytest.mark.parametrize("rounds", [0, 3])
 def test_a_split_model_comes_nearer_on_new_samples(rounds: int) -> None:
     original = Model.from_proto(conv_net())

@@ -120,6 +120,14 @@ def test_samples_that_are_known_judge_last() -> None:
     assert (len(held_out), sorted([*trained, *held_out])) == (25, list(range(50)))
 
 
+def test_known_samples_judge_only_where_there_are_few_others() -> None:
+    """A start that was fitted to them is better there than anywhere else: nothing that is trained then wins."""
+    for count, others, judging in ((400, 50, 50), (400, 100, 80), (100, 20, 30)):
+        known = np.arange(count) >= others
+        held_out = split_off(np.arange(count), 0.1, 0, least=max(30, count // 5), known=known)[1]
+        assert (len(held_out), np.count_nonzero(~known[held_out])) == (judging, min(others, judging))
+
+
 def test_what_a_refit_holds_out_is_not_known_to_it() -> None:
     pixels = DRAWN.random((50, 1, 4, 4), np.float32)
     with SampleFiles("data") as files:

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from onnxcompress.evaluation.accuracy import Accuracy
+from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.report.figures import GateResult, Report, SkippedNode, StageFigures
 from onnxcompress.report.gate_text import gate_value
 from onnxcompress.report.html import html_report
@@ -158,6 +159,10 @@ def test_of_what_does_not_classify_the_error_is_shown() -> None:
     both = dataclasses.replace(ACCURACY, relative_error=0.041, relative_error_interval=(0.03, 0.05))
     assert "Relative error of the outputs in percent" not in read(sample_report(accuracy=both)).text
     assert "Relative error of the outputs in percent" in read(sample_report(accuracy=both, gates=(gate,))).text
+    of_class = dataclasses.replace(error, relative_error_part=OneClass(7, 0.018))
+    text = read(sample_report(accuracy=of_class, gates=(gate,))).text
+    assert text.count("1 - IoU of a class of the outputs") >= 2
+    assert "Relative error of the outputs" not in text
 
 
 def test_layers_have_bars_in_proportion() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
@@ -247,6 +249,21 @@ def test_points_run_on_a_dask_cluster(folder: Path) -> None:
     assert [point.done for point in report.points] == [True] * 3
     direct = onnxcompress.compress("in.onnx", prune=0.25, latency=False)
     assert Path("out", str(report.points[0].model)).read_bytes() == direct.model.to_bytes()
+
+
+def test_a_scheduler_that_goes_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask cancels what a client waits for once it has lost the scheduler."""
+    client, future = MagicMock(), MagicMock()
+    client.__enter__.return_value = client
+    client.submit.return_value = future
+    future.cancelled.return_value, future.exception.return_value = True, None
+    future.result.side_effect = RuntimeError("cancelled for reason: scheduler-connection-lost")
+    cluster = MagicMock(Client=MagicMock(return_value=client), as_completed=iter)
+    monkeypatch.setitem(sys.modules, "distributed", cluster)
+    with pytest.raises(ProviderUnavailableError, match=r"tcp://x:1: the Dask scheduler is gone; points that were"):
+        onnxcompress.sweep(
+            "in.onnx", out="out", data="data.npz", method=["prune"], prune_range="0.25", scheduler="tcp://x:1"
+        )
 
 
 @pytest.mark.parametrize(

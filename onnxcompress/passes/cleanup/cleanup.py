@@ -28,6 +28,7 @@ from onnxcompress.passes.cleanup.padding import PadFolding
 from onnxcompress.passes.cleanup.reshape import ReshapeSettling
 from onnxcompress.passes.cleanup.rule import Rule
 from onnxcompress.passes.cleanup.softmax import SoftmaxWriting
+from onnxcompress.passes.cleanup.split import SequenceSplitting
 from onnxcompress.passes.cleanup.unused import UnusedRemoval
 from onnxcompress.passes.race import is_faster, race_text, short_name
 
@@ -37,6 +38,7 @@ RULES: Mapping[str, type[Rule]] = {
         IdentityRemoval,
         ConstantFolding,
         ReshapeSettling,
+        SequenceSplitting,
         PadFolding,
         BatchNormFolding,
         ScaleFolding,

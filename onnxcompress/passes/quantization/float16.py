@@ -16,6 +16,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.passes.quantization.casts import free_names, without_detours
+from onnxcompress.passes.quantization.opset import weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.runtime.quiet import quiet_logging
 
@@ -98,8 +99,17 @@ class Float16Conversion(Pass):
         converted = {str(decision["node"]) for decision in plan.decisions}
         if converted - names:
             raise RecipeError(f"plan: the model has no node '{min(converted - names)}' to convert to float16")
-        model.become(_converted(model.to_proto(), sorted(names - converted)))
+        model.become(_converted(_with_types(model), sorted(names - converted)))
         return {}
+
+
+def _with_types(model: Model) -> onnx.ModelProto:
+    """Return the model with the type of every tensor declared: the converter casts none whose type it does not find."""
+    proto = model.to_proto()
+    declared = {info.name for info in (*proto.graph.value_info, *proto.graph.output)}
+    made = [name for node in proto.graph.node for name in node.output if name in model.dtypes and name not in declared]
+    proto.graph.value_info.extend(onnx.helper.make_tensor_value_info(n, model.dtypes[n], None) for n in made)
+    return proto
 
 
 def _has_float32(model: Model, node: Any) -> bool:
@@ -134,6 +144,7 @@ def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelPr
     renamed = free_names(proto.graph)
     float32_nodes = [renamed.get(name, name) for name in float32_nodes]
     given = {node.name for node in proto.graph.node}
+    weights_are_no_inputs(proto)
     with quiet_logging():
         result = _converter().convert_float_to_float16(
             proto, keep_io_types=True, op_block_list=[], node_block_list=float32_nodes

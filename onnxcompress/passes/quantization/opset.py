@@ -1,4 +1,4 @@
-"""The opset that quantised models need."""
+"""The opset that quantised models need, and the form of an old file that quantizers and converters understand."""
 
 from __future__ import annotations
 
@@ -11,19 +11,54 @@ _FIRST_OPSET = 13
 
 
 def with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model in an opset that has scales for each channel.
+    """Return the model in an opset that has scales for each channel; tensors and nodes keep their names.
 
     Raises:
         ModelError: its own has none, and onnx cannot convert it.
     """
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     proto.ir_version = max(proto.ir_version, 4)  # before, every initializer had to be listed as an input
+    weights_are_no_inputs(proto)
     if opset >= _FIRST_OPSET:
         return proto
     try:
-        return onnx.version_converter.convert_version(proto, _FIRST_OPSET)
+        converted = onnx.version_converter.convert_version(proto, _FIRST_OPSET)
     except Exception as error:
         raise ModelError(
             f"opset {opset} has no scales for each channel, and onnx cannot convert the model to opset "
             f"{_FIRST_OPSET} ({' '.join(str(error).split())[:200]}); export it again with a newer opset"
         ) from error
+    _restore_names(proto.graph, converted.graph)
+    return converted
+
+
+def weights_are_no_inputs(proto: onnx.ModelProto) -> None:
+    """Take initializers off the list of inputs, where old files have them: a converter takes them for what is fed."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    fed = [info for info in proto.graph.input if info.name not in weights]
+    del proto.graph.input[:]
+    proto.graph.input.extend(fed)
+
+
+def _restore_names(given: onnx.GraphProto, converted: onnx.GraphProto) -> None:
+    """Give the output of a node that the converter wrote anew (Upsample as Resize), and the node, their old names.
+
+    It is known by what reads it: nodes that were not written anew keep their names and the places of their inputs.
+    """
+    makers = {name: node for node in given.node for name in node.output}
+    new_makers = {name: node for node in converted.node for name in node.output}
+    readers = {node.name: node for node in converted.node if node.name}
+    old: dict[str, str] = {}
+    for node in given.node:
+        reader = readers.get(node.name)
+        for name, now in zip(node.input, reader.input if reader is not None else (), strict=False):
+            if name in makers and name not in new_makers and now in new_makers and now not in makers:
+                old[now] = name
+    named = set(readers)
+    for node in converted.node:
+        node.input[:] = [old.get(name, name) for name in node.input]
+        node.output[:] = [old.get(name, name) for name in node.output]
+        for name in node.output:
+            if not node.name and name in old.values() and makers[name].name not in named:
+                node.name = makers[name].name
+                named.add(node.name)

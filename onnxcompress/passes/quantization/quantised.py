@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.quantised import is_quantised_operator
 from onnxcompress.graph import Model
 
 _DEQUANTIZE = "DequantizeLinear"
-_CONVERSIONS = frozenset({"DynamicQuantizeLinear", "QuantizeLinear", _DEQUANTIZE})
 
 
 def quantised_nodes(model: Model) -> dict[str, str]:
@@ -47,7 +47,7 @@ def told_quantised(quantised: Mapping[str, str], converted: int, asked: str) -> 
 
 def is_quantised(node: gs.Node) -> bool:
     """Whether an operator reads or writes quantised numbers."""
-    return node.op in _CONVERSIONS or node.op.startswith("QLinear") or node.op.endswith("Integer")
+    return is_quantised_operator(node.op)
 
 
 def _reached(starts: Iterable[gs.Node], neighbours: Callable[[gs.Node], Iterable[gs.Node]]) -> set[str]:

@@ -295,7 +295,7 @@ class Allocation(Pass):
         """Return what merging saves of a choice; None where nothing is merged, or times decide, which are measured."""
         if not self.config.merges or "latency" in self.config.targets or not has_linear_neighbours(model):
             return None
-        merging = Merging(model, context, measured.fitted if self.config.refitted else {}, self.config.stored)
+        merging = Merging(model, context, measured.fitted if self.config.refitted else {})
         sharers, choices = measured.sharers, measured.worth
 
         def saved(picked: Sequence[int]) -> Mapping[str, float]:

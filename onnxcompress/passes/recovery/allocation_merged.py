@@ -21,7 +21,6 @@ from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.cleanup.merge import LinearMerging
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import write_bias
-from onnxcompress.passes.recovery.stored_size import StoredSize
 from onnxcompress.passes.tucker.trial import SplitTrials
 
 Saved = Callable[[Sequence[int]], Mapping[str, float]]
@@ -34,12 +33,11 @@ _CLOSE = 1e-3
 class Merging:
     """What merging saves of a model whose layers are split in one way or another."""
 
-    def __init__(self, model: Model, context: PassContext, refitted: Mapping[str, int], stored: StoredSize) -> None:
+    def __init__(self, model: Model, context: PassContext, refitted: Mapping[str, int]) -> None:
         """Look at a model.
 
         Args:
             refitted: {layer: its outputs} of those to which a refit will give a bias, which may keep a pair apart.
-            stored: the form in which weights are stored at the end.
         """
         base = model.copy()
         nodes = {node.name: node for node in base.nodes}
@@ -47,16 +45,18 @@ class Merging:
             write_bias(base, [nodes[name]], np.ones(outputs))
         self._trials = SplitTrials(base)
         self._context = replace(context, original=context.original or model)
-        self._stored = stored
         self._batch = sample_shapes(model)[1]
 
     def saved(self, splits: Mapping[str, Split]) -> dict[str, float]:
-        """Return {kind of target: what is saved} of layers that are split so."""
+        """Return {kind of target: what is saved} of layers that are split so.
+
+        Of a size nothing, which makes up for what a file holds besides weights: no budget counts that.
+        """
         trial = self._trials.build(splits)
         merged = LinearMerging().plan(trial, self._context).decisions
         params = float(sum(each["params"][0] - each["params"][1] for each in merged))
         macs = sum(each["macs"][0] - each["macs"][1] for each in merged if each["macs"] is not None) / self._batch
-        return {"macs": macs, "params": params, "size": self._stored.number * params}
+        return {"macs": macs, "params": params, "size": 0.0}
 
 
 def allocate_merged(

@@ -16,7 +16,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.recovery.training import Epoch, Progressed
 from onnxcompress.serialization import atomic_file
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Checkpoint:

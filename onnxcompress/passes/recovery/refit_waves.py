@@ -183,16 +183,29 @@ def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[
     read = {name for node in chosen for name in names_read(node)}
     graph = onnx.GraphProto(name="part", node=chosen)
     constants = model.constants()
-    for name in given:
-        if name in read:
-            constant = constants.pop(name, None)
-            if constant is None:
-                info = onnx.helper.make_tensor_value_info(name, model.dtypes[name], model.shape_of(name))
-            else:
-                info = array_info(name, constant.values)
-            graph.input.append(info)
+    fed = [name for name in given if name in read]
+    types = _types(model, [name for name in fed if name not in constants])
+    for name in fed:
+        constant = constants.pop(name, None)
+        if constant is None:
+            info = onnx.helper.make_tensor_value_info(name, types[name], model.shape_of(name))
+        else:
+            info = array_info(name, constant.values)
+        graph.input.append(info)
     graph.initializer.extend(array_to_tensor(name, own.values) for name, own in constants.items() if name in read)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     proto = onnx.ModelProto(ir_version=whole.ir_version, graph=graph, opset_import=whole.opset_import)
     proto.ir_version = max(proto.ir_version, 4)
     return bytes(proto.SerializeToString())
+
+
+def _types(model: Model, names: Sequence[str]) -> dict[str, int]:
+    """Return the element types of tensors; onnxruntime tells those behind operators that onnx does not know."""
+    types = {name: model.dtypes[name] for name in names if name in model.dtypes}
+    unknown = [name for name in names if name not in types]
+    if unknown:
+        proto = model.skeleton()
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+        found = Session(proto.SerializeToString(), settings=SessionSettings()).outputs
+        types |= {info.name: onnx.helper.np_dtype_to_tensor_dtype(info.dtype) for info in found if info.name in unknown}
+    return types

@@ -16,6 +16,7 @@ from onnxcompress.passes.recovery.augmentation import Views, is_image, random_vi
 from onnxcompress.passes.recovery.block_errors import to_feeds
 from onnxcompress.passes.recovery.refit_solve import held_out as refit_holds_out
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles, sample_keys
+from onnxcompress.passes.recovery.training import FEW_JUDGE
 
 _MOST_HELD_OUT = 2000
 
@@ -123,7 +124,7 @@ def split_off(
     Args:
         share: of those that judge; 1 at least and 2,000 at most.
         least: so many judge, where that is no more than half.
-        known: (n,); those that judge only where the others do not suffice.
+        known: (n,); those that judge only where there are fewer than `FEW_JUDGE` others.
 
     Raises:
         DataError: there is only one.
@@ -134,6 +135,7 @@ def split_off(
     count = min(count, _MOST_HELD_OUT, len(positions) - 1)
     order = np.random.default_rng(seed).permutation(len(positions))
     if known is not None:
+        count = min(count, max(FEW_JUDGE, int(np.count_nonzero(~known))))
         order = order[np.argsort(known[order], kind="stable")]
     order = positions[order]
     return np.sort(order[count:]), np.sort(order[:count])

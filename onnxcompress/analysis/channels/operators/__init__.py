@@ -3,6 +3,7 @@
 from onnxcompress.analysis.channels.operators import (  # noqa: F401  (each import registers its operators)
     convolution,
     dense,
+    einsum,
     elementwise,
     layout,
     normalization,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.channels.labels import Labels, same_layout
+from onnxcompress.analysis.channels.labels import MOST_POSITIONS, Labels, same_layout
 from onnxcompress.analysis.channels.operators.fills import is_fill, shorten_fill
 from onnxcompress.analysis.channels.operators.layout import project
 from onnxcompress.analysis.channels.operators.registry import operator
@@ -145,6 +146,8 @@ def tie_operands(
             carried = _tie_finer(analysis, node, carried, labels)
             if carried is None:
                 return None
+    if carried is None and broadcast:
+        carried = _of_a_constant(analysis, node, positions, rank)
     if carried is None:
         return None
     for p in positions:
@@ -156,6 +159,27 @@ def tie_operands(
     if ignored_axis is None or ignored_axis not in carried.axes:
         analysis.set(node.outputs[0], carried)
     return carried
+
+
+def _of_a_constant(analysis: ChannelAnalysis, node: gs.Node, positions: range, rank: int) -> Labels | None:
+    """Return new labels where a constant is spread over what has length one: that axis is the constant's own.
+
+    So a scale for each channel meets a statistic that was taken over them (1 / deviation * scale, which is multiplied
+    with the channels after that). Where both are longer on an axis before it, every row has positions of its own.
+    """
+    shapes = [(1,) * (rank - len(s)) + tuple(s) for p in positions if (s := analysis.shape(node.inputs[p])) is not None]
+    constant = [isinstance(node.inputs[p], gs.Constant) for p in positions]
+    if constant.count(True) != 1 or len(shapes) != 2:
+        return None
+    own, other = shapes[constant.index(True)], shapes[constant.index(False)]
+    spread = [axis for axis in range(rank) if own[axis] != 1 and other[axis] == 1]
+    rows = [axis for axis in range(rank) if own[axis] != 1 and other[axis] == own[axis]]
+    if len(spread) != 1 or any(own[axis] != 1 for axis in range(rank) if axis not in spread + rows):
+        return None
+    lengths = [int(own[axis] or 0) for axis in (*rows, *spread)]
+    if len(rows) > 1 or rows > spread or math.prod(lengths) > MOST_POSITIONS:
+        return None
+    return Labels((*rows, *spread), analysis.fresh(math.prod(lengths)).reshape(lengths), (1,) * len(lengths))
 
 
 def _is_broadcast(analysis: ChannelAnalysis, node: gs.Node, positions: range, labels: Labels, rank: int) -> bool:

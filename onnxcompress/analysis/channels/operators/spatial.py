@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -143,3 +144,21 @@ def _is_result(analysis: ChannelAnalysis, lengths: gs.Tensor) -> bool:
             waiting += [each for each in following if id(each) not in reached]
             reached.update(id(each) for each in following)
     return not reached.isdisjoint(outputs)
+
+
+@operator("Col2Im")
+def col2im(analysis: ChannelAnalysis, node: gs.Node) -> None:
+    """Axis 1 of the input holds the blocks' positions channel by channel, (C, positions): the output's has channels."""
+    labels = analysis.of(node.inputs[0])
+    if labels is None:
+        return
+    block, expanded = analysis.ints(node, 2), labels.expanded()
+    count = 0 if block is None or None in block else math.prod(int(size or 0) for size in block)
+    if expanded is None or labels.axes != (1,) or not count or expanded.ids.size % count:
+        analysis.freeze(
+            labels.ids, f"'{node.name}' (Col2Im) puts blocks together on another axis, or of a size not known"
+        )
+        return
+    rows = expanded.ids.reshape(-1, count)
+    analysis.tie(rows[:, :1], rows, f"'{node.name}' (Col2Im) makes one channel of it and others that stay")
+    analysis.set(node.outputs[0], Labels.along(1, np.ascontiguousarray(rows[:, 0])))
