@@ -158,6 +158,34 @@ def test_layers_that_see_a_sample_in_pieces_cost_what_all_pieces_cost(batch: int
     )  # no more is taken away than was asked for, but for the ranks' steps
 
 
+def test_a_transposed_convolution_costs_what_its_inputs_cost_and_is_split() -> None:
+    generator = np.random.default_rng(4)
+    nodes = [
+        node("ConvTranspose", ["x", "w1"], "first", name="first", strides=[2, 2]),
+        node("ConvTranspose", ["first", "w2"], "second", name="second", strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("ConvTranspose", ["second", "w3"], "y", name="point"),
+    ]
+    sizes = {"w1": (3, 32, 2, 2), "w2": (32, 32, 4, 4), "w3": (32, 4, 1, 1)}
+    constants = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in sizes.items()}
+    model = build(nodes, constants, shape=("n", 3, SIZE, SIZE))
+    cost = model_cost(model)
+    context = PassContext(calibration=_calibration(), original_cost=cost, memory={})
+    each = Allocation(AllocationConfig({"macs": 0.5}))
+    plan = each.plan(model, context)
+    worth = context.memory["allocate"].worth
+    whole = {layer.node: layer.macs for layer in cost.layers}
+    assert {name: own[0].macs for name, own in worth.items()} == {name: whole[name] for name in worth}
+    assert "second" in worth
+    reasons = {left.node: left.reason for left in plan.skipped}
+    assert reasons["point"] == "a transposed convolution with a kernel of one position is left whole"
+    result = each.apply(model, plan, context).model
+    after = {layer.node: layer.macs or 0 for layer in model_cost(result).layers}
+    for decision in plan.decisions:
+        parts = [macs for name, macs in after.items() if name.startswith(str(decision["node"]))]
+        assert decision["macs"] == [whole[str(decision["node"])], sum(parts)]
+    assert 0.4 < sum(after.values()) / (cost.macs or 1) <= 0.5
+
+
 def test_a_split_that_costs_nothing_takes_the_place_of_no_layer() -> None:
     generator = np.random.default_rng(0)
     channels = generator.standard_normal((400, 9, 1)) * np.eye(8)[:1]  # of eight channels one says something
@@ -236,11 +264,14 @@ def test_a_target_that_cannot_be_reached_says_so() -> None:
 
 def test_a_target_out_of_reach_names_what_holds_the_layers_that_stay_whole() -> None:
     rng = np.random.default_rng(0)
-    constants = {"v": rng.standard_normal((6, 32, 4, 4)), "w": rng.standard_normal((8, 32, 3, 3))}
-    nodes = [node("ConvTranspose", ["x", "v"], "a", strides=[2, 2]), node("Conv", ["a", "w"], "y", name="last")]
+    constants = {"v": rng.standard_normal((6, 16, 4, 4)), "w": rng.standard_normal((8, 32, 3, 3))}
+    nodes = [
+        node("ConvTranspose", ["x", "v"], "a", strides=[2, 2], group=2),
+        node("Conv", ["a", "w"], "y", name="last"),
+    ]
     model = build(nodes, {name: each.astype(np.float32) for name, each in constants.items()}, shape=(4, 6, 8, 8))
     context = PassContext(calibration=lambda: iter([{"x": rng.standard_normal((4, 6, 8, 8)).astype(np.float32)}] * 8))
-    told = r"it is 0\.\d+ of the original's, (0\.\d+) in layers left whole \(a transposed convolution: .*\); allow more"
+    told = r"it is 0\.\d+ of the original's, (0\.\d+) in layers left whole \(a grouped convolution .*\); allow more"
     with pytest.raises(BudgetInfeasibleError, match=told) as error:
         Allocation(AllocationConfig({"macs": 0.05})).plan(model, context)
     layers = {layer.op: layer.macs or 0 for layer in model_cost(model).layers}

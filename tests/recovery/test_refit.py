@@ -16,7 +16,7 @@ from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.recovery import refit as refit_module
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
-from onnxcompress.passes.recovery.refit_layers import find_refit_layers
+from onnxcompress.passes.recovery.refit_layers import find_refit_layers, weight_of
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.tucker import TuckerConfig, TuckerDecomposition
 from tests.small_models import build, node
@@ -221,14 +221,21 @@ def test_configurations_out_of_range_are_refused(config: Mapping[str, int]) -> N
         {"auto_pad": "SAME_LOWER"},
         {"auto_pad": "VALID"},
         {"group": 2, "pads": [1, 1, 1, 1]},
+        {"op": "ConvTranspose"},
+        {"op": "ConvTranspose", "strides": [2, 1], "pads": [0, 1, 2, 1], "output_padding": [1, 0]},
+        {"op": "ConvTranspose", "strides": [3, 2], "auto_pad": "SAME_UPPER"},
+        {"op": "ConvTranspose", "strides": [1, 2], "auto_pad": "SAME_LOWER"},
+        {"op": "ConvTranspose", "group": 2, "dilations": [2, 1], "auto_pad": "VALID"},
     ],
 )
 def test_patches_times_weights_are_the_outputs(attributes: Mapping[str, object]) -> None:
-    groups = int(attributes.get("group", 1))
+    groups, op = int(attributes.get("group", 1)), str(attributes.get("op", "Conv"))
     generator = np.random.default_rng(0)
-    weight = generator.standard_normal((4, 6 // groups, 3, 3)).astype(np.float32)
+    sizes = (4, 6 // groups) if op == "Conv" else (6, 4 // groups)
+    weight = generator.standard_normal((*sizes, 3, 3)).astype(np.float32)
+    own = {name: value for name, value in attributes.items() if name != "op"}
     bias = generator.standard_normal(4).astype(np.float32)
-    model = build([node("Conv", ["x", "w", "b"], "y", **attributes)], {"w": weight, "b": bias})
+    model = build([node(op, ["x", "w", "b"], "y", **own)], {"w": weight, "b": bias})
     (layer,), _ = find_refit_layers(model, model, PassContext())
     x = generator.standard_normal((3, 6, 9, 8)).astype(np.float32)
     y = _run(model, lambda: [{"x": x}])
@@ -237,6 +244,7 @@ def test_patches_times_weights_are_the_outputs(attributes: Mapping[str, object])
     got = np.einsum("nkgi,gkio->ngo", rows, layer.original).reshape(len(rows), -1) + bias
     assert len(rows) == 60
     np.testing.assert_allclose(got, wanted, atol=1e-4)
+    np.testing.assert_array_equal(weight_of(layer.original, model.nodes[0], weight), weight)
 
 
 @pytest.mark.parametrize("shape", [[-1, 16, 3], [16, -1, 3], [1, -1, 3], [-1, 3]])
@@ -260,11 +268,58 @@ def test_rows_of_a_matrix_need_not_stand_image_by_image(shape: list[int]) -> Non
     assert _error(original, refitted, batches) < 1e-6 * before
 
 
-def test_a_transposed_convolution_is_left_alone_with_a_reason() -> None:
-    model = build([node("ConvTranspose", ["x", "w"], "y")], {"w": np.ones((6, 2, 3, 3), np.float32)})
+def _upsampling(kernel: int, group: int) -> Model:
+    """Return a network whose layer `up` doubles height and width, by a kernel of which each output meets a part."""
+    generator = np.random.default_rng(5)
+    sizes = {"a": (16, 3, 3, 3), "b": (16, 16 // group, kernel, kernel), "c": (4, 16, 1, 1)}
+    constants = {
+        n: (generator.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32) for n, s in sizes.items()
+    }
+    nodes = [
+        node("Conv", ["x", "a"], "ya", pads=[1, 1, 1, 1]),
+        node("ConvTranspose", ["ya", "b"], "yb", name="up", strides=[2, 2], group=group, pads=[kernel // 4] * 4),
+        node("Conv", ["yb", "c"], "yc"),
+    ]
+    return build(nodes, constants, shape=("n", 3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("kernel", [2, 4])
+def test_planted_weights_of_a_transposed_convolution_come_back(kernel: int, group: int) -> None:
+    original = _upsampling(kernel, group)
+    damaged = original.copy()
+    weight = damaged.values(damaged.nodes[1].inputs[1])
+    noise = np.random.default_rng(3).standard_normal(weight.shape).astype(np.float32)
+    damaged.set_input(damaged.nodes[1], 1, weight + 0.2 * noise)
+    refitted = _refitted(original, damaged, PassContext(calibration=_batches(96), original=original))
+    assert _error(original, damaged, _batches()) > 0.02
+    assert _error(original, refitted, _batches(32, seed=9)) < 1e-3
+
+
+@pytest.mark.parametrize("kernel", [2, 4])
+@pytest.mark.parametrize(
+    "smaller", [FilterPruning(PruningConfig(0.5)), TuckerDecomposition(TuckerConfig.from_spec("ratio=0.5"))]
+)
+def test_transposed_convolutions_that_were_pruned_or_split_come_nearer_on_new_samples(
+    kernel: int, smaller: FilterPruning | TuckerDecomposition
+) -> None:
+    original = _upsampling(kernel, 1)
+    context = PassContext(calibration=_batches(256), original=original)
+    result = smaller.apply(original, smaller.plan(original, context), context)
+    after = replace(context, provenance=result.provenance)
+    chains = {each["node"]: each["chain"] for each in Refit(RefitConfig()).plan(result.model, after).decisions}
+    assert len(chains["up"]) == (1 if isinstance(smaller, FilterPruning) else 3)
+    refitted = _refitted(original, result.model, after)
+    unseen = _batches(64, seed=7)
+    assert _error(original, refitted, unseen) < 0.95 * _error(original, result.model, unseen)
+
+
+def test_a_transposed_convolution_to_a_given_shape_is_left_alone_with_a_reason() -> None:
+    nodes = [node("ConvTranspose", ["x", "w"], "y", strides=[2, 2], output_shape=[16, 16])]
+    model = build(nodes, {"w": np.ones((6, 2, 3, 3), np.float32)})
     layers, skipped = find_refit_layers(model, model, PassContext())
     assert not layers
-    assert "transposed" in skipped[0].reason
+    assert skipped[0].reason == "a transposed convolution to a given output_shape"
 
 
 def test_the_refitted_model_is_valid_onnx() -> None:
