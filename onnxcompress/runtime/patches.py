@@ -33,13 +33,9 @@ class Window:
     @classmethod
     def of(cls, kernel: tuple[int, ...], attributes: Mapping[str, object], size: Sequence[int]) -> Window:
         """Read a node's strides, pads, dilations and `auto_pad` for a spatial input shape."""
-        strides = _whole(attributes.get("strides"), (1,) * len(kernel))
-        dilations = _whole(attributes.get("dilations"), (1,) * len(kernel))
-        pads = _whole(attributes.get("pads"), (0,) * (2 * len(kernel)))
+        strides, pads, dilations = _geometry(kernel, attributes)
         auto_pad = str(attributes.get("auto_pad", "NOTSET"))
-        if auto_pad == "VALID":
-            pads = (0,) * (2 * len(kernel))
-        elif auto_pad.startswith("SAME"):
+        if auto_pad.startswith("SAME"):
             pads = same_pads(size, kernel, strides, dilations, upper=auto_pad == "SAME_UPPER")
         return cls(kernel, strides, pads, dilations)
 
@@ -87,19 +83,13 @@ class TransposedWindow:
     @classmethod
     def of(cls, kernel: tuple[int, ...], attributes: Mapping[str, object], size: Sequence[int]) -> TransposedWindow:
         """Read a node's strides, pads, dilations, `output_padding` and `auto_pad`, which no input size changes."""
-        none = (0,) * len(kernel)
-        strides = _whole(attributes.get("strides"), (1,) * len(kernel))
-        dilations = _whole(attributes.get("dilations"), (1,) * len(kernel))
-        pads = _whole(attributes.get("pads"), none * 2)
-        extra = _whole(attributes.get("output_padding"), none)
+        strides, pads, dilations = _geometry(kernel, attributes)
+        extra = _whole(attributes.get("output_padding"), (0,) * len(kernel))
         auto_pad = str(attributes.get("auto_pad", "NOTSET"))
-        if auto_pad == "VALID":
-            pads = none * 2
-        elif auto_pad.startswith("SAME"):
+        if auto_pad.startswith("SAME"):
             reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-            total = [max(r - s + e, 0) for r, s, e in zip(reach, strides, extra, strict=True)]
-            small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-            pads = (*small, *large) if auto_pad == "SAME_UPPER" else (*large, *small)
+            totals = [max(r - s + e, 0) for r, s, e in zip(reach, strides, extra, strict=True)]
+            pads = _parted(totals, upper=auto_pad == "SAME_UPPER")
         return cls(kernel, strides, pads, dilations, extra)
 
     @property
@@ -184,6 +174,15 @@ def output_rows(activations: Array, places: Places) -> Array:
     return activations[index].reshape(-1, activations.shape[1])
 
 
+def _geometry(
+    kernel: tuple[int, ...], attributes: Mapping[str, object]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return a node's strides, pads and dilations; pads that `auto_pad` leaves to the sizes are 0."""
+    ones, none = (1,) * len(kernel), (0,) * (2 * len(kernel))
+    pads = _whole(attributes.get("pads"), none) if attributes.get("auto_pad", "NOTSET") in ("NOTSET", "") else none
+    return _whole(attributes.get("strides"), ones), pads, _whole(attributes.get("dilations"), ones)
+
+
 def _whole(value: object, default: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(each) for each in value) if isinstance(value, (list, tuple)) and value else default
 
@@ -201,5 +200,10 @@ def same_pads(
     for size, k, stride, dilation in zip(spatial, kernel, strides, dilations, strict=True):
         outputs = -(-size // stride)
         totals.append(max((outputs - 1) * stride + dilation * (k - 1) + 1 - size, 0))
+    return _parted(totals, upper=upper)
+
+
+def _parted(totals: Sequence[int], *, upper: bool) -> tuple[int, ...]:
+    """Return pads, begins and then ends, that come to `totals`; of an odd one the larger part ends or begins."""
     small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
     return (*small, *large) if upper else (*large, *small)

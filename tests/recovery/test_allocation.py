@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import accumulate
-from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.recovery import allocation_samples
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
 from onnxcompress.passes.recovery.allocation_choices import LayerSize, layer_choices, truncated
@@ -117,6 +117,15 @@ def test_a_matrix_that_reads_windows_is_sampled_image_by_image() -> None:
     np.testing.assert_allclose(found[layers[0].node].xx, np.cov(pixels.T, bias=True), atol=0.2)
 
 
+def _checked_macs(plan: Plan, whole: Mapping[str, int | None], result: Model) -> dict[str, int]:
+    """Return {layer: MACs} of a result, which are those that its plan promised."""
+    after = {layer.node: layer.macs or 0 for layer in model_cost(result).layers}
+    for decision in plan.decisions:
+        parts = [macs for name, macs in after.items() if name.startswith(str(decision["node"]))]
+        assert decision["macs"] == [whole[str(decision["node"])], sum(parts)]
+    return after
+
+
 @pytest.mark.parametrize("batch", ["n", 16])
 def test_layers_that_see_a_sample_in_pieces_cost_what_all_pieces_cost(batch: int | str) -> None:
     """Each image is cut into four windows, the batch of two convolutions and, place by place, the rows of a Gemm."""
@@ -149,10 +158,7 @@ def test_layers_that_see_a_sample_in_pieces_cost_what_all_pieces_cost(batch: int
     assert {name: own[0].macs for name, own in worth.items()} == whole
     assert len(whole) == 3
     result = each.apply(model, plan, context).model
-    after = {layer.node: layer.macs for layer in model_cost(result).layers}
-    for decision in plan.decisions:
-        parts = [macs for name, macs in after.items() if name.startswith(str(decision["node"]))]
-        assert decision["macs"] == [whole[str(decision["node"])], sum(parts)]
+    after = _checked_macs(plan, whole, result)
     assert (
         0.6 < sum(after.values()) / sum(whole.values()) <= 0.7
     )  # no more is taken away than was asked for, but for the ranks' steps
@@ -179,10 +185,7 @@ def test_a_transposed_convolution_costs_what_its_inputs_cost_and_is_split() -> N
     reasons = {left.node: left.reason for left in plan.skipped}
     assert reasons["point"] == "a transposed convolution with a kernel of one position is left whole"
     result = each.apply(model, plan, context).model
-    after = {layer.node: layer.macs or 0 for layer in model_cost(result).layers}
-    for decision in plan.decisions:
-        parts = [macs for name, macs in after.items() if name.startswith(str(decision["node"]))]
-        assert decision["macs"] == [whole[str(decision["node"])], sum(parts)]
+    after = _checked_macs(plan, whole, result)
     assert 0.4 < sum(after.values()) / (cost.macs or 1) <= 0.5
 
 
