@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -52,8 +52,7 @@ class Window:
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial output shape for a spatial input shape."""
         padded = [s + self.pads[d] + self.pads[d + self.spatial] for d, s in enumerate(size)]
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
-        return tuple((p - r) // s + 1 for p, r, s in zip(padded, reach, self.strides, strict=True))
+        return tuple((p - r) // s + 1 for p, r, s in zip(padded, self.reach, self.strides, strict=True))
 
     def padding(self) -> list[tuple[int, int]]:
         """Return how many zeros each axis needs before and behind it."""
@@ -66,17 +65,13 @@ class Window:
 
 
 @dataclass(frozen=True)
-class TransposedWindow:
-    """A transposed convolution's geometry, as `Window` is a convolution's.
+class TransposedWindow(Window):
+    """A transposed convolution's geometry.
 
     What tap k of the kernel adds to output position p comes from the input at (p + pad - dilation k) / stride, if that
     is a whole number and within the input; else nothing does.
     """
 
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    pads: tuple[int, ...]
-    dilations: tuple[int, ...]
     extra: tuple[int, ...]
     """Positions that `output_padding` adds behind the last one."""
 
@@ -85,23 +80,17 @@ class TransposedWindow:
         """Read a node's strides, pads, dilations, `output_padding` and `auto_pad`, which no input size changes."""
         strides, pads, dilations = _geometry(kernel, attributes)
         extra = _whole(attributes.get("output_padding"), (0,) * len(kernel))
+        window = cls(kernel, strides, pads, dilations, extra)
         auto_pad = str(attributes.get("auto_pad", "NOTSET"))
-        if auto_pad.startswith("SAME"):
-            reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-            totals = [max(r - s + e, 0) for r, s, e in zip(reach, strides, extra, strict=True)]
-            pads = _parted(totals, upper=auto_pad == "SAME_UPPER")
-        return cls(kernel, strides, pads, dilations, extra)
-
-    @property
-    def spatial(self) -> int:
-        """The number of spatial dimensions."""
-        return len(self.kernel)
+        if not auto_pad.startswith("SAME"):
+            return window
+        totals = [max(r - s + e, 0) for r, s, e in zip(window.reach, strides, extra, strict=True)]
+        return replace(window, pads=_parted(totals, upper=auto_pad == "SAME_UPPER"))
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial output shape for a spatial input shape."""
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
         return tuple(
-            self.strides[d] * (s - 1) + reach[d] + self.extra[d] - self.pads[d] - self.pads[d + self.spatial]
+            self.strides[d] * (s - 1) + self.reach[d] + self.extra[d] - self.pads[d] - self.pads[d + self.spatial]
             for d, s in enumerate(size)
         )
 
@@ -148,7 +137,7 @@ def _drawn(seed: int, image: int, total: int, count: int) -> npt.NDArray[np.int6
     return np.sort(np.random.default_rng((seed, image)).choice(total, count, replace=False))
 
 
-def input_patches(activations: Array, window: Window | TransposedWindow, places: Places) -> Array:
+def input_patches(activations: Array, window: Window, places: Places) -> Array:
     """Return the patches (B, P, K, C) that a convolution sees at `places` of inputs (B, C, ...); K as in its kernel.
 
     Channels come last, so that each position of a patch is one run of memory.

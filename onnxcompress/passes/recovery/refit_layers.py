@@ -90,7 +90,7 @@ class RefitLayer:
         """Whether a node of its own maps the core's outputs."""
         return self.core < len(self.chain) - 1
 
-    def window(self, spatial: tuple[int, ...]) -> Window | TransposedWindow:
+    def window(self, spatial: tuple[int, ...]) -> Window:
         """Return the convolution's geometry for an input of a spatial size."""
         kind = TransposedWindow if self.op == "ConvTranspose" else Window
         return kind.of(self.kernel_shape, self.attributes, spatial)
