@@ -145,15 +145,14 @@ def _taylor_scores(model: Model, groups: ChannelGroups, count: int, context: Pas
         raise DataError("importance 'taylor' needs data; give --train, --calib or --data")
     from onnxcompress.passes.recovery.gradients import operand_contributions
     from onnxcompress.passes.recovery.output_weights import output_weights
-    from onnxcompress.passes.recovery.outputs import compared_outputs
+    from onnxcompress.passes.recovery.outputs import compared_tensors
 
     consumers = {
         (consumer.node, consumer.position): consumer.labels
         for consumer in groups.analysis.findings.consumers
         if (consumer.labels.ids != FIXED).any()
     }
-    compared = [output.compared for output in compared_outputs(model, model)]
-    weights = output_weights(model, compared, samples, context.numbers)
+    weights = output_weights(model, compared_tensors(model, model), samples, context.numbers)
     batches = (_whole_batch(batch, model) for batch in samples())
     squares, seen = np.zeros(count), 0
     for products in operand_contributions(model, frozenset(consumers), batches, context.seed, weights):

@@ -17,7 +17,7 @@ def quantised_nodes(model: Model) -> dict[str, str]:
 
     Runtimes take what stands between a DequantizeLinear and a QuantizeLinear together with these for one 8-bit kernel.
     """
-    own = [node for node in model.nodes if is_quantised(node)]
+    own = [node for node in model.nodes if is_quantised_operator(node.op)]
     behind = _reached((node for node in own if node.op == _DEQUANTIZE), _readers)
     before = _reached((node for node in own if node.op != _DEQUANTIZE), _makers)
     reasons = {node.name: f"{node.op} is of a model that is quantised already" for node in own}
@@ -45,17 +45,12 @@ def told_quantised(quantised: Mapping[str, str], converted: int, asked: str) -> 
     )
 
 
-def is_quantised(node: gs.Node) -> bool:
-    """Whether an operator reads or writes quantised numbers."""
-    return is_quantised_operator(node.op)
-
-
 def _reached(starts: Iterable[gs.Node], neighbours: Callable[[gs.Node], Iterable[gs.Node]]) -> set[str]:
     """Return the nodes that are reached without passing one that is quantised."""
     left, found = list(starts), set()
     while left:
         for node in neighbours(left.pop()):
-            if node.name not in found and not is_quantised(node):
+            if node.name not in found and not is_quantised_operator(node.op):
                 found.add(node.name)
                 left.append(node)
     return found

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.graph import Model, Shape
 from onnxcompress.lengths import may_be_equal
 from onnxcompress.passes.base import Provenance
-from onnxcompress.passes.recovery.outputs import compared_outputs, nodes_for
+from onnxcompress.passes.recovery.outputs import compared_tensors, nodes_for
 from onnxcompress.passes.recovery.trainable import weight_names
 
 # A block of fewer weight layers joins the next one: one layer alone was fitted in closed form already.
@@ -91,8 +91,8 @@ def comparable(name: str, model: Model, original: Model, provenance: Provenance)
 def _candidates(model: Model, original: Model, provenance: Provenance) -> list[Cut]:
     """Return every place where few tensors are alive and all of them are comparable, one for each run of a shape."""
     last_read = _last_reads(model)
-    wanted = [output.compared for output in compared_outputs(model, original)]
-    judged = {tensor.name for node in nodes_for(model, wanted) for tensor in node.outputs}
+    judging = nodes_for(model, compared_tensors(model, original))
+    judged = {tensor.name for node in judging for tensor in node.outputs}
     fed = {tensor.name for tensor in model.graph.inputs}
     alive: dict[str, int] = {name: last_read[name] for name in fed if name in last_read}
     found: list[Cut] = []

@@ -23,7 +23,7 @@ from onnxcompress.passes.base import PassContext, Samples
 from onnxcompress.passes.recovery.allocation_samples import as_sampled, batched, sample_batch, spread
 from onnxcompress.passes.recovery.backward import Backward
 from onnxcompress.passes.recovery.output_weights import output_weights
-from onnxcompress.passes.recovery.outputs import compared_outputs
+from onnxcompress.passes.recovery.outputs import compared_tensors
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
 from onnxcompress.runtime.ahead import one_ahead
 
@@ -83,7 +83,7 @@ def gradient_moments(
         numbers: tensors that do not classify, whatever their shape.
     """
     layers = _weighable(layers)
-    names = [output.compared for output in compared_outputs(model, model)]
+    names = compared_tensors(model, model)
     weights = output_weights(model, names, calibration, numbers) if layers else {}
     backward = _backward(model, [layer.output for layer in layers], calibration, weights)
     if backward is None:

@@ -31,13 +31,8 @@ from onnxcompress.passes.recovery.block_errors import Pair, make_pair
 from onnxcompress.passes.recovery.blocks import find_blocks
 from onnxcompress.passes.recovery.checkpoints import Checkpoint, training_identity
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import (
-    Output,
-    class_scores,
-    compared_outputs,
-    divergence,
-    log_probabilities,
-)
+from onnxcompress.passes.recovery.output_errors import class_scores, divergence, log_probabilities
+from onnxcompress.passes.recovery.outputs import Output, compared_tensors
 from onnxcompress.passes.recovery.processes import Job, Processes, processes
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
 from onnxcompress.passes.recovery.training import FEW_JUDGE, Trainer, Training, TrainingSettings
@@ -129,8 +124,7 @@ class FineTuning(Pass):
         """
         if context.training is None:
             raise DataError("fine-tuning needs training data; give --train PATH")
-        outputs = compared_outputs(model, context.original or model)
-        module = GraphModule(model, [output.compared for output in outputs])
+        module = GraphModule(model, compared_tensors(model, context.original or model))
         numbers = sum(weight.numel() for weight in module.weights.values())
         decision: Decision = {"kind": "finetune", "weights": len(module.weights), "numbers": numbers}
         return Plan(self.name, (decision,) if module.weights else ())

@@ -54,7 +54,8 @@ def operand_contributions(
         DataError: there are no batches, a label is no class, or a gradient is not finite.
     """
     outputs = compared_outputs(model, model)
-    module = GraphModule(model, [output.compared for output in outputs]).eval()
+    compared = [output.compared for output in outputs]
+    module = GraphModule(model, compared).eval()
     generator = torch.Generator().manual_seed(seed)
     own = {name: torch.from_numpy(each).float() for name, each in (weights or {}).items()}
     count = 0
@@ -63,7 +64,7 @@ def operand_contributions(
         labels = arrays.pop(LABELS, None)
         taps: dict[Edge, Tensor] = {}
         feeds = to_feeds(arrays, module.device)
-        answers = module.run(feeds, [output.compared for output in outputs], tapped=edges, taps=taps)
+        answers = module.run(feeds, compared, tapped=edges, taps=taps)
         losses = [_loss(output, answers, labels, generator, own.get(output.compared)) for output in outputs]
         loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)

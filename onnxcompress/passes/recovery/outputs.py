@@ -45,6 +45,11 @@ def compared_outputs(model: Model, original: Model) -> tuple[Output, ...]:
     return tuple(outputs)
 
 
+def compared_tensors(model: Model, original: Model) -> list[str]:
+    """Return the names of the tensors that stand for `compared_outputs`."""
+    return [output.compared for output in compared_outputs(model, original)]
+
+
 def judged_tensors(model: Model) -> tuple[str, ...]:
     """Return the tensors by which a network's answers are judged: its floating-point outputs.
 
