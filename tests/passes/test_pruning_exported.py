@@ -131,6 +131,18 @@ def test_a_tensor_of_the_shape_of_another_one(made: list[onnx.NodeProto], kept: 
     assert shapes(pruned)["b"] == (3, 4, 1, 1)
 
 
+def _statistics(source: str, axes: list[int]) -> list[onnx.NodeProto]:
+    """Return the nodes that take `mean` and `deviation` over some axes."""
+    return [
+        node("ReduceMean", [source], "mean", axes=axes),
+        node("Sub", [source, "mean"], "centred"),
+        node("Mul", ["centred", "centred"], "squares"),
+        node("ReduceMean", ["squares"], "variance", axes=axes),
+        node("Add", ["variance", "least"], "above"),
+        node("Sqrt", ["above"], "deviation"),
+    ]
+
+
 @pytest.mark.parametrize("shift_first", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
 def test_a_normalisation_in_single_operators(groups: int, shift_first: bool) -> None:
@@ -143,12 +155,7 @@ def test_a_normalisation_in_single_operators(groups: int, shift_first: bool) -> 
         conv("a", "x", constants, 6, 8),
         node("Transpose", ["a"], "last", perm=[0, 2, 3, 1]),
         node("Reshape", ["last", "groups"], "rows"),
-        node("ReduceMean", ["rows"], "mean", axes=[1, 2, 4]),
-        node("Sub", ["rows", "mean"], "centred"),
-        node("Mul", ["centred", "centred"], "squares"),
-        node("ReduceMean", ["squares"], "variance", axes=[1, 2, 4]),
-        node("Add", ["variance", "least"], "above"),
-        node("Sqrt", ["above"], "deviation"),
+        *_statistics("rows", [1, 2, 4]),
         node("Reciprocal", ["deviation"], "inverse"),
         node("Mul", ["inverse", "scale"], "factor"),
         *(centred if shift_first else []),
@@ -170,12 +177,7 @@ def test_a_layer_normalisation_in_single_operators() -> None:
     nodes = [
         conv("a", "x", constants, 6, 8),
         node("Transpose", ["a"], "last", perm=[0, 2, 3, 1]),
-        node("ReduceMean", ["last"], "mean", axes=[3]),
-        node("Sub", ["last", "mean"], "centred"),
-        node("Mul", ["centred", "centred"], "squares"),
-        node("ReduceMean", ["squares"], "variance", axes=[3]),
-        node("Add", ["variance", "least"], "above"),
-        node("Sqrt", ["above"], "deviation"),
+        *_statistics("last", [3]),
         node("Div", ["scale", "deviation"], "factor"),
         node("Mul", ["mean", "factor"], "away"),
         node("Mul", ["last", "factor"], "scaled"),
