@@ -17,13 +17,13 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnxcompress.declarations import opened
 from onnxcompress.errors import ModelError
+from onnxcompress.layers import LAYERS
 from onnxcompress.serialization import load_array
 
 OLDEST_OPSET = 7
 _PLAIN_ATTRIBUTES = frozenset(
     getattr(onnx.AttributeProto, kind) for kind in ("FLOAT", "INT", "STRING", "FLOATS", "INTS", "STRINGS")
 )
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _share_layers(nodes: Sequence[gs.Node]) -> None:
     """
     first: dict[tuple[str, int], gs.Node] = {}
     for node in nodes:
-        if node.op not in _LAYERS or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
+        if node.op not in LAYERS or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
             continue
         weight = node.inputs[1].values
         other = first.setdefault((node.op, id(weight)), node)

@@ -26,7 +26,7 @@ MOST_LINES = 420  # about 400, says the design
 TIERS = (
     {"errors", "standard_streams"},
     {"remote", "side_files"},
-    {"recipe", "serialization", "lengths", "links"},
+    {"recipe", "serialization", "layers", "lengths", "links"},
     {"declarations"},
     {"importing", "inference"},
     {"graph"},

@@ -15,11 +15,10 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
+from onnxcompress.layers import LAYERS
 from onnxcompress.passes.execution import WeightMakers
 
 Array = npt.NDArray[Any]
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def moved_weights(model: Model, made: WeightMakers, seed: int) -> WeightMakers:
@@ -33,7 +32,7 @@ def moved_weights(model: Model, made: WeightMakers, seed: int) -> WeightMakers:
     weights: dict[str, gs.Constant] = {
         tensor.name: tensor
         for node in model.nodes
-        if node.op in _WEIGHTED
+        if node.op in LAYERS
         for tensor in node.inputs
         if isinstance(tensor, gs.Constant) and model.dtype_of(tensor).kind == "f"
     }

@@ -13,6 +13,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost, open_inputs
 from onnxcompress.analysis.quantised import quantised_hint
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.layers import CONVOLUTIONS, LAYERS
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
 from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig, LinearMerging, Lowering
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
@@ -32,9 +33,6 @@ from onnxcompress.pipeline.recovery import STEP_SHARE, recovery_passes, require_
 from onnxcompress.recipe import CLEANUP, Recipe
 from onnxcompress.report.figures import SkippedNode, StageFigures, StepFigures
 from onnxcompress.report.json_file import plain_json
-
-_SPLIT_BY_SVD = frozenset({"Gemm", "MatMul"})
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 Work = tuple[tuple[Pass, Plan | None], ...]
 """The passes of a run, each with its plan where one is replayed."""
@@ -190,13 +188,13 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
             a layer has a weight without numbers.
     """
     for node in model.nodes:
-        for tensor in node.inputs[1:2] if node.op in _CONVOLUTIONS | _SPLIT_BY_SVD else ():
+        for tensor in node.inputs[1:2] if node.op in LAYERS else ():
             if isinstance(tensor, gs.Constant) and 0 in tensor.shape:
                 shape = list(tensor.shape)
                 raise ModelError(f"{where}: weight '{tensor.name}' of node '{node.name}' is {shape} and holds nothing")
     ops = {node.op for node in model.nodes}
     matrices = recipe.svd != "off" or recipe.quantize != "off" or bool(recipe.target)
-    wanted = _CONVOLUTIONS | (_SPLIT_BY_SVD if matrices else frozenset())
+    wanted = LAYERS if matrices else CONVOLUTIONS
     if not ops & wanted:
         names = ", ".join(sorted(wanted))
         seen = ", ".join(sorted(ops)[:8]) or "nothing"

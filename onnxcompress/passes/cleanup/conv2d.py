@@ -17,6 +17,7 @@ from onnxcompress.analysis.channels.operators.elementwise import broadcasting, u
 from onnxcompress.analysis.channels.operators.registry import HANDLERS
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.layers import CONVOLUTIONS
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, planned_node
 
@@ -26,8 +27,7 @@ _RANK = 3
 _FIRST_OPSET_WITH_AXES_AS_INPUT = 13
 _FIRST_OPSET_WITH_PADS_AS_INPUT = 11
 
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-_WINDOWS = _CONVOLUTIONS | {"MaxPool", "AveragePool", "LpPool"}
+_WINDOWS = CONVOLUTIONS | {"MaxPool", "AveragePool", "LpPool"}
 _OF_ANY_RANK = frozenset({"BatchNormalization", "InstanceNormalization"})
 _OF_ANY_RANK |= {"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"}
 # {attribute: what it holds for the new axis}, where the other axis has one number; pads have two.
@@ -47,7 +47,7 @@ class PlanarConvolutions(Rule):
         chosen: list[gs.Node] = []
         reached: set[str] = set()
         for node in model.nodes:
-            if node.op not in _CONVOLUTIONS and not any(tensor.name in reached for tensor in node.inputs):
+            if node.op not in CONVOLUTIONS and not any(tensor.name in reached for tensor in node.inputs):
                 continue
             if not _can_be_planar(model, node):
                 continue
@@ -92,7 +92,7 @@ def _can_be_planar(model: Model, node: gs.Node) -> bool:
         return False
     rest = [tensor for tensor in node.inputs[1:] if tensor.name]
     constants = all(isinstance(tensor, gs.Constant) for tensor in rest)
-    if node.op in _CONVOLUTIONS:
+    if node.op in CONVOLUTIONS:
         return constants and rest[0].shape is not None and len(rest[0].shape) == _RANK
     if node.op in _WINDOWS or node.op in _OF_ANY_RANK:
         return constants
@@ -151,7 +151,7 @@ class _Rewriting:
         return gs.Node(op, self._model.unique_name(f"{line.name}_{op.lower()}"), attributes, inputs, [target])
 
     def _rewrite_constants(self, node: gs.Node) -> None:
-        if node.op in _CONVOLUTIONS:
+        if node.op in CONVOLUTIONS:
             self._widen(node, 1)
         elif node.op == "Pad":
             self._widen_pads(node)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.analysis.channels import FIXED, ChannelGroups, Group
+from onnxcompress.layers import CONVOLUTIONS
 from onnxcompress.passes.pruning.balance import Balance, Classes, Demand, equal_rows, solve
 from onnxcompress.passes.pruning.importance import Scores
-
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _alignments(groups: ChannelGroups, unit: int) -> list[Balance]:
     analysis = groups.analysis
     rows: dict[bytes, Classes] = {}
     for node in analysis.model.nodes if unit > 1 else ():
-        for tensor in (node.inputs[0], node.outputs[0]) if node.op in _CONVOLUTIONS else ():
+        for tensor in (node.inputs[0], node.outputs[0]) if node.op in CONVOLUTIONS else ():
             labels = analysis.of(tensor)
             if labels is not None and labels.axes == (1,) and labels.inner == (1,) and labels.ids.size % unit == 0:
                 classes = groups.classes_of(labels.ids)

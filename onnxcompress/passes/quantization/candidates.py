@@ -10,13 +10,13 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
+from onnxcompress.layers import LAYERS
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators whose work shrinks with the bits; the others of `OPERATORS` only pass 8-bit values on between them."""
 
-OPERATORS = WEIGHTED | {
+OPERATORS = LAYERS | {
     "Add",
     "AveragePool",
     "Clip",
@@ -147,9 +147,9 @@ def _gains(node: gs.Node, made: Mapping[str, gs.Node]) -> bool:
     """Whether a candidate is worth eight bits where all that reads it stays in float."""
     if node.op in _RECTIFIERS:
         before = node.inputs[0]
-        return len(before.outputs) == 1 and made[before.name].op in WEIGHTED
+        return len(before.outputs) == 1 and made[before.name].op in LAYERS
     computed = [tensor.name for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
-    return node.op in WEIGHTED or (node.op in _ARITHMETIC and all(name in made for name in computed))
+    return node.op in LAYERS or (node.op in _ARITHMETIC and all(name in made for name in computed))
 
 
 def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection[str]) -> str | None:
@@ -168,7 +168,7 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection
         return "squares span too many magnitudes for eight bits"
     if not _is_float(model, data):
         return "its input is not computed in float32"
-    if node.op not in WEIGHTED:
+    if node.op not in LAYERS:
         return None if any(t.name in made for t in node.inputs) else "its input is not quantised"
     if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
         return None if node.inputs[1].values.dtype == np.float32 else "its weights are not float32"

@@ -20,12 +20,12 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.layers import LAYERS
 from onnxcompress.linalg.histogram import Range
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import (
     OPERATORS,
-    WEIGHTED,
     find_candidates,
     float_tensors,
     range_sources,
@@ -88,7 +88,7 @@ class Int8Quantization(Pass):
             raise DataError("--quantize int8 needs calibration data; give --calib PATH or --data PATH")
         quantised = quantised_nodes(model)
         nodes, skipped = find_candidates(model, context, quantised)
-        if not any(node.op in WEIGHTED for node in nodes):
+        if not any(node.op in LAYERS for node in nodes):
             _tell(context, _notes(model, quantised, 0))
             return Plan(self.name, (), tuple(skipped))
         calibration = _Counted(context.calibration)
@@ -215,7 +215,7 @@ def _tell(context: PassContext, notes: list[str]) -> None:
 def _notes(model: Model, quantised: Mapping[str, str], converted: int) -> list[str]:
     """Return what to say of a model that does not come in float32 throughout."""
     notes = [told_quantised(quantised, converted, Int8Quantization.name)] if quantised else []
-    half = [node for node in model.nodes if node.op in WEIGHTED and _is_half(model, node.inputs[0])]
+    half = [node for node in model.nodes if node.op in LAYERS and _is_half(model, node.inputs[0])]
     if half:
         notes.append(
             f"--quantize int8: {len(half)} layers compute in half precision and stay as they are: give the model in "
@@ -230,7 +230,7 @@ def _is_half(model: Model, tensor: gs.Tensor) -> bool:
 
 def _why_too_coarse(node: Any, ranges: Mapping[str, Range]) -> str | None:
     """Say that 256 steps are too few for what a node reads: squares and exponentials span too many magnitudes."""
-    if node.op in WEIGHTED:
+    if node.op in LAYERS:
         tensors = node.inputs
     elif node.op == "Mul":
         tensors = [*node.inputs, *node.outputs]

@@ -19,13 +19,12 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
+from onnxcompress.layers import CONVOLUTIONS, LAYERS
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, has_input, why_no_float_constant
 from onnxcompress.runtime.patches import TransposedWindow, Window
 
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_LINEAR = (*_CONVOLUTIONS, "Gemm", "MatMul")
 _LONGEST_CHAIN = 3
 
 
@@ -63,7 +62,7 @@ class RefitLayer:
     @property
     def is_convolution(self) -> bool:
         """Whether channels are axis 1, and axes to slide along follow; of a matrix they are the last axis."""
-        return self.op in _CONVOLUTIONS
+        return self.op in CONVOLUTIONS
 
     @property
     def positions(self) -> int:
@@ -104,7 +103,7 @@ def find_refit_layers(
     layers: list[RefitLayer] = []
     skipped: list[Skipped] = []
     for node in original.nodes:
-        if node.op not in _LINEAR or node.domain not in DEFAULT_DOMAIN:
+        if node.op not in LAYERS or node.domain not in DEFAULT_DOMAIN:
             continue
         if is_window(node):
             continue  # an LRN, no layer
@@ -204,7 +203,7 @@ def _layer(
         return reason
     if node.op == "Gemm" and node.attrs.get("transA", 0):
         return "its input is transposed (transA)"
-    if len(node.inputs[1].shape) != 2 and node.op not in _CONVOLUTIONS:
+    if len(node.inputs[1].shape) != 2 and node.op not in CONVOLUTIONS:
         return f"its weight has {len(node.inputs[1].shape)} axes, expected 2"
     if has_input(node, 2) and not original.is_constant(node.inputs[2]):
         return "its bias is not a constant"
@@ -259,7 +258,7 @@ def _chain(model: Model, producers: Mapping[str, gs.Node], tensor: str, output: 
     name = output
     while not nodes or name != tensor:
         node = producers.get(name)
-        if node is None or node.op not in _LINEAR or len(nodes) == _LONGEST_CHAIN:
+        if node is None or node.op not in LAYERS or len(nodes) == _LONGEST_CHAIN:
             return "the compressed model has no chain of linear nodes in its place"
         if not model.is_constant(node.inputs[1]) or (has_input(node, 2) and not model.is_constant(node.inputs[2])):
             return "its weight or bias is no longer a constant"

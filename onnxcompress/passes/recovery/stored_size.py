@@ -10,11 +10,11 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
+from onnxcompress.layers import LAYERS
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.quantization.candidates import why_float_is_faster
 from onnxcompress.passes.recovery.allocation_choices import Choice
 
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FLOAT_BYTES = 4.0
 
 
@@ -64,9 +64,9 @@ class StoredSize:
         for node in model.nodes:
             if is_window(node):
                 total += (self.window - self.number) * node.inputs[1].values.size
-            elif node.op in _WEIGHTED and self._leaves(node, context):
+            elif node.op in LAYERS and self._leaves(node, context):
                 total += (_FLOAT_BYTES - self.number) * params.get(node.name, 0)
-            elif node.op in _WEIGHTED:
+            elif node.op in LAYERS:
                 biases = node.inputs[2].values.size if len(node.inputs) > 2 and model.is_constant(node.inputs[2]) else 0
                 total += self.channel * biases + self.weighted
             else:

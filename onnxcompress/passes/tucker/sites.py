@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
+from onnxcompress.layers import CONVOLUTIONS
 from onnxcompress.linalg.spectrum import Matrix, working
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.serialization import release_mapped
@@ -20,7 +21,6 @@ from onnxcompress.serialization import release_mapped
 Array = npt.NDArray[Any]
 
 DEFAULT_DOMAIN = (None, "", "ai.onnx")
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 LARGEST_FACTOR = 2.0**64
@@ -119,7 +119,7 @@ def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite],
     """Return the convolutions a pass may work on, in graph order, and the others with the reason."""
     sites: list[ConvSite] = []
     skipped: list[Skipped] = []
-    nodes = [node for node in model.nodes if node.op in _CONVOLUTIONS and node.domain in DEFAULT_DOMAIN]
+    nodes = [node for node in model.nodes if node.op in CONVOLUTIONS and node.domain in DEFAULT_DOMAIN]
     shapes, batch = sample_shapes(model) if nodes else ({}, 1)
     pinned = pinned_tensors(model)
     for node in nodes:
