@@ -17,7 +17,7 @@ is more than that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar
@@ -51,9 +51,8 @@ class ActivationWriting(Rule):
     races: ClassVar[bool] = True
     faster_on: ClassVar[frozenset[str]] = frozenset({"CPUExecutionProvider"})
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the activations."""
-        decisions: list[Decision] = []
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the activations."""
         skipped: dict[str, Skipped] = {}
         taken: set[str] = set()
         for found in _written_anew(model):
@@ -65,19 +64,16 @@ class ActivationWriting(Rule):
                 skipped.setdefault(found.end.name, Skipped(found.end.name, reason))
                 continue
             taken.update(node.name for node in nodes)
-            decisions.append(
-                {
-                    "node": found.end.name,
-                    "op": found.end.op,
-                    "nodes": [node.name for node in nodes],
-                    "input": found.root.name,
-                    "output": found.end.outputs[0].name,
-                    "function": found.form.op,
-                    **found.form.parameters,
-                }
-            )
-        left = (reason for name, reason in skipped.items() if name not in taken)
-        return Plan(self.name, tuple(decisions), tuple(left))
+            yield {
+                "node": found.end.name,
+                "op": found.end.op,
+                "nodes": [node.name for node in nodes],
+                "input": found.root.name,
+                "output": found.end.outputs[0].name,
+                "function": found.form.op,
+                **found.form.parameters,
+            }
+        yield from (reason for name, reason in skipped.items() if name not in taken)
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Write the planned activations anew.

@@ -16,6 +16,7 @@ weight, as a layer applied several times does, share what it becomes where that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -73,11 +74,9 @@ class _Folding(Rule):
         """Return the names of nodes that are left to other rules."""
         return frozenset()
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the nodes to fold, and for every other the reason."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the nodes to fold, and for every other the reason."""
         pinned = pinned_names(model)
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
         taken: set[str] = set()
         spared = cache(lambda: self.spared(model))
         for node in model.nodes:
@@ -88,11 +87,10 @@ class _Folding(Rule):
             if not is_told or node.name in spared():
                 continue
             if isinstance(found, str):
-                skipped.append(Skipped(node.name, found))
+                yield Skipped(node.name, found)
             else:
-                decisions.append(found)
                 taken.add(str(found["into"]))
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+                yield found
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Fold the planned nodes.

@@ -12,6 +12,7 @@ which is the same but for rounding, and more work where there are no blocks: it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -37,11 +38,9 @@ class BlockedForms(Rule):
     does: ClassVar[str] = "writes PRelu, and factor with summand, as BatchNormalization"
     races: ClassVar[bool] = True
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the nodes to rewrite; those that --exclude names are told."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the nodes to rewrite; those that --exclude names are told."""
         pinned = pinned_names(model)
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
         taken: set[str] = set()
         for node in model.nodes:
             nodes = _nodes_of(model, node, pinned)
@@ -49,14 +48,11 @@ class BlockedForms(Rule):
                 continue
             reason = excluded(nodes, context)
             if reason is not None:
-                skipped.append(Skipped(node.name, reason))
+                yield Skipped(node.name, reason)
                 continue
             taken.update(each.name for each in nodes)
             channels = (model.shape_of(node.outputs[0]) or (0, 0))[1]
-            decisions.append(
-                {"node": node.name, "op": node.op, "nodes": [each.name for each in nodes], "channels": channels}
-            )
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+            yield {"node": node.name, "op": node.op, "nodes": [each.name for each in nodes], "channels": channels}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Rewrite the planned nodes.

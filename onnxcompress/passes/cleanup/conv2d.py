@@ -7,7 +7,7 @@ The numbers are the same but for rounding; it is done only where a race is won.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,9 +41,8 @@ class PlanarConvolutions(Rule):
     does: ClassVar[str] = "writes one-dimensional convolutions as two-dimensional ones"
     races: ClassVar[bool] = True
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the convolutions, and the nodes behind them that can go along; those that --exclude names are told."""
-        skipped: list[Skipped] = []
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the convolutions, and the nodes behind them that can go along; those that --exclude names are told."""
         chosen: list[gs.Node] = []
         reached: set[str] = set()
         for node in model.nodes:
@@ -53,14 +52,12 @@ class PlanarConvolutions(Rule):
                 continue
             reason = excluded([node], context)
             if reason is not None:
-                skipped.append(Skipped(node.name, reason))
+                yield Skipped(node.name, reason)
                 continue
             chosen.append(node)
             reached.add(node.outputs[0].name)
-        decisions: list[Decision] = []
         if chosen:
-            decisions.append({"node": chosen[0].name, "op": chosen[0].op, "nodes": [node.name for node in chosen]})
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+            yield {"node": chosen[0].name, "op": chosen[0].op, "nodes": [node.name for node in chosen]}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Rewrite the planned nodes.

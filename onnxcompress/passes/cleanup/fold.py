@@ -12,7 +12,7 @@ stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,8 +47,8 @@ class ConstantFolding(Rule):
     name: ClassVar[str] = "fold"
     does: ClassVar[str] = "computes constants beforehand"
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the nodes to fold; a node of constants that stays says why."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the nodes to fold; a node of constants that stays says why."""
         pinned = pinned_names(model)
         shape_values = ShapeValues(model)
         candidates = _Candidates(model, pinned, context)
@@ -62,14 +62,13 @@ class ConstantFolding(Rule):
                 candidates.skipped.pop(node.name, None)
                 candidates.constant.update(tensor.name for tensor in node.outputs if tensor.name)
         _, failed = compute(model, candidates.nodes, _known(model, shape_values, static))
-        decisions: list[Decision] = []
         kinds = dict.fromkeys(static, _STATIC) | {n.name: _CONSTANT for n in candidates.nodes if n.name not in failed}
         for node in model.nodes:
             if node.name in kinds:
                 outputs = [tensor.name for tensor in node.outputs if tensor.name]
-                decisions.append({"node": node.name, "op": node.op, "output": outputs, "from": kinds[node.name]})
-        skipped = {**candidates.skipped, **failed}
-        return Plan(self.name, tuple(decisions), tuple(Skipped(name, reason) for name, reason in skipped.items()))
+                yield {"node": node.name, "op": node.op, "output": outputs, "from": kinds[node.name]}
+        for name, reason in {**candidates.skipped, **failed}.items():
+            yield Skipped(name, reason)
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Put constants in place of the planned nodes' outputs.

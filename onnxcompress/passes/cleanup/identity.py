@@ -8,6 +8,7 @@ one, x takes the name of y, which needs x to be made by a node and free to be re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -44,15 +45,12 @@ class IdentityRemoval(Rule):
     name: ClassVar[str] = "identity"
     does: ClassVar[str] = "removes nodes that do nothing"
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the nodes to remove; a Dropout or Identity that stays says why."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the nodes to remove; a Dropout or Identity that stays says why."""
         pinned = pinned_names(model)
         if not any(_does_nothing(model, node, pinned) for node in model.nodes):
-            return Plan(self.name)
+            return
         working = model.copy()
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
-        removed = []
         for node in working.nodes:
             found = _does_nothing(working, node, pinned)
             if found is False:
@@ -60,13 +58,10 @@ class IdentityRemoval(Rule):
             reason = found if isinstance(found, str) else None
             reason = reason or _pinned_on_both_sides(working, node, pinned) or excluded([node], context)
             if reason is not None:
-                skipped.append(Skipped(node.name, reason))
+                yield Skipped(node.name, reason)
                 continue
-            source, target = node.inputs[0].name, node.outputs[0].name
-            decisions.append({"node": node.name, "op": node.op, "input": source, "output": target})
+            yield {"node": node.name, "op": node.op, "input": node.inputs[0].name, "output": node.outputs[0].name}
             _bypass(node, pinned)
-            removed.append(node)
-        return Plan(self.name, tuple(decisions), tuple(skipped))
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Remove the planned nodes.

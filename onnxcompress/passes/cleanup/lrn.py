@@ -6,6 +6,7 @@ nothing is faster in a wider one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from onnxcompress.analysis.lrn import band_convolution, why_no_band
@@ -22,10 +23,8 @@ class LrnRewriting(Rule):
     races: ClassVar[bool] = True
     faster_on: ClassVar[frozenset[str]] = frozenset({"CPUExecutionProvider"})
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the nodes to rewrite, and for every other the reason."""
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the nodes to rewrite, and for every other the reason."""
         for node in model.nodes:
             if node.op != "LRN" or not is_standard(node):
                 continue
@@ -35,11 +34,10 @@ class LrnRewriting(Rule):
             if reason is None and model.dtype_of(node.inputs[0]).name != "float32":
                 reason = f"it computes in {model.dtype_of(node.inputs[0])}, and only float32 is rewritten"
             if reason is not None:
-                skipped.append(Skipped(node.name, reason))
+                yield Skipped(node.name, reason)
                 continue
             channels = (model.shape_of(node.inputs[0]) or ())[1]
-            decisions.append({"node": node.name, "op": node.op, "channels": channels, "size": int(node.attrs["size"])})
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+            yield {"node": node.name, "op": node.op, "channels": channels, "size": int(node.attrs["size"])}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Rewrite the planned nodes.

@@ -15,6 +15,7 @@ is a tensor of the original): the factors of one split stay as they were asked f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -61,13 +62,11 @@ class LinearMerging(Rule):
     does: ClassVar[str] = "merges linear layers without a nonlinearity between them"
     tidies: ClassVar[bool] = True
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find pairs that are cheaper as one; a pair that may not be merged says why."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield pairs that are cheaper as one; a pair that may not be merged says why."""
         pinned = pinned_names(model)
         outputs = None if context.original is None else {t.name for n in context.original.nodes for t in n.outputs}
         shapes: Shapes | None = None
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
         taken: set[str] = set()
         for second in model.nodes:
             first = _pair(model, second, pinned)
@@ -79,14 +78,13 @@ class LinearMerging(Rule):
                 reason = f"'{first.name}' or '{second.name}' takes part in another pair first"
             cost = None if reason else _cost(model, first, second, shapes)
             if reason is not None or cost is None:
-                skipped.append(Skipped(second.name, str(reason)))
+                yield Skipped(second.name, str(reason))
                 continue
             if not cost.pays:
                 continue  # as the factors of a split are: nothing to tell
             taken |= {first.name, second.name}
             macs = None if cost.macs is None else list(cost.macs)
-            decisions.append({"node": second.name, "first": first.name, "params": list(cost.params), "macs": macs})
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+            yield {"node": second.name, "first": first.name, "params": list(cost.params), "macs": macs}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Merge the planned pairs.

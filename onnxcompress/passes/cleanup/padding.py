@@ -12,7 +12,7 @@ blocked layout for it, and eight-bit forms have a tensor more to round, or one t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,11 +59,9 @@ class PadFolding(Rule):
     name: ClassVar[str] = "pad"
     does: ClassVar[str] = "makes a Pad the padding of its readers"
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the Pads whose readers are all convolutions and poolings that can take them."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the Pads whose readers are all convolutions and poolings that can take them."""
         pinned = pinned_names(model)
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
         for node in model.nodes:
             padding = _padding_of(model, node)
             readers = list(node.outputs[0].outputs) if padding is not None else []
@@ -71,10 +69,9 @@ class PadFolding(Rule):
                 continue
             reason = _why_not(model, node, padding, pinned) or excluded([node, *readers], context)
             if reason is not None:
-                skipped.append(Skipped(node.name, reason))
-                continue
-            decisions.append({"node": node.name, "op": node.op, "readers": [reader.name for reader in readers]})
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+                yield Skipped(node.name, reason)
+            else:
+                yield {"node": node.name, "op": node.op, "readers": [reader.name for reader in readers]}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Fold the planned Pads.

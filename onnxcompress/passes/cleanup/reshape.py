@@ -9,6 +9,7 @@ are exported, is x in another shape: Reshape(x, shape of the result).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -30,19 +31,17 @@ class ReshapeSettling(Rule):
     name: ClassVar[str] = "reshape"
     does: ClassVar[str] = "makes targets of Reshape constant, and Gathers in order Reshapes"
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the targets to settle and the Gathers in order; a Reshape whose target stays computed says why."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the targets to settle and the Gathers in order; a Reshape whose target stays computed says why."""
         shape_values = ShapeValues(model)
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
         for node in model.nodes:
             gathered = _gather_in_order(model, node, shape_values)
             if gathered is not None:
                 if (why_not := excluded([node], context)) is not None:
-                    skipped.append(Skipped(node.name, why_not))
+                    yield Skipped(node.name, why_not)
                 else:
                     source, shape = gathered
-                    decisions.append({"node": node.name, "op": node.op, "source": source.name, "target": shape})
+                    yield {"node": node.name, "op": node.op, "source": source.name, "target": shape}
                 continue
             if node.op != "Reshape" or not is_standard(node) or isinstance(node.inputs[1], gs.Constant):
                 continue
@@ -51,11 +50,9 @@ class ReshapeSettling(Rule):
             if target is None:
                 reason = f"more than one length of its target '{node.inputs[1].name}' is not known before the run"
             if target is None or reason is not None:
-                skipped.append(Skipped(node.name, str(reason)))
+                yield Skipped(node.name, str(reason))
             else:
-                computed = node.inputs[1].name
-                decisions.append({"node": node.name, "op": node.op, "computed": computed, "target": target})
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+                yield {"node": node.name, "op": node.op, "computed": node.inputs[1].name, "target": target}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Put the planned targets in place.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import Decision, Pass, PassContext, Plan
+from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Skipped
 
 DEFAULT_DOMAINS = (None, "", "ai.onnx")
 EXCLUDED = "excluded by --exclude"
@@ -29,6 +30,16 @@ class Rule(Pass):
     races: ClassVar[bool] = False
     faster_on: ClassVar[frozenset[str]] = frozenset()
     comes_last: ClassVar[bool] = False
+
+    @abstractmethod
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield what the step would do, and the nodes that it leaves alone for a reason worth telling."""
+
+    def plan(self, model: Model, context: PassContext) -> Plan:
+        """Return what is `found`, sorted into decisions and nodes left alone."""
+        found = list(self.found(model, context))
+        skipped = tuple(each for each in found if isinstance(each, Skipped))
+        return Plan(self.name, tuple(each for each in found if not isinstance(each, Skipped)), skipped)
 
 
 def pinned_names(model: Model) -> frozenset[str]:

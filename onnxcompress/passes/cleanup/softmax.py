@@ -11,7 +11,7 @@ lose their Transposes. Of float32 only: sums of a narrower type are coarser than
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,22 +36,19 @@ class SoftmaxWriting(Rule):
     races: ClassVar[bool] = True
     comes_last: ClassVar[bool] = True
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the nodes to rewrite; those that --exclude names are told."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the nodes to rewrite; those that --exclude names are told."""
         pinned = pinned_names(model)
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
         for node in model.nodes:
             site = _site(model, node, pinned)
             if site is None:
                 continue
             reason = excluded(site.nodes, context)
             if reason is not None:
-                skipped.append(Skipped(node.name, reason))
+                yield Skipped(node.name, reason)
                 continue
             nodes = [each.name for each in site.nodes]
-            decisions.append({"node": node.name, "op": node.op, "nodes": nodes, "axis": site.axis})
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+            yield {"node": node.name, "op": node.op, "nodes": nodes, "axis": site.axis}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Rewrite the planned nodes.

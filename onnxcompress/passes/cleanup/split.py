@@ -8,6 +8,7 @@ Nothing else knows sequences: not what follows channels, nor what counts MACs or
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -34,11 +35,9 @@ class SequenceSplitting(Rule):
     name: ClassVar[str] = "split"
     does: ClassVar[str] = "writes a sequence of parts as Split"
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find sequences of known parts; one that stays says why."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield sequences of known parts; one that stays says why."""
         pinned = pinned_names(model)
-        decisions: list[Decision] = []
-        skipped: list[Skipped] = []
         for node in model.nodes:
             if node.op != "SplitToSequence" or not is_standard(node):
                 continue
@@ -48,11 +47,10 @@ class SequenceSplitting(Rule):
                 reason = "the sizes of its parts are not known before the run"
             elif node.outputs[0].name in pinned or not all(_reads_one(each, len(sizes)) for each in _readers(node)):
                 reason = "its parts are not only read one by one, at places known before the run"
-            if reason is None:
-                decisions.append({"node": node.name, "op": node.op, "axis": _axis(node), "sizes": sizes})
+            if reason is not None:
+                yield Skipped(node.name, reason)
             else:
-                skipped.append(Skipped(node.name, reason))
-        return Plan(self.name, tuple(decisions), tuple(skipped))
+                yield {"node": node.name, "op": node.op, "axis": _axis(node), "sizes": sizes}
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Put a Split in place of each planned node and of what reads it.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from onnxcompress.graph import Model
-from onnxcompress.passes.base import PassContext, Plan, Provenance
+from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import Rule
 
 
@@ -15,12 +16,12 @@ class UnusedRemoval(Rule):
     name: ClassVar[str] = "unused"
     does: ClassVar[str] = "removes nodes that nothing reads"
 
-    def plan(self, model: Model, context: PassContext) -> Plan:
-        """Find the nodes that nothing reads."""
+    def found(self, model: Model, context: PassContext) -> Iterator[Decision | Skipped]:
+        """Yield the nodes that nothing reads."""
         working = model.copy()
         working.remove_unused()
         used = {node.name for node in working.nodes}
-        return Plan(self.name, tuple({"node": n.name, "op": n.op} for n in model.nodes if n.name not in used))
+        yield from ({"node": node.name, "op": node.op} for node in model.nodes if node.name not in used)
 
     def rewrite(self, model: Model, plan: Plan, context: PassContext) -> Provenance:
         """Remove every node that nothing reads."""
