@@ -12,9 +12,10 @@ import numpy.typing as npt
 from onnxcompress.errors import ModelError
 from onnxcompress.evaluation import intervals
 from onnxcompress.evaluation.class_errors import OneClass
-from onnxcompress.evaluation.metrics import kl_divergence, label_ranks, probabilities
+from onnxcompress.evaluation.metrics import label_ranks
 from onnxcompress.evaluation.reference import Reference, Told, real_outputs
 from onnxcompress.evaluation.relative_error import ErrorTally, SmallNumbers
+from onnxcompress.linalg.distributions import kl_divergence, probabilities
 from onnxcompress.runtime.batch import Batch
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array, conform, shown_shape

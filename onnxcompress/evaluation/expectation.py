@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.evaluation.metrics import kl_divergence, probabilities
 from onnxcompress.evaluation.reference import Reference, real_outputs
 from onnxcompress.evaluation.relative_error import ErrorTally, RelativeError
+from onnxcompress.linalg.distributions import kl_divergence, probabilities
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array
 

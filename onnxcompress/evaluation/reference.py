@@ -9,7 +9,8 @@ from types import TracebackType
 import numpy as np
 
 from onnxcompress.errors import DataError
-from onnxcompress.evaluation.metrics import are_probabilities, class_scores
+from onnxcompress.evaluation.metrics import class_scores
+from onnxcompress.linalg.distributions import are_probabilities
 from onnxcompress.linalg.sizes import Division, Sizes
 from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.batch import Batch

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from onnxcompress.analysis.data_shapes import data_shapes
-from onnxcompress.evaluation.metrics import are_probabilities, class_scores, probabilities
+from onnxcompress.evaluation.metrics import class_scores
 from onnxcompress.evaluation.reference import NO_OPEN_OUTPUTS, OpenOutputs, real_outputs
 from onnxcompress.graph import Model
+from onnxcompress.linalg.distributions import are_probabilities, probabilities
 from onnxcompress.passes.recovery.outputs import Output, compared_outputs, stand_ins
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.dataset import Dataset

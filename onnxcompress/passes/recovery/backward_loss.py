@@ -21,11 +21,11 @@ import numpy as np
 import onnx
 
 from onnxcompress.graph import Shape
+from onnxcompress.linalg.distributions import SUM_TOLERANCE
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.backward_nodes import Array, Tape, lengths
 from onnxcompress.runtime.tensors import classifies
 
-_SUM_TOLERANCE = 1e-2
 _SMALLEST_PROBABILITY = 1e-12
 
 
@@ -85,7 +85,7 @@ def begin(tape: Tape, output: str, shape: Shape | None, weights: Matrix | None) 
 
 def _cross_entropy(tape: Tape, scores: str, noise: str, classes: int) -> str:
     deviation = tape.add("Abs", tape.add("Sub", tape.add("ReduceSum", scores, [1]), 1.0))
-    sums_to_one = tape.add("Less", tape.add("ReduceMax", deviation, keepdims=0), _SUM_TOLERANCE)
+    sums_to_one = tape.add("Less", tape.add("ReduceMax", deviation, keepdims=0), SUM_TOLERANCE)
     least = tape.add("ReduceMin", scores, keepdims=0)
     normalised = tape.add("And", sums_to_one, tape.add("GreaterOrEqual", least, 0.0))
     probabilities = tape.add("Max", scores, _SMALLEST_PROBABILITY)

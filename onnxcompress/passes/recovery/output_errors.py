@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnxcompress.linalg.distributions import SUM_TOLERANCE
 from onnxcompress.passes.recovery.graph_module import Tensors
 from onnxcompress.passes.recovery.outputs import Output as Output
 from onnxcompress.passes.recovery.outputs import compared_outputs as compared_outputs
 from onnxcompress.runtime.tensors import classifies
 
-_SUM_TOLERANCE = 1e-2
 # Of a tensor that is zero throughout: errors of float32 stay finite over it.
 _NO_ENERGY = 1e-12
 
@@ -31,7 +31,7 @@ def log_probabilities(scores: Tensor) -> Tensor:
     """Return log probabilities of scores (N, C): their logarithm where they are probabilities already."""
     scores = scores.float()
     with torch.no_grad():
-        normalised = bool(scores.min() >= 0) and bool((scores.sum(1) - 1).abs().max() < _SUM_TOLERANCE)
+        normalised = bool(scores.min() >= 0) and bool((scores.sum(1) - 1).abs().max() < SUM_TOLERANCE)
     if normalised:
         return scores.clamp_min(1e-12).log()
     return functional.log_softmax(scores, 1)

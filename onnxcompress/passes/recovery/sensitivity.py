@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.graph import Model
+from onnxcompress.linalg.distributions import are_probabilities, kl_divergence, probabilities
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.output_weights import weights_of
 from onnxcompress.passes.recovery.outputs import judged_tensors
@@ -146,17 +147,6 @@ def _damage(reference: Sequence[Array], seen: Sequence[Array], weights: Matrix |
 
 
 def _divergence(first: Array, second: Array) -> float:
-    sums = first.sum(axis=1, dtype=np.float64)
-    normalised = bool(first.min() >= 0.0 and np.abs(sums - 1.0).max() < 1e-2)
-    p, q = (_distribution(scores, normalised) for scores in (first, second))
-    divergences = np.maximum((p * np.log(p / q)).sum(axis=1), 0.0)
-    return float(np.sqrt(divergences).mean() ** 2)
-
-
-def _distribution(scores: Array, normalised: bool) -> Matrix:
-    wide = scores.astype(np.float64)
-    if not normalised:
-        wide = np.exp(wide - wide.max(axis=1, keepdims=True))
-    wide = np.maximum(wide, _LEAST_PROBABILITY)
-    distribution: Matrix = wide / wide.sum(axis=1, keepdims=True)
-    return distribution
+    normalised = are_probabilities(first)
+    p, q = (probabilities(scores, normalised, _LEAST_PROBABILITY) for scores in (first, second))
+    return float(np.sqrt(kl_divergence(p, q)).mean() ** 2)
