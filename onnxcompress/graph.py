@@ -28,6 +28,7 @@ from onnxcompress.inference import Dim as Dim
 from onnxcompress.inference import Shape as Shape
 from onnxcompress.inference import infer
 from onnxcompress.links import cut_links
+from onnxcompress.operators import is_standard
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
@@ -408,7 +409,7 @@ class Model:
             listed |= set(weights)
         graph.input.extend(array_info(name, array) for name, array in weights.items() if name in listed)
         for node in self.nodes:
-            if node.domain not in (None, "", "ai.onnx"):
+            if not is_standard(node):
                 names = [t.name for t in node.outputs if t.name in envelope.value_info]
                 graph.value_info.extend(envelope.value_info[name] for name in names)
         return proto, weights

@@ -17,7 +17,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
 from onnxcompress.declarations import opened
 from onnxcompress.errors import ModelError
-from onnxcompress.layers import LAYERS
+from onnxcompress.operators import LAYERS, is_standard
 from onnxcompress.serialization import load_array
 
 OLDEST_OPSET = 7
@@ -57,7 +57,7 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
         ModelError: the model is damaged or too old.
     """
     graph = proto.graph
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    opset = next((o.version for o in proto.opset_import if is_standard(o)), None)
     if opset is None or opset < OLDEST_OPSET:
         raise ModelError(
             f"uses opset {opset} of the default domain; {OLDEST_OPSET} or later is needed: export it again"
@@ -214,7 +214,7 @@ def _as_constant(
     node: onnx.NodeProto, tensors: Mapping[str, gs.Tensor], base_dir: Path | None, outputs: set[str]
 ) -> gs.Constant | None:
     """Return the constant that a Constant node, or an Identity of a constant, stands for."""
-    if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or node.output[0] in outputs:
+    if not is_standard(node) or len(node.output) != 1 or node.output[0] in outputs:
         return None
     name = node.output[0]
     if node.op_type == "Identity" and isinstance(tensors.get(node.input[0] if node.input else ""), gs.Constant):

@@ -24,6 +24,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.lengths import Dim as Dim
 from onnxcompress.lengths import Shape as Shape
 from onnxcompress.lengths import open_lengths
+from onnxcompress.operators import is_standard
 
 _MOST_ROUNDS = 8
 _FIRST_OPSET_WITH_SHAPE_VALUES = 15
@@ -106,7 +107,7 @@ def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _strictly_inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Infer by the first of three ways that finds no contradiction: modern spelling, as it is, without propagation."""
     infer_shapes, failure = onnx.shape_inference.infer_shapes, onnx.shape_inference.InferenceError
-    opset = next((o for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    opset = next((o for o in proto.opset_import if is_standard(o)), None)
     if opset is not None and opset.version < _FIRST_OPSET_WITH_SHAPE_VALUES:
         modern = onnx.ModelProto()
         modern.CopyFrom(proto)
@@ -137,7 +138,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _stand_in(graph: onnx.GraphProto) -> None:
     for node in graph.node:
-        if node.domain in ("", "ai.onnx") and node.op_type in _STAND_INS:
+        if is_standard(node) and node.op_type in _STAND_INS:
             node.op_type, inputs = _STAND_INS[node.op_type]
             del node.input[inputs:], node.attribute[:]
 
@@ -153,7 +154,7 @@ def _modernise(graph: onnx.GraphProto) -> None:
     """Spell the nodes of opset 7 to 14 in opset 15, as far as shapes depend on it."""
     empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
     for number, node in enumerate(list(graph.node)):
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _SPELLINGS:
+        if not is_standard(node) or node.op_type not in _SPELLINGS:
             continue
         listed = _SPELLINGS[node.op_type](node, empty)
         for attribute, position in listed.items():

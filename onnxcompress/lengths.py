@@ -19,6 +19,8 @@ from fractions import Fraction
 import numpy as np
 import onnx
 
+from onnxcompress.operators import is_standard
+
 Dim = int | str | None
 Shape = tuple[Dim, ...]
 
@@ -72,7 +74,7 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
     vectors = {tensor.name: entries for tensor in graph.initializer if (entries := _constant(tensor)) is not None}
     for node in graph.node:
         _follow(node, shapes, meaning, vectors)
-        if node.op_type in _KEEP_ELEMENTS and node.domain in ("", "ai.onnx") and node.input and node.output:
+        if node.op_type in _KEEP_ELEMENTS and is_standard(node) and node.input and node.output:
             before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
             new = [dim for dim in after or () if isinstance(dim, str) and dim not in seen]
             target = vectors.get(node.input[1], []) if node.op_type == "Reshape" and len(node.input) > 1 else []
@@ -95,7 +97,7 @@ def _summed(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, in
     stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     found: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type not in _SUMMED or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in _SUMMED or not is_standard(node):
             continue
         data, weight = (stored.get(name) or shapes.get(name) for name in node.input[:2])
         axis, place = _SUMMED[node.op_type]
@@ -147,7 +149,7 @@ def _follow(
     vectors: dict[str, list[Product | None]],
 ) -> None:
     """Note in `vectors` what a node makes of lengths: {tensor name: entries}, of scalars the only one."""
-    if node.domain not in ("", "ai.onnx") or not node.output or not node.input:
+    if not is_standard(node) or not node.output or not node.input:
         return
     operands = [vectors.get(name) for name in node.input]
     first, second = operands[0], operands[1] if len(operands) > 1 else None

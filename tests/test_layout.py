@@ -25,8 +25,8 @@ MOST_LINES = 420  # about 400, says the design
 # A module imports from the tiers before its own, and from its own subpackage.
 TIERS = (
     {"errors", "standard_streams"},
-    {"remote", "side_files"},
-    {"recipe", "serialization", "layers", "lengths", "links"},
+    {"operators", "remote", "side_files"},
+    {"recipe", "serialization", "lengths", "links"},
     {"declarations"},
     {"importing", "inference"},
     {"graph"},

@@ -22,11 +22,11 @@ from onnxcompress.analysis.lrn import is_window
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Dim, Model, Shape
+from onnxcompress.operators import is_standard
 
 Shapes = Mapping[str, Shape]
 """{tensor name: shape} of everything that is not constant."""
 
-_DEFAULT_DOMAIN = (None, "", "ai.onnx")
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _MAX_FOLDING_ROUNDS = 4
 _BATCHED_RANK = 3
@@ -91,7 +91,7 @@ def model_cost(model: Model) -> ModelCost:
     shapes, batch = sample_shapes(model)
     layers = []
     for node, params in _params_of_nodes(model):
-        counts_macs = node.op in _MACS and node.domain in _DEFAULT_DOMAIN
+        counts_macs = node.op in _MACS and is_standard(node)
         if params or counts_macs:
             macs = node_macs(node, shapes) if counts_macs else 0
             macs = None if macs is None else _per_sample(macs, batch)
@@ -218,7 +218,7 @@ def node_macs(node: gs.Node, shapes: Shapes) -> int | None:
     Zero for every operator but Conv, ConvTranspose, Gemm and MatMul.
     """
     count = _MACS.get(node.op)
-    if count is None or node.domain not in _DEFAULT_DOMAIN:
+    if count is None or not is_standard(node):
         return 0
     operands = [_sizes(tensor, shapes) for tensor in (*node.inputs[:2], node.outputs[0])]
     if any(sizes is None for sizes in operands):

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.shapes import ShapeValues
 from onnxcompress.graph import Dim, Model, Shape
+from onnxcompress.operators import is_standard
 
 _MOST_NODES_BACK = 32
 _LARGEST = 2**40
@@ -52,7 +53,7 @@ def positions(model: Model, shape_values: ShapeValues, tensor: gs.Tensor, depth:
     if isinstance(tensor, gs.Constant):
         return _of_constant(model.values(tensor))
     node = tensor.inputs[0] if tensor.inputs else None
-    if node is None or node.domain not in (None, "", "ai.onnx") or depth > _MOST_NODES_BACK:
+    if node is None or not is_standard(node) or depth > _MOST_NODES_BACK:
         return None
     if node.op == "Range":
         return _of_range(model, shape_values, node)

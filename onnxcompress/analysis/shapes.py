@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.elements import MAX_ELEMENTS, Array, Call, Elements
 from onnxcompress.analysis.shape_rules import RULES
 from onnxcompress.graph import Model
+from onnxcompress.operators import is_standard
 
 _MAX_FOLDING_ROUNDS = 8
 
@@ -33,7 +34,7 @@ class ShapeValues:
         self._numbers: dict[tuple[str, int], int] = {}
         self._tensor_attributes: dict[str, Mapping[str, Array]] | None = None
         for node in model.nodes:
-            if node.domain in (None, "", "ai.onnx") and node.op in RULES:
+            if is_standard(node) and node.op in RULES:
                 self._evaluate(node)
 
     def values(self, tensor: gs.Tensor) -> tuple[int | None, ...] | None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
-from onnxcompress.layers import LAYERS
+from onnxcompress.operators import LAYERS
 from onnxcompress.passes.execution import WeightMakers
 
 Array = npt.NDArray[Any]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model, Shape
+from onnxcompress.links import has_input
 
 _ATTRIBUTES = ("strides", "pads", "dilations", "group", "auto_pad", "output_padding", "transA", "transB")
 _FUSED_BEHIND = frozenset({"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish"})
@@ -31,7 +32,7 @@ def layer_keys(model: Model, layers: Iterable[str], input_shapes: Mapping[str, S
 def _key(model: Model, node: gs.Node, shapes: Mapping[str, Shape]) -> str:
     data, weight, result = node.inputs[0], node.inputs[1], node.outputs[0]
     attributes = [f"{name}={_text(node.attrs[name])}" for name in _ATTRIBUTES if name in node.attrs]
-    bias = " bias" if len(node.inputs) > 2 and node.inputs[2].name else ""
+    bias = " bias" if has_input(node, 2) else ""
     before = ",".join(sorted({producer.op for producer in data.inputs})) or "input"
     return (
         f"{node.op} {_sizes(shapes.get(data.name))}>{_sizes(shapes.get(result.name))} "

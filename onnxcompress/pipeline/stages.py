@@ -13,7 +13,7 @@ from onnxcompress.analysis.cost import ModelCost, model_cost, open_inputs
 from onnxcompress.analysis.quantised import quantised_hint
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.layers import CONVOLUTIONS, LAYERS
+from onnxcompress.operators import CONVOLUTIONS, LAYERS
 from onnxcompress.passes.base import Pass, PassContext, PassResult, Plan
 from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig, LinearMerging, Lowering
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig

@@ -20,6 +20,7 @@ from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, La
 from onnxcompress.analysis.shapes import ShapeValues
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model, Shape
+from onnxcompress.operators import is_standard
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.surgery import Surgery
@@ -111,7 +112,7 @@ class ChannelAnalysis:
         for node in model.nodes:
             if node.name in self.absorbed:
                 continue
-            handler = HANDLERS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+            handler = HANDLERS.get(node.op) if is_standard(node) else None
             if handler is not None:
                 found, self.findings = self.findings, Findings()
                 handler(self, node)

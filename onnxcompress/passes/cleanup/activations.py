@@ -30,8 +30,15 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.piecewise import Coefficients, Piecewise, X
 from onnxcompress.links import cut_links
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    pinned_names,
+    planned_node,
+    remove_nodes,
+)
 
 _MOST_NODES = 8
 _MOST_DEGREE = 3

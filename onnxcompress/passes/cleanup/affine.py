@@ -26,14 +26,14 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
+from onnxcompress.links import has_input
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.activations import activation_nodes
 from onnxcompress.passes.cleanup.rule import (
     EXCLUDED,
     Rule,
     excluded,
-    has_input,
-    is_standard,
     pinned_names,
     rewrite_pairs,
 )

@@ -22,9 +22,16 @@ from onnx import TensorProto
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.affine import SCALES, Affine, affine_of, scaled_tensor
-from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    pinned_names,
+    planned_node,
+    remove_nodes,
+)
 
 _BLOCKED_RANK = 4
 

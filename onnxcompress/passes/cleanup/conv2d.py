@@ -17,9 +17,15 @@ from onnxcompress.analysis.channels.operators.elementwise import broadcasting, u
 from onnxcompress.analysis.channels.operators.registry import HANDLERS
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.layers import CONVOLUTIONS
+from onnxcompress.links import has_input
+from onnxcompress.operators import CONVOLUTIONS, is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, has_input, is_standard, pinned_names, planned_node
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    pinned_names,
+    planned_node,
+)
 
 _AXIS = 2
 """Where the axis of length one is put in."""

@@ -24,9 +24,16 @@ from onnxcompress.analysis.shapes import ShapeValues
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.links import cut_links
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.constant_values import compute
-from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    pinned_names,
+    planned_node,
+    remove_nodes,
+)
 
 Array = npt.NDArray[Any]
 

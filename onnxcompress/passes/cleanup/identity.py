@@ -16,12 +16,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model, Shape
+from onnxcompress.links import has_input
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import (
     Rule,
     excluded,
-    has_input,
-    is_standard,
     pinned_names,
     planned_node,
     remove_nodes,

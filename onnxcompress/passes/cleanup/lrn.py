@@ -11,8 +11,13 @@ from typing import ClassVar
 
 from onnxcompress.analysis.lrn import band_convolution, why_no_band
 from onnxcompress.graph import Model
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, planned_node
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    planned_node,
+)
 
 
 class LrnRewriting(Rule):

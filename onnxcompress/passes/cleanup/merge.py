@@ -26,12 +26,12 @@ from onnxcompress.analysis.cost import Shapes, node_macs, sample_shapes
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.links import has_input
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import (
     Rule,
     excluded,
-    has_input,
-    is_standard,
     pinned_names,
     rewrite_pairs,
 )

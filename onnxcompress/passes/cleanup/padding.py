@@ -21,12 +21,12 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.links import has_input
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import (
     Rule,
     excluded,
-    has_input,
-    is_standard,
     pinned_names,
     planned_node,
     remove_nodes,

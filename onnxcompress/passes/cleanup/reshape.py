@@ -19,8 +19,13 @@ from onnxcompress.analysis.positions import positions, same_number_of_elements
 from onnxcompress.analysis.shapes import ShapeValues, settled_target
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, planned_node
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    planned_node,
+)
 
 _CHANGES_ONLY_SHAPE = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 

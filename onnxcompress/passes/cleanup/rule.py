@@ -12,7 +12,6 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Skipped
 
-DEFAULT_DOMAINS = (None, "", "ai.onnx")
 EXCLUDED = "excluded by --exclude"
 
 
@@ -45,16 +44,6 @@ class Rule(Pass):
 def pinned_names(model: Model) -> frozenset[str]:
     """Return the names of tensors that someone outside the graph's nodes reads by name: outputs and sub-graphs."""
     return frozenset(tensor.name for tensor in model.graph.outputs) | model.captured_names()
-
-
-def is_standard(node: gs.Node) -> bool:
-    """Whether the node is an operator of the default ONNX domain."""
-    return node.domain in DEFAULT_DOMAINS
-
-
-def has_input(node: gs.Node, position: int) -> bool:
-    """Whether an optional input is given."""
-    return position < len(node.inputs) and bool(node.inputs[position].name)
 
 
 def excluded(nodes: Iterable[gs.Node], context: PassContext) -> str | None:

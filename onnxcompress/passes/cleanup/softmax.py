@@ -21,8 +21,15 @@ from onnx import TensorProto
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
-from onnxcompress.passes.cleanup.rule import Rule, excluded, is_standard, pinned_names, planned_node, remove_nodes
+from onnxcompress.passes.cleanup.rule import (
+    Rule,
+    excluded,
+    pinned_names,
+    planned_node,
+    remove_nodes,
+)
 
 _FIRST_OPSET_OF_ONE_AXIS = 13
 _FIRST_OPSETS_WITH_AXES_AS_INPUT = {"ReduceSum": 13, "ReduceMax": 18}

@@ -15,12 +15,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
+from onnxcompress.links import has_input
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import (
     Rule,
     excluded,
-    has_input,
-    is_standard,
     pinned_names,
     planned_node,
     remove_nodes,

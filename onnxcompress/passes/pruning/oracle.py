@@ -20,6 +20,7 @@ from onnxcompress.analysis.channels.labels import Mask
 from onnxcompress.analysis.channels.surgery import FIRST_OPSET_WITH_WHERE
 from onnxcompress.errors import PassError
 from onnxcompress.graph import Model, Shape
+from onnxcompress.links import has_input
 
 Array = npt.NDArray[Any]
 
@@ -106,7 +107,7 @@ class _Writer:
         """Replace a normalisation node by its definition over the kept positions."""
         rank = mask.ndim
         first = 2 if kind == "instance" else int(node.attrs.get("axis", -1)) % rank
-        scale, shift = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+        scale, shift = node.inputs[1], node.inputs[2] if has_input(node, 2) else None
         if kind == "instance":
             scale = self._constant(node, scale.values.reshape(1, -1, *[1] * (rank - 2)))
             shift = self._constant(node, shift.values.reshape(1, -1, *[1] * (rank - 2))) if shift is not None else None

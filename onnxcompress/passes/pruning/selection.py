@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.analysis.channels import FIXED, ChannelGroups, Group
-from onnxcompress.layers import CONVOLUTIONS
+from onnxcompress.operators import CONVOLUTIONS
 from onnxcompress.passes.pruning.balance import Balance, Classes, Demand, equal_rows, solve
 from onnxcompress.passes.pruning.importance import Scores
 

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
-from onnxcompress.layers import LAYERS
+from onnxcompress.operators import LAYERS, is_standard
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
 
@@ -153,7 +153,7 @@ def _gains(node: gs.Node, made: Mapping[str, gs.Node]) -> bool:
 
 
 def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection[str]) -> str | None:
-    if node.domain not in (None, "", "ai.onnx") or node.op not in OPERATORS:
+    if not is_standard(node) or node.op not in OPERATORS:
         softmax = node.op in _SOFTMAX
         return f"{node.op} is left in float{': eight bits do not resolve probabilities' if softmax else ''}"
     if context.is_excluded(node.name):

@@ -16,7 +16,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
-from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, pinned_tensors
+from onnxcompress.operators import is_standard
+from onnxcompress.passes.tucker.sites import pinned_tensors
 from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import array_to_tensor
 
@@ -104,7 +105,7 @@ def _behind(tensor: gs.Tensor, pinned: Mapping[str, str]) -> tuple[list[gs.Node]
 
 
 def _is_function(node: gs.Node, inside: Mapping[str, gs.Tensor]) -> bool:
-    if node.op not in _POINTWISE or node.domain not in DEFAULT_DOMAIN or len(node.outputs) != 1:
+    if node.op not in _POINTWISE or not is_standard(node) or len(node.outputs) != 1:
         return False
     return all(
         not tensor.name or tensor.name in inside or (isinstance(tensor, gs.Constant) and tensor.values.size == 1)

@@ -20,8 +20,8 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
-from onnxcompress.layers import LAYERS
 from onnxcompress.linalg.histogram import Range
+from onnxcompress.operators import LAYERS
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from onnxcompress.errors import ModelError
+from onnxcompress.operators import is_standard
 
 _FIRST_OPSET = 13
 """The first in which a DequantizeLinear has a scale for each channel."""
@@ -16,7 +17,7 @@ def with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: its own has none, and onnx cannot convert it.
     """
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = next((entry.version for entry in proto.opset_import if is_standard(entry)), 0)
     proto.ir_version = max(proto.ir_version, 4)  # before, every initializer had to be listed as an input
     weights_are_no_inputs(proto)
     if opset >= _FIRST_OPSET:

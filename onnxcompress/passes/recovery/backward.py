@@ -21,6 +21,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.importing import names_read
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.execution import needed_nodes
 from onnxcompress.passes.recovery.backward_loss import Noise, begin
 from onnxcompress.passes.recovery.backward_nodes import Site, Tape
@@ -31,8 +32,6 @@ from onnxcompress.runtime.session import Session, SessionSettings
 from onnxcompress.serialization import IN_MEMORY_BYTES, array_to_tensor
 
 Array = npt.NDArray[Any]
-
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 class Backward:
@@ -166,7 +165,7 @@ class _Graph:
             self.noises.append(begun[1])
 
     def _step(self, node: onnx.NodeProto) -> None:
-        if node.domain in _DEFAULT_DOMAINS and node.op_type in FLAT:
+        if is_standard(node) and node.op_type in FLAT:
             return
         operands = [name for name in node.input if name and name not in self._tape.constants]
         if not self._unknown.isdisjoint(node.output):
@@ -189,7 +188,7 @@ class _Graph:
 
     def _ruled(self, node: onnx.NodeProto, gradients: tuple[str | None, ...]) -> Mapping[int, str] | None:
         """Return what a node's rule gives, None where it has none."""
-        rule = RULES.get(node.op_type) if node.domain in _DEFAULT_DOMAINS else None
+        rule = RULES.get(node.op_type) if is_standard(node) else None
         if rule is None or (node.op_type != "Split" and (gradients[0] is None or any(gradients[1:]))):
             return None
         wanted = frozenset(

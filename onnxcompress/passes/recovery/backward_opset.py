@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from onnxcompress.graph import Shape
+from onnxcompress.operators import is_standard
 from onnxcompress.serialization import array_to_tensor
 
 FIRST_OPSET = 16
@@ -40,10 +41,10 @@ def raise_opset(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
     Args:
         shapes: {tensor: shape}.
     """
-    imported = next(each for each in proto.opset_import if each.domain in ("", "ai.onnx"))
+    imported = next(each for each in proto.opset_import if is_standard(each))
     if imported.version >= FIRST_OPSET:
         return True
-    nodes = [node for node in proto.graph.node if node.domain in ("", "ai.onnx")]
+    nodes = [node for node in proto.graph.node if is_standard(node)]
     for node in nodes:
         _respell(proto.graph, node, shapes)
     if not all(_means_the_same(node, imported.version) for node in nodes):

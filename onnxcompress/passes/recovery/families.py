@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
+from onnxcompress.links import has_input
 from onnxcompress.passes.base import Skipped
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
-from onnxcompress.passes.tucker.sites import has_input, other_readers, pinned_tensors
+from onnxcompress.passes.tucker.sites import (
+    other_readers,
+    pinned_tensors,
+)
 
 Family = tuple[RefitLayer, ...]
 """Layers of one weight, in graph order; most layers are alone."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onnxcompress.errors import ModelError, UnsupportedOpError
 from onnxcompress.graph import Model
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.recovery.outputs import nodes_for
 from onnxcompress.passes.recovery.torch_operators import OPERATORS, Call, Operator
 from onnxcompress.passes.recovery.trainable import statistics_names, weight_names
@@ -28,8 +29,6 @@ Tensors = Mapping[str, Tensor]
 
 Edge = tuple[str, int]
 """(node name, input position): one operand of one node."""
-
-_DEFAULT_DOMAINS = (None, "", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -267,9 +266,9 @@ def as_tensor(values: npt.NDArray[Any]) -> Tensor:
 
 
 def _step(model: Model, node: Any, attributes: Mapping[str, Any]) -> Step:
-    function = OPERATORS.get(node.op) if node.domain in _DEFAULT_DOMAINS else None
+    function = OPERATORS.get(node.op) if is_standard(node) else None
     if function is None:
-        domain = "" if node.domain in _DEFAULT_DOMAINS else f" of domain '{node.domain}'"
+        domain = "" if is_standard(node) else f" of domain '{node.domain}'"
         raise UnsupportedOpError(
             f"node '{node.name}': operator {node.op}{domain} cannot be trained; use --recover refit"
         )

@@ -19,10 +19,13 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
-from onnxcompress.layers import CONVOLUTIONS, LAYERS
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.links import has_input
+from onnxcompress.operators import CONVOLUTIONS, LAYERS, is_standard
 from onnxcompress.passes.base import PassContext, Skipped
-from onnxcompress.passes.tucker.sites import DEFAULT_DOMAIN, has_input, why_no_float_constant
+from onnxcompress.passes.tucker.sites import (
+    why_no_float_constant,
+)
 from onnxcompress.runtime.patches import TransposedWindow, Window
 
 _LONGEST_CHAIN = 3
@@ -103,7 +106,7 @@ def find_refit_layers(
     layers: list[RefitLayer] = []
     skipped: list[Skipped] = []
     for node in original.nodes:
-        if node.op not in LAYERS or node.domain not in DEFAULT_DOMAIN:
+        if node.op not in LAYERS or not is_standard(node):
             continue
         if is_window(node):
             continue  # an LRN, no layer

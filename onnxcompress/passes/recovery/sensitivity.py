@@ -22,6 +22,7 @@ import numpy.typing as npt
 from onnxcompress.graph import Model
 from onnxcompress.linalg.distributions import are_probabilities, kl_divergence, probabilities
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.links import has_input
 from onnxcompress.passes.recovery.output_weights import weights_of
 from onnxcompress.passes.recovery.outputs import judged_tensors
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, weight_of
@@ -129,7 +130,7 @@ def _changed(model: Model, layer: RefitLayer, disturbance: Disturbance) -> dict[
     weight = model.values(node.inputs[1])
     slope = disturbance.slope.reshape(layer.original.shape)
     changed: dict[str, Array] = {node.inputs[1].name: weight_of(slope, node, weight)}
-    if len(node.inputs) > 2 and node.inputs[2].name:
+    if has_input(node, 2):
         bias = model.values(node.inputs[2])
         scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
         shift = np.broadcast_to(bias, disturbance.shift.shape) + disturbance.shift / scale

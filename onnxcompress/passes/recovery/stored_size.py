@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.cost import ModelCost
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
-from onnxcompress.layers import LAYERS
+from onnxcompress.operators import LAYERS
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.quantization.candidates import why_float_is_faster
 from onnxcompress.passes.recovery.allocation_choices import Choice

@@ -12,12 +12,12 @@ from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model, Shape
 from onnxcompress.linalg.spectrum import Matrix, working
+from onnxcompress.links import has_input
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.passes.tucker.cost import SplitCost
 from onnxcompress.passes.tucker.sites import (
-    DEFAULT_DOMAIN,
     Array,
-    has_input,
     other_readers,
     pinned_tensors,
     positions_of,
@@ -77,7 +77,7 @@ def find_matrix_sites(model: Model, context: PassContext) -> tuple[list[MatrixSi
     """
     sites: list[MatrixSite] = []
     skipped: list[Skipped] = []
-    nodes = [node for node in model.nodes if node.op in _OPERATORS and node.domain in DEFAULT_DOMAIN]
+    nodes = [node for node in model.nodes if node.op in _OPERATORS and is_standard(node)]
     nodes = [node for node in nodes if node.op != "Conv" or _is_pointwise(model, node)]
     shapes, batch = sample_shapes(model) if nodes else ({}, 1)
     pinned = pinned_tensors(model)

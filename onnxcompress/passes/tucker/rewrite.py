@@ -11,8 +11,11 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.links import has_input
 from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights
-from onnxcompress.passes.tucker.sites import ConvSite, has_input
+from onnxcompress.passes.tucker.sites import (
+    ConvSite,
+)
 
 
 @dataclass(frozen=True)

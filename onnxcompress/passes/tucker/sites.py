@@ -13,14 +13,14 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
-from onnxcompress.layers import CONVOLUTIONS
 from onnxcompress.linalg.spectrum import Matrix, working
+from onnxcompress.links import has_input
+from onnxcompress.operators import CONVOLUTIONS, is_standard
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.serialization import release_mapped
 
 Array = npt.NDArray[Any]
 
-DEFAULT_DOMAIN = (None, "", "ai.onnx")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 LARGEST_FACTOR = 2.0**64
@@ -119,7 +119,7 @@ def find_conv_sites(model: Model, context: PassContext) -> tuple[list[ConvSite],
     """Return the convolutions a pass may work on, in graph order, and the others with the reason."""
     sites: list[ConvSite] = []
     skipped: list[Skipped] = []
-    nodes = [node for node in model.nodes if node.op in CONVOLUTIONS and node.domain in DEFAULT_DOMAIN]
+    nodes = [node for node in model.nodes if node.op in CONVOLUTIONS and is_standard(node)]
     shapes, batch = sample_shapes(model) if nodes else ({}, 1)
     pinned = pinned_tensors(model)
     for node in nodes:
@@ -191,11 +191,6 @@ def other_readers(node: gs.Node, tensor: gs.Tensor, pinned: Mapping[str, str]) -
     """Return what else reads a tensor besides `node`; `pinned` is `pinned_tensors(model)`."""
     readers = [reader.name for reader in tensor.outputs if reader is not node]
     return tuple(dict.fromkeys([*readers, *([pinned[tensor.name]] if tensor.name in pinned else [])]))
-
-
-def has_input(node: gs.Node, position: int) -> bool:
-    """Whether an optional input is given."""
-    return len(node.inputs) > position and bool(node.inputs[position].name)
 
 
 def _why_malformed(node: gs.Node) -> str | None:

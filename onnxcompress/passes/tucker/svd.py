@@ -21,6 +21,7 @@ from onnxcompress.linalg import energy_rank, ratio_rank
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.spectrum import Matrix, Spectrum
 from onnxcompress.linalg.svd import short_side_spectrum, truncated_svd
+from onnxcompress.links import has_input
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.tucker.cache import WeightCache, remeasured
 from onnxcompress.passes.tucker.cost import ParamsLedger
@@ -29,7 +30,10 @@ from onnxcompress.passes.tucker.matrices import MatrixSite, find_matrix_sites
 from onnxcompress.passes.tucker.raced import Saving, raced_splits
 from onnxcompress.passes.tucker.ranks import rounded_up
 from onnxcompress.passes.tucker.rewrite import Link, replace_by_chain, require_distinct
-from onnxcompress.passes.tucker.sites import Array, as_stored, has_input
+from onnxcompress.passes.tucker.sites import (
+    Array,
+    as_stored,
+)
 from onnxcompress.passes.tucker.spec import RankSpec, parse_svd_spec
 from onnxcompress.serialization import release_mapped
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Labels
+from onnxcompress.operators import is_standard
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.analysis import ChannelAnalysis
@@ -19,7 +20,7 @@ _FIRST_OPSET_WITH_SLICE_INPUTS = 10
 def is_fill(tensor: gs.Tensor) -> bool:
     """Whether a computed tensor holds one number everywhere, whatever its lengths."""
     maker = tensor.inputs[0] if tensor.inputs else None
-    if maker is None or maker.domain not in (None, "", "ai.onnx"):
+    if maker is None or not is_standard(maker):
         return False
     if maker.op == "Expand":
         return isinstance(maker.inputs[0], gs.Constant) and int(np.prod(maker.inputs[0].shape)) == 1

@@ -13,6 +13,7 @@ from onnxcompress.analysis.channels.operators.fills import is_fill, shorten_fill
 from onnxcompress.analysis.channels.operators.layout import project
 from onnxcompress.analysis.channels.operators.registry import operator
 from onnxcompress.graph import Shape
+from onnxcompress.links import has_input
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.analysis import ChannelAnalysis
@@ -207,7 +208,7 @@ def _pick(surgery: Surgery, node: gs.Node, axis: int, entry: int, positions: Ids
         return
     surgery.patch_vector(node, 1, {entry: start})
     surgery.patch_vector(node, 2, {entry: start + len(positions)})
-    if len(node.inputs) > 4 and node.inputs[4].name:
+    if has_input(node, 4):
         surgery.patch_vector(node, 4, {entry: 1})
 
 
