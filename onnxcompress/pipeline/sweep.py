@@ -12,6 +12,7 @@ from typing import Any
 from onnxcompress.analysis.cost import model_cost, open_inputs
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.evaluation.reference import Reference
+from onnxcompress.graph import Model
 from onnxcompress.pipeline.measure import DataSets, measure, open_data, resolve_providers
 from onnxcompress.pipeline.open_sizes import with_sizes_of_data
 from onnxcompress.pipeline.outputs import write_together
@@ -277,7 +278,13 @@ def _report(
         sweep=asked.options.to_json(),
         recipe=recipe,
         folder=str(asked.store.folder),
+        whole_numbers=_gives_whole_numbers(asked.source.model),
         versions=environment.versions(),
         platform=environment.machine(),
         seconds=seconds,
     )
+
+
+def _gives_whole_numbers(model: Model) -> bool:
+    """Whether all outputs hold whole numbers or truth values."""
+    return all(output.name in model.dtypes and model.dtype_of(output).kind in "iub" for output in model.graph.outputs)
