@@ -304,6 +304,18 @@ def _unused(report: Report, recipe: Recipe) -> list[str]:
             f"The training data were not used to train, because of --recover {recipe.recover}: "
             "leave it out, or give --recover finetune"
         )
+    if (
+        recipe.time_table is not None
+        and recipe.plan is None
+        and not ("latency" in recipe.target or recipe.takes_faster_splits)
+    ):
+        why = (
+            "a search asks for shares of MACs" if Recipe.from_mapping(report.recipe).is_searched else "no time counted"
+        )
+        lines.append(
+            f"No split was chosen by the times of {recipe.time_table}, because {why}: they are for --target latency=F, "
+            "or for --tucker auto or --svd auto without a target"
+        )
     if not done & _TRAINED:
         default = Recipe()
         ignored = [name for name in _TRAINING_OPTIONS if getattr(recipe, name) != getattr(default, name)]
