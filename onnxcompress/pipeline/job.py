@@ -22,6 +22,7 @@ from onnxcompress.pipeline.outputs import CompressedModel
 from onnxcompress.pipeline.recovery import checkpoint_path
 from onnxcompress.pipeline.request import Request
 from onnxcompress.pipeline.search import Search
+from onnxcompress.pipeline.size_target import meet_size
 from onnxcompress.pipeline.source import Source
 from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass
 from onnxcompress.pipeline.task import open_outputs
@@ -116,11 +117,21 @@ def finish(job: Job, request: Request, number: int = 0) -> Finished:
             evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
         )
 
-    latency, measure_model = request.settled_recipe.target.get("latency"), context.measure_model
-    if latency is None or measure_model is None or asked.dry_run or not can_run_again(work):
+    target, measure_model = request.settled_recipe.target, context.measure_model
+    if not can_run_again(work):
         ran = run(work, context)
+    elif "latency" in target and measure_model is not None and not asked.dry_run:
+        ran = meet_latency(run, work, context, target["latency"], measure_model)
+    elif "size" in target:
+        ran = meet_size(
+            run,
+            work,
+            context,
+            target["size"] * source.size_bytes,
+            lambda model: CompressedModel(model, external=asked.external_data).size_bytes,
+        )
     else:
-        ran = meet_latency(run, work, context, latency, measure_model)
+        ran = run(work, context)
     compressed = CompressedModel(ran.model, external=asked.external_data)
     measured = Evaluation(None, ())
     if not asked.dry_run:
