@@ -64,7 +64,7 @@ def failed_by_interval(gate: GateResult) -> bool:
     """Whether the value itself keeps the limit, and only what `strict` asks for failed."""
     if gate.passed or not gate.strict or gate.value is None:
         return False
-    is_upper_limit = gate.name.startswith("max_")
+    is_upper_limit = gate.name.startswith(("max_", "target_"))
     return gate.value <= gate.limit if is_upper_limit else gate.value >= gate.limit
 
 

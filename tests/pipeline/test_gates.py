@@ -174,3 +174,11 @@ def test_the_end_of_an_interval_that_failed_is_told_from_the_limit() -> None:
     gate = GateResult("max_drop", 1.0, 0.5, False, (-0.25, 1.0004), strict=True)
     assert gate_value(gate) == "0.50 (95 %: -0.25 to 1.0004)"
     assert gate_sentence(gate).startswith("max_drop is 0.5 (95 %: -0.25 to 1.0004), the limit is 1, and with --strict")
+
+
+def test_a_strict_target_of_latency_says_what_failed() -> None:
+    by_interval = GateResult("target_latency", 0.6, 0.58, False, (0.55, 0.62), strict=True)
+    assert gate_verdict(by_interval) == "FAILED (--strict: the interval crosses the limit)"
+    by_value = GateResult("target_latency", 0.6, 0.65, False, (0.64, 0.66), strict=True)
+    assert gate_verdict(by_value) == "FAILED"
+    assert "whole interval" not in gate_sentence(by_value)
