@@ -32,7 +32,7 @@ from onnxcompress.pipeline.sweep_grid import (
 )
 from onnxcompress.pipeline.sweep_store import Store, point_of
 from onnxcompress.pipeline.sweep_work import Outcome, Task
-from onnxcompress.pipeline.task import open_outputs
+from onnxcompress.pipeline.task import number_outputs, open_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from onnxcompress.recipe.sweep_options import SweepOptions
@@ -216,7 +216,8 @@ def _check_data(asked: _Sweep, evaluation: Dataset | None, tell: Progress) -> No
         raise DataError("a sweep needs evaluation data: give --data PATH")
     session, length = Session(asked.source.content, asked.providers[0]), evaluation.length
     given, told = open_outputs(asked.source.model), lambda done: tell("accuracy of the original", done, length)
-    with Reference(session, evaluation, progress=told, open_outputs=given):
+    numbers = number_outputs(asked.source.model, asked.source.content, asked.recipe, [evaluation])
+    with Reference(session, evaluation, progress=told, numbers=numbers, open_outputs=given):
         pass
 
 

@@ -167,8 +167,9 @@ def task_lines(report: Report) -> list[str]:
     accuracy = report.accuracy
     if accuracy is None or report.recipe.get("task", "auto") != "auto":
         return []
+    why = f"does not meet the labels, which are of '{accuracy.output}'" if accuracy.labels else "favours no class"
     lines = [
-        f"Output '{name}' favours no class, and is judged as numbers, by its relative error: if it holds class scores, "
+        f"Output '{name}' {why}, and is judged as numbers, by its relative error: if it holds class scores, "
         "give --task classification"
         for name in accuracy.numbers
     ]
