@@ -65,7 +65,7 @@ class StoredSize:
         """
         if self == FLOAT32:
             return float(cost.weight_bytes)
-        total = self.number * cost.params + self.file
+        total = self.number * (cost.params - cost.nested_params) + self.file
         params = {layer.node: layer.params for layer in cost.layers}
         for node in model.nodes:
             if is_window(node):
