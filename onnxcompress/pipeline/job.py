@@ -24,7 +24,7 @@ from onnxcompress.pipeline.request import Request
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.size_target import meet_size
 from onnxcompress.pipeline.source import Source
-from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass
+from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass, unknown_macs_lines
 from onnxcompress.pipeline.task import open_outputs
 from onnxcompress.pipeline.uneven_widths import uneven_width_warnings
 from onnxcompress.pipeline.verification import sample_feeds, verify_stage
@@ -313,6 +313,7 @@ def _report(
     uneven = uneven_width_warnings(source.model, compressed.model, request.settled_recipe)
     warnings = (
         *compression_warnings(report, request.settled_recipe),
+        *unknown_macs_lines(source.model, original_cost),
         *predicted_lines(request.settled_recipe, predicted_latency),
         *uneven,
         *unmatched_lines(request.settled_recipe, (source.model, compressed.model), report.stages),
