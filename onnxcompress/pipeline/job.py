@@ -128,17 +128,22 @@ def finish(job: Job, request: Request, number: int = 0) -> Finished:
             work,
             context,
             target["size"] * source.size_bytes,
-            lambda model: CompressedModel(model, external=asked.external_data).size_bytes,
+            lambda model: _compressed(model, request).size_bytes,
         )
     else:
         ran = run(work, context)
-    compressed = CompressedModel(ran.model, external=asked.external_data)
+    compressed = _compressed(ran.model, request)
     measured = Evaluation(None, ())
     if not asked.dry_run:
         with compressed.loadable() as content:
             measured = _measured(job, asked, content, None if ran.cleaned is None else ran.cleaned.to_bytes())
     report = _report(job, request, ran.stages, compressed, measured)
     return Finished(request, ran, compressed, report, checkpoints)
+
+
+def _compressed(model: Model, request: Request) -> CompressedModel:
+    named = {} if request.output is None else {"name": request.output.name}
+    return CompressedModel(model, external=request.recipe.external_data, **named)
 
 
 def finish_search(job: Job, request: Request, search: Search) -> Finished:
