@@ -6,6 +6,8 @@ model with a fixed batch costs is divided by that batch. A figure whose sizes ar
 The window of a banded LRN (`analysis.lrn`) is a Conv that stands for an operator whose arithmetic is in no count of
 MACs: its MACs are counted apart, so that the exact rewrite makes no model look larger, and eats up no budget of MACs.
 Its weights are parameters like others: they are in the file.
+
+So are those in sub-graphs (If, Loop, Scan). MACs there are not counted: how often they run is told by the data.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.data_shapes import nested_nodes
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.analysis.shapes import fold_static_values
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Dim, Model, Shape
 from onnxcompress.operators import is_standard
+from onnxcompress.serialization import tensor_dtype
 
 Shapes = Mapping[str, Shape]
 """{tensor name: shape} of everything that is not constant."""
@@ -59,7 +65,8 @@ class ModelCost:
     """A whole model.
 
     Attributes:
-        params: elements of all floating-point and quantised constants; scales and zero points are none.
+        params: elements of all floating-point and quantised constants; scales and zero points are none. Of these
+            `nested_params` are in sub-graphs.
         macs: for one sample; None where a layer's are not known.
         weight_bytes: bytes of all constants, of whatever type.
         ops: {operator: how many nodes}, sorted by name.
@@ -73,6 +80,7 @@ class ModelCost:
     ops: Mapping[str, int]
     layers: tuple[LayerCost, ...]
     lrn_macs: int | None = 0
+    nested_params: int = 0
 
     def layer(self, node: str) -> LayerCost | None:
         """Return the layer of a node, None where it has neither weights nor MACs."""
@@ -90,7 +98,9 @@ def model_cost(model: Model) -> ModelCost:
     """
     shapes, batch = sample_shapes(model)
     layers = []
-    for node, params in _params_of_nodes(model):
+    nested = {name: _nested_params(node) for name, node in nested_nodes(model).items()}
+    for node, own in _params_of_nodes(model):
+        params = own + nested.get(node.name, 0)
         counts_macs = node.op in _MACS and is_standard(node)
         if params or counts_macs:
             macs = node_macs(node, shapes) if counts_macs else 0
@@ -98,12 +108,13 @@ def model_cost(model: Model) -> ModelCost:
             counts = (0, macs) if is_window(node, stored=True) else (macs, 0)
             layers.append(LayerCost(node.name, node.op, params, *counts))
     return ModelCost(
-        params=_params(model),
+        params=_params(model) + sum(nested.values()),
         macs=_sum([layer.macs for layer in layers]),
         weight_bytes=model.weight_bytes,
         ops=dict(sorted(Counter(node.op for node in model.nodes).items())),
         layers=tuple(layers),
         lrn_macs=_sum([layer.lrn_macs for layer in layers]),
+        nested_params=sum(nested.values()),
     )
 
 
@@ -133,6 +144,20 @@ def _params(model: Model) -> int:
         for name, tensor in model.constants().items()
         if name not in settings or name in quantised
     )
+
+
+def _nested_params(node: onnx.NodeProto) -> int:
+    """Return the elements of the floating-point constants in a node's sub-graphs."""
+    total = 0
+    for graph in (each for attribute in node.attribute for each in (attribute.g, *attribute.graphs)):
+        tensors = [*graph.initializer]
+        for inner in graph.node:
+            total += _nested_params(inner)
+            if inner.op_type == "Constant":
+                tensors += [attribute.t for attribute in inner.attribute if attribute.name == "value"]
+                total += sum(len(a.floats) + (a.name == "value_float") for a in inner.attribute)
+        total += sum(math.prod(each.dims) for each in tensors if _is_float(tensor_dtype(each.data_type)))
+    return total
 
 
 def _quantised_constant(node: gs.Node) -> gs.Constant | None:
@@ -278,10 +303,12 @@ def _per_sample(macs: int, batch: int) -> int:
 
 def _elements(model: Model, tensor: gs.Constant, *, quantised: bool) -> int:
     values = model.values(tensor)
-    if quantised:
-        return int(values.size)
+    return int(values.size) if quantised or _is_float(values.dtype) else 0
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
     # By name: bfloat16 and the 8-bit floats are extension types of numpy, and so are 4-bit integers.
-    return int(values.size) if "float" in values.dtype.name else 0
+    return "float" in dtype.name
 
 
 def _check_fits(name: str, shape: Sequence[int], inputs: Mapping[str, Shape | None]) -> None:

@@ -65,7 +65,7 @@ def data_shapes(model: Model) -> DataShapes:
 
     A tensor all of whose lengths are known has a shape that does not, whatever it is computed by.
     """
-    nested = _nested(model)
+    nested = nested_nodes(model)
     reads = {node.name: tuple(names_read(nested[node.name])) for node in model.nodes if node.name in nested}
     valued = {tensor.name for tensor in model.graph.inputs}
     shaped: set[str] = set()
@@ -97,7 +97,7 @@ def _is_known(model: Model, tensor: gs.Tensor) -> bool:
     return shape is not None and all(isinstance(length, int) for length in shape)
 
 
-def _nested(model: Model) -> dict[str, onnx.NodeProto]:
+def nested_nodes(model: Model) -> dict[str, onnx.NodeProto]:
     """Return {node: it as the file has it} of nodes with sub-graphs, which graphsurgeon's nodes do not carry."""
     if not any(node.op in ("If", "Loop", "Scan", "SequenceMap") for node in model.nodes):
         return {}

@@ -103,7 +103,7 @@ class PassContext:
         round_to: widths and ranks are multiples of it.
         original: the model before the first pass that loses something: what recovery compares with.
         measured: what passes measured on `original` and these data, for the passes behind them; see `with_original`.
-        original_cost: of the model as it was given: shares of a budget are of this.
+        original_cost: of the model as it was given: shares of a budget are of this; `original_bytes` of its file.
         labelled: samples for what learns from labels without training; class numbers as in `training`.
         numbers: tensors of the shape of class scores (N, C) that hold numbers of another kind.
         training: training data; its batches hold class numbers under `LABELS` where there are any.
@@ -117,6 +117,7 @@ class PassContext:
         round_up: filters are kept up to the next multiple of `round_to`, not to the nearest.
         align_to: what a convolution reads and makes stays a multiple of it, where it was one.
         latency_factor: what a target of latency is multiplied by, where earlier rounds ended beside it.
+        spared_bytes: what a target of size is lowered by, where an earlier round's file came out above it.
         aimed: told the share of the latency that a choice under such a target was measured at.
         known_time: of the model before any split, where a time table stands for the target: nothing is measured.
         memory: what passes measured on this very model and these data, for the next plan of the same pass: a search
@@ -130,6 +131,7 @@ class PassContext:
     provenance: Provenance = field(default_factory=dict)
     original: Model | None = None
     original_cost: ModelCost | None = None
+    original_bytes: int | None = None
     labelled: Samples | None = None
     numbers: frozenset[str] = frozenset()
     training: Samples | None = None
@@ -145,6 +147,7 @@ class PassContext:
     round_up: bool = False
     align_to: int = 1
     latency_factor: float = 1.0
+    spared_bytes: float = 0.0
     aimed: Callable[[float], None] = _nobody
     memory: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     measured: dict[str, Any] | None = field(default=None, repr=False, compare=False)

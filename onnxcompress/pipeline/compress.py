@@ -127,6 +127,7 @@ def compress(
         round_up=request.round_up,
         align_to=request.align_to,
         original_cost=original_cost,
+        original_bytes=source.size_bytes,
         labelled=data_sets.labelled_samples,
         numbers=number_outputs(source.model, source.content, asked, data_sets.in_use),
         training=data_sets.training_samples,

@@ -22,8 +22,9 @@ from onnxcompress.pipeline.outputs import CompressedModel
 from onnxcompress.pipeline.recovery import checkpoint_path
 from onnxcompress.pipeline.request import Request
 from onnxcompress.pipeline.search import Search
+from onnxcompress.pipeline.size_target import meet_size
 from onnxcompress.pipeline.source import Source
-from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass
+from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass, unknown_macs_lines
 from onnxcompress.pipeline.task import open_outputs
 from onnxcompress.pipeline.uneven_widths import uneven_width_warnings
 from onnxcompress.pipeline.verification import sample_feeds, verify_stage
@@ -116,18 +117,33 @@ def finish(job: Job, request: Request, number: int = 0) -> Finished:
             evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
         )
 
-    latency, measure_model = request.settled_recipe.target.get("latency"), context.measure_model
-    if latency is None or measure_model is None or asked.dry_run or not can_run_again(work):
+    target, measure_model = request.settled_recipe.target, context.measure_model
+    if not can_run_again(work):
         ran = run(work, context)
+    elif "latency" in target and measure_model is not None and not asked.dry_run:
+        ran = meet_latency(run, work, context, target["latency"], measure_model)
+    elif "size" in target:
+        ran = meet_size(
+            run,
+            work,
+            context,
+            target["size"] * source.size_bytes,
+            lambda model: _compressed(model, request).size_bytes,
+        )
     else:
-        ran = meet_latency(run, work, context, latency, measure_model)
-    compressed = CompressedModel(ran.model, external=asked.external_data)
+        ran = run(work, context)
+    compressed = _compressed(ran.model, request)
     measured = Evaluation(None, ())
     if not asked.dry_run:
         with compressed.loadable() as content:
             measured = _measured(job, asked, content, None if ran.cleaned is None else ran.cleaned.to_bytes())
     report = _report(job, request, ran.stages, compressed, measured)
     return Finished(request, ran, compressed, report, checkpoints)
+
+
+def _compressed(model: Model, request: Request) -> CompressedModel:
+    named = {} if request.output is None else {"name": request.output.name}
+    return CompressedModel(model, external=request.recipe.external_data, **named)
 
 
 def finish_search(job: Job, request: Request, search: Search) -> Finished:
@@ -302,6 +318,7 @@ def _report(
     uneven = uneven_width_warnings(source.model, compressed.model, request.settled_recipe)
     warnings = (
         *compression_warnings(report, request.settled_recipe),
+        *unknown_macs_lines(source.model, original_cost),
         *predicted_lines(request.settled_recipe, predicted_latency),
         *uneven,
         *unmatched_lines(request.settled_recipe, (source.model, compressed.model), report.stages),

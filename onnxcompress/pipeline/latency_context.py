@@ -101,8 +101,7 @@ def _counts(recipe: Recipe, provider: Provider) -> bool:
     """Whether times decide anything: ranks that `auto` takes only where they are faster, or a target of latency."""
     if recipe.time_table is not None or "latency" in recipe.target:
         return True
-    asks_auto = not recipe.target and "auto" in (recipe.tucker, recipe.svd)
-    return recipe.latency and recipe.plan is None and asks_auto and provider.is_cpu
+    return recipe.latency and recipe.plan is None and recipe.takes_faster_splits and provider.is_cpu
 
 
 def _known_time(table: TimeTable, sha256: str, recipe: Recipe) -> ModelTime | None:

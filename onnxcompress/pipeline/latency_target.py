@@ -82,7 +82,7 @@ def meet_latency(
             break
         context.tell(f"latency is {share:.3f} of the original's, measured at the end: once more", len(rounds), None)
         factor = _corrected(rounds)
-        work = _with_plans(work, [stage.plan for stage in ran.stages])
+        work = with_plans(work, [stage.plan for stage in ran.stages])
     kept = [each for each in rounds if each.share <= target]
     return max(kept, key=lambda each: each.share).ran if kept else min(rounds, key=lambda each: each.share).ran
 
@@ -110,7 +110,7 @@ def _corrected(rounds: Sequence[_Round]) -> float:
     return math.exp(-math.copysign(min(abs(first), abs(last)), last))
 
 
-def _with_plans(work: Work, plans: Sequence[Plan]) -> Work:
+def with_plans(work: Work, plans: Sequence[Plan]) -> Work:
     """Return the work with the passes before the allocation as they were planned: they do not depend on it."""
     end = next(at for at, (each, _) in enumerate(work) if each.name == Allocation.name)
     before = tuple((each, plan) for (each, _), plan in zip(work[:end], plans, strict=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import shutil
 import tempfile
@@ -116,8 +117,10 @@ class CompressedModel:
     it, which it maps, and no second copy of them is made.
     """
 
-    def __init__(self, model: Model, *, external: bool) -> None:
+    def __init__(self, model: Model, *, external: bool, name: str = "model.onnx") -> None:
+        """Take a model, to be written with a side file or without; the side file's name follows the file's."""
         self.model = model
+        self._name = name
         self.is_external = external or model.weight_bytes > PROTOBUF_LIMIT_BYTES
         self._content = None if model.weight_bytes > IN_MEMORY_BYTES else model.to_bytes()
 
@@ -133,12 +136,19 @@ class CompressedModel:
 
     @property
     def size_bytes(self) -> int:
-        """The size of the file, and of its side file, in bytes (with a side file: without its alignment)."""
-        if self._content is not None:
-            return len(self._content)
+        """The size of the file, and of its side file, in bytes (of a large one without its alignment)."""
         if not self.is_external:
-            return self.model.size_bytes
+            return self.model.size_bytes if self._content is None else len(self._content)
+        if self._content is not None:
+            return self._written_bytes
         return self.model.weight_bytes + len(self.model.skeleton().SerializeToString())
+
+    @functools.cached_property
+    def _written_bytes(self) -> int:
+        """What a small model takes with its side file, in which each weight begins at a page of its own."""
+        with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+            self.model.save(Path(folder) / self._name, external=True)
+            return sum(file.stat().st_size for file in Path(folder).iterdir())
 
     def _pieces(self) -> Iterable[bytes | memoryview]:
         return self.model.serialized() if self._content is None else (self._content,)

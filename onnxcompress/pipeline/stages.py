@@ -218,13 +218,21 @@ def check_target_can_be_counted(model: Model, cost: ModelCost, recipe: Recipe) -
         return
     if "macs" in recipe.target or not recipe.target:
         counting = "target" if recipe.target else "a search counts MACs"
-        layer = next(layer for layer in cost.layers if layer.macs is None)
-        sizes = "".join(f"give --input-shape {name}:..., or data; " for name in _without_shape(model)[:1])
-        raise RecipeError(
-            f"{counting}: the model's MACs are not known: the sizes at '{layer.node}' ({layer.op}) are not known "
-            f"before the run; {sizes}a target of params needs no MACs"
-        )
+        raise RecipeError(f"{counting}: the model's {_unknown_macs(model, cost)}; a target of params needs no MACs")
 
 
-def _without_shape(model: Model) -> list[str]:
-    return [name for name in open_inputs(model) if name not in model.input_shapes]
+def unknown_macs_lines(model: Model, cost: ModelCost) -> list[str]:
+    """Return a sentence on MACs that are not known, and on what tells them; none where they are.
+
+    Args:
+        model: the original.
+        cost: what it costs.
+    """
+    return [] if cost.macs is not None else [f"The model's {_unknown_macs(model, cost)}"]
+
+
+def _unknown_macs(model: Model, cost: ModelCost) -> str:
+    layer = next(layer for layer in cost.layers if layer.macs is None)
+    unknown = [name for name in open_inputs(model) if name not in model.input_shapes]
+    sizes = "".join(f"; give --input-shape {name}:..., or data" for name in unknown[:1])
+    return f"MACs are not known: the sizes at '{layer.node}' ({layer.op}) are not known before the run{sizes}"

@@ -12,6 +12,7 @@ from typing import Any
 from onnxcompress.analysis.cost import model_cost, open_inputs
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.evaluation.reference import Reference
+from onnxcompress.graph import Model
 from onnxcompress.pipeline.measure import DataSets, measure, open_data, resolve_providers
 from onnxcompress.pipeline.open_sizes import with_sizes_of_data
 from onnxcompress.pipeline.outputs import write_together
@@ -31,7 +32,7 @@ from onnxcompress.pipeline.sweep_grid import (
 )
 from onnxcompress.pipeline.sweep_store import Store, point_of
 from onnxcompress.pipeline.sweep_work import Outcome, Task
-from onnxcompress.pipeline.task import open_outputs
+from onnxcompress.pipeline.task import number_outputs, open_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from onnxcompress.recipe.sweep_options import SweepOptions
@@ -215,7 +216,8 @@ def _check_data(asked: _Sweep, evaluation: Dataset | None, tell: Progress) -> No
         raise DataError("a sweep needs evaluation data: give --data PATH")
     session, length = Session(asked.source.content, asked.providers[0]), evaluation.length
     given, told = open_outputs(asked.source.model), lambda done: tell("accuracy of the original", done, length)
-    with Reference(session, evaluation, progress=told, open_outputs=given):
+    numbers = number_outputs(asked.source.model, asked.source.content, asked.recipe, [evaluation])
+    with Reference(session, evaluation, progress=told, numbers=numbers, open_outputs=given):
         pass
 
 
@@ -277,7 +279,13 @@ def _report(
         sweep=asked.options.to_json(),
         recipe=recipe,
         folder=str(asked.store.folder),
+        whole_numbers=_gives_whole_numbers(asked.source.model),
         versions=environment.versions(),
         platform=environment.machine(),
         seconds=seconds,
     )
+
+
+def _gives_whole_numbers(model: Model) -> bool:
+    """Whether all outputs hold whole numbers or truth values."""
+    return all(output.name in model.dtypes and model.dtype_of(output).kind in "iub" for output in model.graph.outputs)

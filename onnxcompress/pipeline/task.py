@@ -24,6 +24,9 @@ from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array, classifies
 
 _SAMPLES = 32
+_LABELLED_SAMPLES, _SURE = 256, 3.0
+"""How many labels tell which of several outputs they are of, and by how many standard deviations of a count."""
+
 _LEAST_CONFIDENCE = 0.05
 """Mean probability of the likeliest class. Of classifiers in use it is ten times that; C numbers of one size have 1 / C
 or somewhat more."""
@@ -49,9 +52,12 @@ def number_outputs(model: Model, content: bytes | Path, recipe: Recipe, data: Se
         DataError: the data cannot be read.
     """
     shaped = [each for each in compared_outputs(model, model) if classifies(model.shape_of(each.name) or ())]
-    if recipe.task == "classification" or (recipe.task == "auto" and any(each.has_labels for each in data)):
+    labelled = next((each for each in data if each.has_labels), None)
+    if recipe.task == "classification":
         shaped = []
-    if recipe.task == "auto" and shaped:
+    elif recipe.task == "auto" and labelled is not None:
+        shaped = _before_the_classes(shaped, content, labelled) if len(shaped) > 1 else []
+    elif recipe.task == "auto" and shaped:
         shaped = [each for each in shaped if _may_be_numbers(model, each)]
         shaped = _undecided(shaped, content, data[0]) if shaped and data else []
     return frozenset(name for each in shaped for name in (each.name, each.compared))
@@ -67,6 +73,24 @@ def open_outputs(model: Model) -> OpenOutputs:
 def _may_be_numbers(model: Model, output: Output) -> bool:
     is_output = any(output.name == tensor.name for tensor in model.graph.outputs)
     return is_output and output.compared == output.name
+
+
+def _before_the_classes(outputs: Sequence[Output], content: bytes | Path, data: Dataset) -> list[Output]:
+    """Return the outputs in front of the first that the labels are of: clearly less of them meet these than others do.
+
+    Several heads of one task meet about as many.
+    """
+    session = Session(content)
+    hits = np.zeros(len(outputs))
+    for batch in data.limit(_LABELLED_SAMPLES).batches():
+        answers = real_outputs(session, batch)
+        for number, each in enumerate(outputs):
+            scores = class_scores(answers[each.name], batch.size) if each.name in answers else None
+            if scores is not None and batch.labels is not None:
+                hits[number] += np.count_nonzero(scores.argmax(axis=1) == batch.labels)
+    scatter = _SURE * np.sqrt(np.maximum(hits, 1.0))
+    is_beaten = (2.0 * hits < hits.max()) & (hits + scatter < hits.max())
+    return list(outputs[: int(np.argmin(is_beaten))])
 
 
 def _undecided(outputs: Sequence[Output], content: bytes | Path, data: Dataset) -> list[Output]:

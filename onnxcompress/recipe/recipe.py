@@ -365,6 +365,11 @@ class Recipe:
         return chosen or (splits and self.limits_loss and not self.target)
 
     @property
+    def takes_faster_splits(self) -> bool:
+        """Whether each split is taken or not by itself, where times are known by whether it is faster."""
+        return not self.target and "auto" in (self.tucker, self.svd)
+
+    @property
     def limits_loss(self) -> bool:
         """Whether accuracy, or what the outputs hold, may only be lost up to a limit."""
         return self.max_drop is not None or self.max_error is not None

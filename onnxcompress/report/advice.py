@@ -167,8 +167,9 @@ def task_lines(report: Report) -> list[str]:
     accuracy = report.accuracy
     if accuracy is None or report.recipe.get("task", "auto") != "auto":
         return []
+    why = f"does not meet the labels, which are of '{accuracy.output}'" if accuracy.labels else "favours no class"
     lines = [
-        f"Output '{name}' favours no class, and is judged as numbers, by its relative error: if it holds class scores, "
+        f"Output '{name}' {why}, and is judged as numbers, by its relative error: if it holds class scores, "
         "give --task classification"
         for name in accuracy.numbers
     ]
@@ -303,6 +304,18 @@ def _unused(report: Report, recipe: Recipe) -> list[str]:
         lines.append(
             f"The training data were not used to train, because of --recover {recipe.recover}: "
             "leave it out, or give --recover finetune"
+        )
+    if (
+        recipe.time_table is not None
+        and recipe.plan is None
+        and not ("latency" in recipe.target or recipe.takes_faster_splits)
+    ):
+        why = (
+            "a search asks for shares of MACs" if Recipe.from_mapping(report.recipe).is_searched else "no time counted"
+        )
+        lines.append(
+            f"No split was chosen by the times of {recipe.time_table}, because {why}: they are for --target latency=F, "
+            "or for --tucker auto or --svd auto without a target"
         )
     if not done & _TRAINED:
         default = Recipe()

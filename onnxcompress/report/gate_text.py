@@ -64,7 +64,7 @@ def failed_by_interval(gate: GateResult) -> bool:
     """Whether the value itself keeps the limit, and only what `strict` asks for failed."""
     if gate.passed or not gate.strict or gate.value is None:
         return False
-    is_upper_limit = gate.name.startswith("max_")
+    is_upper_limit = gate.name.startswith(("max_", "target_"))
     return gate.value <= gate.limit if is_upper_limit else gate.value >= gate.limit
 
 
@@ -96,7 +96,7 @@ def gate_advice(gate: GateResult, report: Report) -> str:
     if gate.name == "target_latency":
         return "Latency scatters from one measurement to the next: ask for a little less, or measure on an idle machine"
     if gate.name.startswith("target_"):
-        return "A target counts weights before the file is written: ask for a little less"
+        return "What comes behind the splits is not known where they are chosen: ask for a little less"
     return ""
 
 
@@ -115,10 +115,19 @@ def _interval(gate: GateResult, digits: int, kind: str = "f") -> str:
 
 
 def _written(value: float, gate: GateResult, digits: int, kind: str = "f") -> str:
-    """Return a number, with a failed gate's as many digits as tell it from the limit; what is zero has no sign."""
+    """Return a number, with as many digits as leave it on its side of the limit; what is zero has no sign.
+
+    Of a failed gate it is not the limit itself, unless the value is.
+    """
     number = f"{value:.{digits}{kind}}"
     limit = float(f"{gate.limit:g}")
-    while not gate.passed and value != limit and float(number) == limit and digits < _MOST_DIGITS:
+    side = _side(value, limit)
+    while side != (shown := _side(float(number), limit)) and (shown or not gate.passed) and digits < _MOST_DIGITS:
         digits += 1
         number = f"{value:.{digits}{kind}}"
     return number if number.strip("-0.") else number.removeprefix("-")
+
+
+def _side(value: float, limit: float) -> int:
+    """Return -1 below the limit, 0 at it and 1 above."""
+    return (value > limit) - (value < limit)

@@ -6,7 +6,7 @@ Units as in `onnxcompress.report.figures`. The names are the keys of `sweep.json
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxcompress.evaluation.intervals import Interval
@@ -46,6 +46,13 @@ YARDSTICKS = {
     "relative_error": Yardstick("Relative error of the outputs", "error", (1.0, 2.0, 5.0, 10.0), 5.0, _PERCENT, 50.0),
 }
 """By what is measured: with labels, without, and where nothing classifies."""
+
+_OF_WHOLE_NUMBERS = replace(
+    YARDSTICKS["relative_error"],
+    title="Elements of the outputs that differ (of a class 1 - IoU)",
+    unit=("% of elements that differ", "% of elements that differ"),
+)
+"""Whole numbers are not larger or smaller by a share: see `evaluation.relative_error`."""
 
 MEASURES = ("bytes", "params", "macs", "latency")
 """What is compressed: `compression` has original / compressed of each."""
@@ -123,7 +130,8 @@ class SweepReport:
 
     Attributes:
         original_accuracy: percent of top-1, 100 where there are no labels; None where nothing classifies.
-        judged_by: a name of `YARDSTICKS`.
+        judged_by: a name of `YARDSTICKS`; `whole_numbers` whether the outputs hold nothing else, such as classes of
+            pixels: their error is the share that differs, or 1 - IoU of a class.
         fronts: {measure: names of the points that no other beats in both what is lost and that measure}.
     """
 
@@ -138,6 +146,7 @@ class SweepReport:
     sweep: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     folder: str = ""
+    whole_numbers: bool = False
     command: str = "sweep"
     versions: Mapping[str, str] = field(default_factory=dict)
     platform: Mapping[str, Any] = field(default_factory=dict)
@@ -151,6 +160,8 @@ class SweepReport:
     @property
     def yardstick(self) -> Yardstick:
         """What the points are judged by."""
+        if self.judged_by == "relative_error" and self.whole_numbers:
+            return _OF_WHOLE_NUMBERS
         return YARDSTICKS[self.judged_by]
 
     @property

@@ -29,6 +29,8 @@ def sweep_html(report: SweepReport) -> str:
         "agreement": "accuracy is agreement with the original's class",
         "relative_error": "the error is relative to the original's outputs",
     }[report.judged_by]
+    if report.judged_by == "relative_error" and report.whole_numbers:
+        what = "the error is the share of elements that differ from the original's, of a class 1 - IoU"
     failed = f", {len(report.failed)} without a result" if report.failed else ""
     about = f"{counted(len(report.points), 'point')}{failed}; {what}, on {counted(report.samples, 'sample')}"
     main = element(

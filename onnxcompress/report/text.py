@@ -32,8 +32,8 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float | None) -> str:
-    """Return a signed difference of percentages."""
-    return "-" if value is None else f"{value:+.1f} points"
+    """Return a signed difference of percentages; what is zero has a plus."""
+    return "-" if value is None else f"{round(value, 1) + 0.0:+.1f} points"
 
 
 def counted(number: float, noun: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -238,3 +239,40 @@ def test_an_input_of_two_axes_with_a_symbol_of_its_own_is_open_until_its_shape_i
     assert model_cost(model.at({"t": (1, 3)})).macs == MACS_OF_IMAGE_AND_TABLE
     assert model_cost(model.at({"t": (4, 3), "x": (4, 6, 8, 8)})).macs == MACS_OF_IMAGE_AND_TABLE
     assert open_inputs(Model.from_proto(image_and_table("n", 1))) == []
+
+
+def test_parameters_in_sub_graphs_count_and_what_is_multiplied_there_does_not() -> None:
+    def branch(name: str, *, deeper: bool) -> onnx.GraphProto:
+        weight = onnx.numpy_helper.from_array(np.ones((4, 8, 1, 1), np.float32), f"w_{name}")
+        nodes = [
+            helper.make_node("Constant", [], [f"c_{name}"], value=onnx.numpy_helper.from_array(np.float32(1.0))),
+            helper.make_node("Constant", [], [f"i_{name}"], value=onnx.numpy_helper.from_array(np.arange(5))),
+            helper.make_node("Conv", ["a", f"w_{name}"], [f"d_{name}"]),
+            helper.make_node("Add", [f"d_{name}", f"c_{name}"], [f"y_{name}"]),
+        ]
+        if deeper:
+            inner = [branch(f"{name}{side}", deeper=False) for side in "lr"]
+            nodes = [helper.make_node("If", ["flag"], [f"y_{name}"], then_branch=inner[0], else_branch=inner[1])]
+        out = helper.make_tensor_value_info(f"y_{name}", TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, name, [], [out], [] if deeper else [weight])
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv"),
+        helper.make_node(
+            "If", ["flag"], ["y"], "if", then_branch=branch("t", deeper=True), else_branch=branch("e", deeper=False)
+        ),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 6, 6]),
+        helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    weight = onnx.numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "w")
+    graph = helper.make_graph(nodes, "g", inputs, [output], [weight])
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    cost = model_cost(model)
+    assert (cost.params, cost.nested_params) == (216 + 3 * 33, 3 * 33)
+    assert cost.macs == 216 * 16
+    own = cost.layer("if")
+    assert own is not None
+    assert (own.params, own.macs) == (99, 0)

@@ -160,6 +160,9 @@ def test_gates_on_what_will_not_be_measured_are_refused_before_any_work() -> Non
         (GateResult("min_speedup", 1.5, 1.49999, False), "1.49999", "min_speedup is 1.49999, the limit is 1.5"),
         (GateResult("target_macs", 0.5, 0.5, True), "0.50", "target_macs is 0.5, the limit is 0.5"),
         (GateResult("target_macs", 0.5, 0.499999, True), "0.50", "target_macs is 0.5, the limit is 0.5"),
+        (GateResult("target_size", 0.544, 0.5443, False), "0.5443", "target_size is 0.5443, the limit is 0.544"),
+        (GateResult("target_size", 0.996, 0.9959, True), "0.996", "target_size is 0.9959, the limit is 0.996"),
+        (GateResult("min_compression", 1.504, 1.5041, True), "1.504", "min_compression is 1.504, the limit is 1.504"),
     ],
 )
 def test_a_value_that_failed_is_told_from_its_limit(gate: GateResult, value: str, sentence: str) -> None:
@@ -171,3 +174,11 @@ def test_the_end_of_an_interval_that_failed_is_told_from_the_limit() -> None:
     gate = GateResult("max_drop", 1.0, 0.5, False, (-0.25, 1.0004), strict=True)
     assert gate_value(gate) == "0.50 (95 %: -0.25 to 1.0004)"
     assert gate_sentence(gate).startswith("max_drop is 0.5 (95 %: -0.25 to 1.0004), the limit is 1, and with --strict")
+
+
+def test_a_strict_target_of_latency_says_what_failed() -> None:
+    by_interval = GateResult("target_latency", 0.6, 0.58, False, (0.55, 0.62), strict=True)
+    assert gate_verdict(by_interval) == "FAILED (--strict: the interval crosses the limit)"
+    by_value = GateResult("target_latency", 0.6, 0.65, False, (0.64, 0.66), strict=True)
+    assert gate_verdict(by_value) == "FAILED"
+    assert "whole interval" not in gate_sentence(by_value)

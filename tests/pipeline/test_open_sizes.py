@@ -149,3 +149,18 @@ def test_a_target_that_cannot_be_counted_names_the_node_and_the_input(options: d
         check_target_can_be_counted(model, model_cost(model), Recipe(**options))
     given = model.at({"t": (1, 3)})
     check_target_can_be_counted(given, model_cost(given), Recipe(**options))
+
+
+def test_macs_that_are_not_known_are_told_with_what_would_tell_them() -> None:
+    proto = image_and_table("n", "m")
+    options: dict[str, Any] = {"prune": 0.3, "latency": False}
+    report = onnxcompress.compress(proto, **options).report
+    assert report.input.macs is None
+    told = [line for line in report.warnings if "MACs are not known" in line]
+    assert told == [
+        "The model's MACs are not known: the sizes at 'dense' (MatMul) are not known before the run; give "
+        "--input-shape t:..., or data"
+    ]
+    known = onnxcompress.compress(proto, input_shape={"t": (1, 3)}, **options).report
+    assert known.input.macs == MACS_OF_IMAGE_AND_TABLE
+    assert not any("not known" in line for line in known.warnings)

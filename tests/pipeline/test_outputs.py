@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import onnxcompress
 from onnxcompress.errors import RecipeError
 from onnxcompress.pipeline.outputs import check_outputs, is_same_file
+from tests.tiny_models import conv_net
 
 
 def check(output: Path, source: Path, *, overwrite: bool = False, report: Path | None = None) -> None:
@@ -91,3 +93,14 @@ def test_files_that_do_not_exist_are_compared_by_path(tmp_path: Path) -> None:
     assert not is_same_file(tmp_path / "a", tmp_path / "b")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert is_same_file(tmp_path / "loop", tmp_path / "loop")
+
+
+def test_a_file_with_weights_beside_it_has_the_size_that_is_told(tmp_path: Path) -> None:
+    """Each of them begins at a page of its own, which weighs in a small model."""
+    options = {"prune": 0.5, "latency": False, "external_data": True, "output": str(tmp_path / "a longer name.onnx")}
+    report = onnxcompress.compress(conv_net(), min_compression=0.01, **options).report
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 2
+    assert report.output is not None
+    assert report.output.bytes == written
+    assert [gate.value for gate in report.gates] == [pytest.approx(report.input.bytes / written)]

@@ -70,6 +70,39 @@ def test_what_favours_no_class_holds_numbers() -> None:
     assert numbers(embedding_net(scale=0.2, tail="Sigmoid"), UNLABELLED) == {"y"}
 
 
+def with_features(*, width: int) -> onnx.ModelProto:
+    """Return `conv_net` whose first output holds what its classes are made of, `width` numbers."""
+    model = conv_net()
+    graph = model.graph
+    weight = np.random.default_rng(4).standard_normal((width, 256)).astype(np.float32)
+    graph.initializer.append(numpy_helper.from_array(weight, "features_weight"))
+    graph.node.append(helper.make_node("Gemm", ["f", "features_weight"], ["features"], "features", transB=1))
+    first = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", width])
+    outputs = [first, *graph.output]
+    del graph.output[:]
+    graph.output.extend(outputs)
+    return model
+
+
+@pytest.mark.parametrize("width", [3, 40])
+def test_labels_are_of_the_output_that_meets_them(width: int) -> None:
+    """Not of the first of several; of fewer numbers than there are classes, too."""
+    proto = with_features(width=width)
+    scores = Session(proto.SerializeToString()).run({"x": IMAGES})["y"]
+    labelled = [{"x": IMAGES, "labels": scores.argmax(axis=1)}]
+    assert numbers(proto, labelled) == {"features"}
+    accuracy = onnxcompress.compare(proto, proto, data=labelled, latency=False).accuracy
+    assert accuracy is not None
+    assert (accuracy.output, accuracy.original.top1, accuracy.numbers) == ("y", 100.0, ("features",))
+    # Where the labels tell nothing, or both outputs meet them, the first one is judged as before.
+    unmet = (scores.argmax(axis=1) + 1) % 4
+    assert numbers(with_features(width=4), [{"x": IMAGES, "labels": unmet}]) == frozenset()
+    twice = conv_net()
+    twice.graph.node.append(helper.make_node("Identity", ["y"], ["z"], "again"))
+    twice.graph.output.insert(0, helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 4]))
+    assert numbers(twice, labelled) == frozenset()
+
+
 def relative_error(proto: onnx.ModelProto, model: Model) -> float:
     one, two = (run_all(each, {"x": IMAGES})["y"].astype(np.float64) for each in (Model.from_proto(proto), model))
     return float(np.linalg.norm(one - two) / np.linalg.norm(one))

@@ -180,3 +180,23 @@ def test_a_predicted_latency_is_said_to_be_one_and_to_know_nothing_of_quantisati
     (line,) = (line for line in report()["warnings"] if "target_latency" in line)
     assert line.startswith("target_latency is not measured: it is what here.json predicts for its machine")
     assert ("what --quantize int8 does is not in it" in line) == (quantize == "int8")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--tucker", "auto", "--max-error", "30", "--data", "data.npz"], "a search asks for shares of MACs"),
+        (["--target", "macs=0.8"], "no time counted"),
+        (["--prune", "0.3"], "no time counted"),
+    ],
+)
+def test_a_table_that_decides_nothing_is_told(words: list[str], why: str, folder: Path) -> None:
+    run(*words, "--no-latency", "--round-to", "1")
+    told = [line for line in report()["warnings"] if "here.json" in line]
+    assert [line.split(":")[0] for line in told] == [f"No split was chosen by the times of here.json, because {why}"]
+
+
+def test_a_table_that_decides_is_not_told_to_be_idle(folder: Path) -> None:
+    for words in (TARGET, ["--tucker", "auto"]):
+        run(*words, "--no-latency")
+        assert not any("No split was chosen" in line for line in report()["warnings"])

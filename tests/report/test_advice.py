@@ -262,7 +262,7 @@ def test_a_search_that_kept_its_limit_names_the_limit() -> None:
     [
         ("target_latency", {"latency": (LATENCY,)}, "ask for a little less, or measure on an idle machine"),
         ("target_latency", {"latency": ()}, "Ask for a little less than what is predicted"),
-        ("target_macs", {}, "A target counts weights before the file is written"),
+        ("target_macs", {}, "What comes behind the splits is not known where they are chosen"),
         ("target_macs", {"output": None}, "the warning says how far it goes"),
     ],
 )

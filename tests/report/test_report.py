@@ -199,6 +199,12 @@ def test_figures_in_words() -> None:
     )
     assert text.times(1.001, "faster", "slower") == "same"
     assert text.times(None, "faster", "slower") == "-"
+    assert [text.points(value) for value in (-0.0, -0.04, -1.25, 0.06)] == [
+        "+0.0 points",
+        "+0.0 points",
+        "-1.2 points",
+        "+0.1 points",
+    ]
 
 
 def test_where_a_run_took_place() -> None:

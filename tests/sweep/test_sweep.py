@@ -89,6 +89,20 @@ def test_a_network_that_does_not_classify_is_judged_by_its_error(folder: Path) -
     assert (again.judged_by, again.gains) == (report.judged_by, report.gains)
 
 
+def test_classes_of_places_are_told_as_what_differs(folder: Path) -> None:
+    """1 - IoU of a class is no error relative to the size of a number."""
+    onnx.save(map_net(classes=True), "places.onnx")
+    np.savez("maps.npz", x=samples(24, seed=3))
+    report = onnxcompress.sweep("places.onnx", out="out", data="maps.npz", **GRID)
+    assert report.judged_by == "relative_error"
+    assert report.whole_numbers
+    plot = next(Path("out").glob("pareto-macs.svg")).read_text()
+    for written in (Path("out/sweep.html").read_text(), plot):
+        assert "1 - IoU" in written
+        assert "elative error" not in written
+        assert "relative to" not in written
+
+
 def test_a_sweep_goes_on_with_what_is_missing(folder: Path, counted: list[str]) -> None:
     onnxcompress.sweep("in.onnx", out="out", data="data.npz", **{**GRID, "prune_range": "0.25"})
     assert counted == [NAMES[0], NAMES[2], NAMES[3]]

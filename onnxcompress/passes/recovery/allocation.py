@@ -27,7 +27,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.cleanup.merge import has_linear_neighbours
 from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
 from onnxcompress.passes.recovery.allocation_latency import allocate_within_latency
-from onnxcompress.passes.recovery.allocation_merged import Merging, Saved, allocate_merged, cheapest
+from onnxcompress.passes.recovery.allocation_merged import Finished, Saved, allocate_merged, cheapest
 from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.error_metric import output_metrics
@@ -253,32 +253,30 @@ class Allocation(Pass):
         choices, sensitivity = measured.worth, measured.sensitivity
         cost, reference = model_cost(model), context.original_cost or model_cost(model)
         damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
-        costs: dict[str, list[Array]] = {}
-        limits: dict[str, float] = {}
+        targets = {kind: share for kind, share in self.config.targets.items() if kind != "latency"}
+        costs = {k: [np.array([self._cost_of(k, c) for c in own]) for own in choices.values()] for k in targets}
         biases = measured.biases if self.config.refitted else ()
-        saved = self._saved(model, context, measured)
-        for kind, share in self.config.targets.items():
-            if kind == "latency":
-                continue
-            own_costs = [np.array([self._cost_of(kind, c) for c in own]) for own in choices.values()]
-            movable = sum(float(own[0]) for own in own_costs)
-            costs[kind] = own_costs
-            stored = self.config.stored
-            present = stored.of_model(model, cost, context) if kind == "size" else _total(kind, cost)
-            present += {"size": stored.of_biases(biases), "params": sum(biases)}.get(kind, 0.0)
-            whole, fixed = _total(kind, reference), present - movable
-            limits[kind] = share * whole - fixed
-            least = fixed + sum(float(own.min()) for own in own_costs)
-            if least > share * whole and saved is not None:
-                least -= saved(cheapest(own_costs))[kind]
-            if least > share * whole:
+        fixed = {
+            kind: self._present(kind, model, cost, context, biases) - sum(float(own[0]) for own in own_costs)
+            for kind, own_costs in costs.items()
+        }
+        saved = self._saved(model, context, measured, costs, fixed)
+        limits: dict[str, float] = {}
+        for kind, share in targets.items():
+            whole = self._whole(kind, model, reference, context)
+            limits[kind] = share * whole - fixed[kind] - (context.spared_bytes if kind == "size" else 0.0)
+            least = sum(float(own.min()) for own in costs[kind])
+            if least > limits[kind] and saved is not None:
+                least -= saved(cheapest(costs[kind]))[kind]
+            if least > limits[kind]:
+                reached = share + (least - limits[kind]) / whole
                 # Rounded up, so that what is told can be reached.
                 raise BudgetInfeasibleError(
                     f"{kind}={share:g} cannot be reached: with every layer at its smallest choice it is "
-                    f"{math.ceil(least / whole * 1000) / 1000:.3f} of the original's"
+                    f"{math.ceil(reached * 1000) / 1000:.3f} of the original's"
                     f"{_held_by_whole_layers(kind, reference, measured.skipped)}; allow more, prune too (--prune), "
                     "or leave fewer layers out",
-                    {kind: least / whole},
+                    {kind: reached},
                 )
         if "latency" in self.config.targets:
             share = self.config.targets["latency"] * context.latency_factor
@@ -291,16 +289,43 @@ class Allocation(Pass):
             picked, times = allocate(damages, costs, limits), {}
         return {name: choices[name][at] for name, at in zip(choices, picked, strict=True)}, times
 
-    def _saved(self, model: Model, context: PassContext, measured: _Measured) -> Saved | None:
-        """Return what merging saves of a choice; None where nothing is merged, or times decide, which are measured."""
-        if not self.config.merges or "latency" in self.config.targets or not has_linear_neighbours(model):
+    def _whole(self, kind: str, model: Model, reference: ModelCost, context: PassContext) -> float:
+        """Return what a share is of."""
+        if kind == "size":
+            return float(context.original_bytes or model.size_bytes)
+        return _total(kind, reference)
+
+    def _present(self, kind: str, model: Model, cost: ModelCost, context: PassContext, biases: Sequence[int]) -> float:
+        """Return what the model costs with every layer whole, in the end."""
+        stored = self.config.stored
+        if kind == "size":
+            return stored.of_file(model, context) + stored.of_biases(biases)
+        return _total(kind, cost) + (sum(biases) if kind == "params" else 0.0)
+
+    def _saved(
+        self,
+        model: Model,
+        context: PassContext,
+        measured: _Measured,
+        costs: Mapping[str, Sequence[Array]],
+        fixed: Mapping[str, float],
+    ) -> Saved | None:
+        """Return what a choice saves in the end; None where it does not, or times decide, which are measured."""
+        merges = self.config.merges and has_linear_neighbours(model)
+        if "latency" in self.config.targets or not (merges or "size" in costs):
             return None
-        merging = Merging(model, context, measured.fitted if self.config.refitted else {})
+        fitted = measured.fitted if self.config.refitted else {}
+        finished = Finished(model, context, fitted, merges=merges, stored=self.config.stored)
         sharers, choices = measured.sharers, measured.worth
 
         def saved(picked: Sequence[int]) -> Mapping[str, float]:
             chosen = zip(choices.items(), picked, strict=True)
-            return merging.saved({node: own[at].split for (first, own), at in chosen for node in sharers[first]})
+            splits = {node: own[at].split for (first, own), at in chosen for node in sharers[first]}
+            own = finished.saved(splits)
+            if "size" in costs:
+                summed = sum(float(own[at]) for own, at in zip(costs["size"], picked, strict=True))
+                own["size"] = fixed["size"] + summed - finished.size(splits)
+            return own
 
         return saved
 
@@ -392,4 +417,4 @@ def _total(kind: str, cost: ModelCost) -> float:
         if cost.macs is None:
             raise RecipeError("target: the model's MACs are not known; a target of params needs none")
         return float(cost.macs)
-    return float(cost.params) if kind == "params" else float(cost.weight_bytes)
+    return float(cost.params)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.cost import ModelCost
+from onnxcompress.analysis.cost import ModelCost, model_cost
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
 from onnxcompress.operators import LAYERS
@@ -27,7 +27,8 @@ class StoredSize:
         channel: of one output channel with a bias, beside its weights: scales, a bias of 32 bits.
         rank: of one channel between two factors, which has no bias.
         window: of one entry of an LRN's window.
-        weighted: of a node with weights beside what the float model has of it; `other`: of another node.
+        weighted: of a node with weights beside what the float model has of it; `other`: of another node; `file`: of the
+            file as a whole.
         added: of a node that a split adds: its names, attributes and shapes.
         named: of a bias that a layer had not: its name, twice, and its shape.
         integers: whether what is slower in integers stays in float.
@@ -39,6 +40,7 @@ class StoredSize:
     window: float = _FLOAT_BYTES
     weighted: float = 0.0
     other: float = 0.0
+    file: float = 0.0
     added: float = 400.0
     named: float = 100.0
     integers: bool = False
@@ -52,14 +54,18 @@ class StoredSize:
         """Return the bytes of further biases of so many numbers each."""
         return sum((self.number + self.channel) * size + self.named for size in sizes)
 
-    def of_model(self, model: Model, cost: ModelCost, context: PassContext) -> float:
+    def of_file(self, model: Model, context: PassContext) -> float:
+        """Return the bytes that a float model's file will take."""
+        return model.size_bytes - model.weight_bytes + self._of_constants(model, model_cost(model), context)
+
+    def _of_constants(self, model: Model, cost: ModelCost, context: PassContext) -> float:
         """Return the bytes that a float model's constants, and what is added to them, will take.
 
         Of what stays in float, that which is known before anything is quantised is counted as such.
         """
         if self == FLOAT32:
             return float(cost.weight_bytes)
-        total = self.number * cost.params
+        total = self.number * (cost.params - cost.nested_params) + self.file
         params = {layer.node: layer.params for layer in cost.layers}
         for node in model.nodes:
             if is_window(node):
@@ -79,6 +85,6 @@ class StoredSize:
 
 
 FLOAT32 = StoredSize(_FLOAT_BYTES)
-FLOAT16 = StoredSize(2.0)
-# Measured on GoogLeNet in compact QDQ form.
-INT8 = StoredSize(1.0, channel=10.0, rank=5.0, window=0.02, weighted=530.0, other=120.0, added=520.0, integers=True)
+FLOAT16 = StoredSize(2.0, file=250.0)
+# Measured on GoogLeNet, SqueezeNet and small networks in compact QDQ form.
+INT8 = StoredSize(1.0, channel=10.0, rank=5.0, window=0.02, weighted=190.0, other=15.0, added=520.0, integers=True)
