@@ -205,6 +205,13 @@ def test_images_are_mirrored_only_where_the_original_does_not_mind() -> None:
     assert any("not mirrored" in note for note in outcome["notes"])
 
 
+@pytest.mark.parametrize(("shift", "kept"), [(0.1, True), (0.5, False)])
+def test_images_are_shifted_only_where_the_original_does_not_mind(shift: float, kept: bool) -> None:
+    # Half of the image further, a stripe is one of another class.
+    _, outcome = fine_tune(replace(CONFIG, epochs=1, views=Views(mirror=False, shift=shift)))
+    assert any("not shifted" in note for note in outcome["notes"]) != kept
+
+
 @pytest.mark.parametrize(
     ("trained", "batch"), [(1, 8), (160, 8), (319, 8), (320, 16), (640, 32), (1279, 32), (1280, 64), (10**6, 64)]
 )

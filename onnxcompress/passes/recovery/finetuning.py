@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,6 +63,9 @@ steps change little. By batches of 8, 16, 32 and 64 the best epoch after a refit
 
 # Share of its accuracy that the original must keep on mirrored images for them to be trained on.
 _MIRROR_SHARE = 0.95
+_SHIFT_SHARE = 0.75
+"""The same of shifted ones. Trained with shifts, networks that kept 0.84 of it gained up to 4 points more (digits) or
+as much (CIFAR-10); where a column's place is the class, one that kept 0.71 gained 1.6 less, one that kept 0.42 4.6."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class FineTuningConfig:
         decay: of weights.
         held_out: share of the samples that only judges; twice as much, and at least 30 or half, where they are few.
         device: of torch, or `auto`.
-        views: how samples that are images are varied; mirrored only where the original does not mind.
+        views: how samples that are images are varied; mirrored and shifted only where the original does not mind.
 
     Raises:
         RecipeError: a value out of range or unknown.
@@ -266,11 +269,9 @@ class _FineTuning:
         notes: list[str] = []
         original_accuracy = None
         if self._output is not None:
-            original_accuracy = self._accuracy(mirror=False)
+            original_accuracy = self._accuracy()
             self._check_classes(original_accuracy)
-            if self._views.mirror and self._accuracy(mirror=True) < _MIRROR_SHARE * original_accuracy:
-                self._views = replace(self._views, mirror=False)
-                notes.append("images are not mirrored in training: the original does not recognise mirrored ones")
+            notes = self._without_strange_views(original_accuracy)
         settings = TrainingSettings(
             self._config.epochs,
             self._config.rate,
@@ -337,13 +338,27 @@ class _FineTuning:
             self._original_scores.append(self._scores(self._pair.expected(feeds)))
         return self._original_scores[number]
 
-    def _accuracy(self, *, mirror: bool) -> float:
+    def _without_strange_views(self, accuracy: float) -> list[str]:
+        """Leave out views that the original, of this accuracy, does not recognise: they may be of other classes."""
+        notes: list[str] = []
+        if self._views.mirror and self._accuracy(self._data.mirrored) < _MIRROR_SHARE * accuracy:
+            self._views = replace(self._views, mirror=False)
+            notes.append("images are not mirrored in training: the original does not recognise mirrored ones")
+        if self._views.shift == 0.0:
+            return notes
+        shifts = Views(mirror=False, shift=self._views.shift)
+        generator = torch.Generator().manual_seed(self._context.seed)
+        if self._accuracy(lambda feeds: self._data.varied(feeds, shifts, generator)) < _SHIFT_SHARE * accuracy:
+            self._views = replace(self._views, shift=0.0)
+            notes.append("images are not shifted in training: the original does not recognise shifted ones")
+        return notes
+
+    def _accuracy(self, changed: Callable[[Tensors], Tensors] = lambda feeds: feeds) -> float:
         """Return the share of some hundreds of samples, all where there are fewer, that the original recognises."""
         right: list[Tensor] = []
         for feeds, labels in self._data.batches(self._data.some(_CHECKED), self._at_once):
             assert labels is not None
-            feeds = self._data.mirrored(feeds) if mirror else feeds
-            right.append(self._scores(self._pair.expected(feeds)).argmax(1) == labels)
+            right.append(self._scores(self._pair.expected(changed(feeds))).argmax(1) == labels)
         return float(torch.cat(right)[: min(_CHECKED, self._data.count)].double().mean())
 
     def _check_classes(self, accuracy: float) -> None:
