@@ -242,7 +242,11 @@ def _run_passes(
         # What a pass remembers is of the model that stands before it, another one for each pass of the same name.
         own = None if memory is None else memory.setdefault(f"{number} {each.name}", {})
         context = replace(context, checkpoint=checkpoints[number], memory=own)
+        kept = _stamp(checkpoints[number])
         result, stage, context = run_pass(each, model, context, plan, planned_only=asked.dry_run and each.trains)
+        if _stamp(checkpoints[number]) != kept:
+            # It trained: what a later training has kept began with other weights, as after Ctrl-C in this one.
+            context = replace(context, resume=False)
         if each.tidies and not result.modified:
             continue
         if asked.verify and result.modified:
@@ -259,6 +263,14 @@ def _run_passes(
         if asked.latency and each.name == Cleanup.name and model.weight_bytes <= _TIMED_APART_BYTES:
             cleaned = model
     return Ran(stages, model, None if cleaned is None else _credited(cleaned, stages))
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """Return what tells one content of a file from another, None where there is no file."""
+    if path is None or not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _credited(cleaned: Model, stages: Sequence[Stage]) -> Model | None:

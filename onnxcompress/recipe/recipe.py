@@ -191,7 +191,11 @@ class Recipe:
         "largest step, relative to each weight tensor's size (default: 0.0003 to reconstruct, 0.01 to fine-tune)",
     )
     train_batch: int | None = option(
-        None, Whole(minimum=1), TRAINING, "N", "samples of one step (default: 16 to reconstruct, 64 to fine-tune)"
+        None,
+        Whole(minimum=1),
+        TRAINING,
+        "N",
+        "samples of one step (default: 16 to reconstruct; to fine-tune 64, of few samples 32, 16 or 8)",
     )
     loss: str = option(
         "auto",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
@@ -25,8 +26,8 @@ def train(tmp_path: Path) -> str:
     return str(tmp_path / "train.npz")
 
 
-def run(*, output: Path | None = None, **options: Any) -> CompressionResult:
-    return compress(trained(), {**WITHOUT, **options}, output=output)
+def run(*, output: Path | None = None, progress: Any = None, **options: Any) -> CompressionResult:
+    return compress(trained(), {**WITHOUT, **options}, output=output, progress=progress)
 
 
 def stages(result: CompressionResult) -> list[str]:
@@ -94,6 +95,35 @@ def test_a_killed_run_takes_up_the_step_it_was_in(train: str, tmp_path: Path, mo
     saved.clear()
     assert run(**options, resume=True).model.to_bytes() == whole
     assert saved == ["out.onnx.training"] * 17
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "train.npz"]
+
+
+def test_what_a_later_step_kept_is_outdated_once_an_earlier_one_goes_on(
+    train: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxcompress.passes.recovery.finetuning import _FineTuning
+
+    judged = []
+
+    def better_each_time(self: _FineTuning) -> torch.Tensor:
+        judged.append(self)
+        return torch.full((40,), -float(len(judged)))
+
+    monkeypatch.setattr(_FineTuning, "_errors", better_each_time)
+    out = tmp_path / "out.onnx"
+    options = {"prune": 0.9, "steps": 2, "train": train, "epochs": 2, "train_batch": 16, "loss": "labels"}
+    whole = run(**options).model.to_bytes()
+    told = []
+
+    def interrupt(doing: str, done: int, total: int | None) -> None:
+        told.append(doing)
+        if doing == "fine-tuning" and told.count(doing) == 5:  # in the only epoch of the first step
+            raise KeyboardInterrupt
+
+    ended = run(**options, output=out, progress=interrupt)
+    assert ended.model.to_bytes() != whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx.training", "train.npz"]
+    assert run(**options, output=out, overwrite=True, resume=True).model.to_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "train.npz"]
 
 

@@ -22,7 +22,7 @@ from onnxcompress.passes.base import LABELS, PassContext, PassResult
 from onnxcompress.passes.recovery.augmentation import Views
 from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.checkpoints import Checkpoint
-from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig
+from onnxcompress.passes.recovery.finetuning import FineTuning, FineTuningConfig, default_batch
 from onnxcompress.passes.recovery.graph_module import GraphModule
 from onnxcompress.passes.recovery.output_errors import log_probabilities
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
@@ -203,6 +203,31 @@ def test_images_are_mirrored_only_where_the_original_does_not_mind() -> None:
     # A stripe on the left is another class than one on the right.
     _, outcome = fine_tune(replace(CONFIG, epochs=1, views=Views(mirror=True)))
     assert any("not mirrored" in note for note in outcome["notes"])
+
+
+@pytest.mark.parametrize(("shift", "kept"), [(0.1, True), (0.5, False)])
+def test_images_are_shifted_only_where_the_original_does_not_mind(shift: float, kept: bool) -> None:
+    # Half of the image further, a stripe is one of another class.
+    _, outcome = fine_tune(replace(CONFIG, epochs=1, views=Views(mirror=False, shift=shift)))
+    assert any("not shifted" in note for note in outcome["notes"]) != kept
+
+
+@pytest.mark.parametrize(
+    ("trained", "batch"), [(1, 8), (160, 8), (319, 8), (320, 16), (640, 32), (1279, 32), (1280, 64), (10**6, 64)]
+)
+def test_unless_given_the_batch_leaves_an_epoch_enough_steps(trained: int, batch: int) -> None:
+    assert default_batch(trained) == batch
+
+
+def test_of_few_images_a_step_takes_few() -> None:
+    told: list[int | None] = []
+    _, outcome = fine_tune(
+        replace(CONFIG, epochs=1, batch=None),
+        training=samples(100, 5, labels=True),
+        tell=lambda doing, done, total: told.append(total),
+    )
+    assert outcome["samples"]["trained"] == 70
+    assert told == [8] * 8
 
 
 def test_training_data_are_needed() -> None:

@@ -103,6 +103,11 @@ class TrainingData:
         """Return inputs with images mirrored left to right."""
         return {name: tensor.flip(3) if name == self.image_input else tensor for name, tensor in feeds.items()}
 
+    def varied(self, feeds: Mapping[str, Tensor], views: Views, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return inputs with random views of images."""
+        name = self.image_input
+        return {each: random_views(t, views, generator) if each == name else t for each, t in feeds.items()}
+
     def views(
         self, positions: Positions, views: Views | None, generator: torch.Generator | None
     ) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -110,9 +115,8 @@ class TrainingData:
         arrays = {name: torch.from_numpy(array) for name, array in self._files.read(positions).items()}
         labels = arrays.pop(LABELS, None)
         feeds = to_feeds(arrays, self._device)
-        name = self.image_input
-        if views is not None and generator is not None and name is not None:
-            feeds[name] = random_views(feeds[name], views, generator)
+        if views is not None and generator is not None:
+            feeds = self.varied(feeds, views, generator)
         return feeds, None if labels is None else labels.to(self._device)
 
 
