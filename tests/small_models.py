@@ -49,6 +49,21 @@ def build(
     return Model.from_proto(proto)
 
 
+def value(name: str, kind: int = TensorProto.FLOAT, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def branch(*nodes: onnx.NodeProto, weights: Mapping[str, Any] | None = None) -> onnx.GraphProto:
+    """Return a sub-graph that reads the tensors around it and gives what its last node does."""
+    made = [onnx.numpy_helper.from_array(np.asarray(own, np.float32), name) for name, own in (weights or {}).items()]
+    return helper.make_graph(nodes, "branch", [], [value(nodes[-1].output[0])], made)
+
+
+def choice(then: onnx.GraphProto, other: onnx.GraphProto, name: str = "if", output: str = "c") -> onnx.NodeProto:
+    """Return an If by the constant `yes`."""
+    return node("If", ["yes"], output, name=name, then_branch=then, else_branch=other)
+
+
 def session(content: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

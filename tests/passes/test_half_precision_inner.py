@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from onnxcompress.passes.base import PassContext, PassResult
 from onnxcompress.passes.quantization import Float16Conversion
-from tests.small_models import build, node, run_all
+from tests.small_models import branch, build, choice, node, run_all, value
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 6, 8, 8)).astype(np.float32)
-FLOAT = TensorProto.FLOAT
 CONSTANTS = {
     "v": RNG.standard_normal((6, 6, 1, 1)).astype(np.float32),
     "w": RNG.standard_normal((4, 6, 1, 1)).astype(np.float32),
@@ -29,25 +28,12 @@ CONSTANTS = {
 FIRST, LAST = node("Conv", ["x", "v"], "a", name="first"), node("Conv", ["c", "w"], "y", name="last")
 
 
-def info(name: str, kind: int = FLOAT, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def branch(*nodes: onnx.NodeProto, weights: Mapping[str, Any] | None = None) -> onnx.GraphProto:
-    made = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in (weights or {}).items()]
-    return helper.make_graph(nodes, "branch", [], [info(nodes[-1].output[0])], made)
-
-
-def choice(then: onnx.GraphProto, other: onnx.GraphProto, name: str = "if", output: str = "c") -> onnx.NodeProto:
-    return node("If", ["yes"], output, name=name, then_branch=then, else_branch=other)
-
-
 OTHER = branch(node("Abs", ["a"], "other"))
 BODY = helper.make_graph(
     [node("Identity", ["go"], "go on"), node("Add", ["state", "a"], "next")],
     "body",
-    [info("step", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("state")],
-    [info("go on", TensorProto.BOOL, []), info("next")],
+    [value("step", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("state")],
+    [value("go on", TensorProto.BOOL, []), value("next")],
 )
 
 
