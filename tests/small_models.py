@@ -64,9 +64,10 @@ def choice(then: onnx.GraphProto, other: onnx.GraphProto, name: str = "if", outp
     return node("If", ["yes"], output, name=name, then_branch=then, else_branch=other)
 
 
-def session(content: bytes) -> ort.InferenceSession:
+def session(content: bytes, *, optimised: bool = False) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -11,6 +11,7 @@ from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Skipped
+from onnxcompress.passes.quantization.gemm import differs_by_row
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -170,6 +171,8 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection
         return "its input is not computed in float32"
     if node.op not in WEIGHTED:
         return None if any(t.name in made for t in node.inputs) else "its input is not quantised"
+    if differs_by_row(node):
+        return "its bias differs from row to row"
     if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
         return None if node.inputs[1].values.dtype == np.float32 else "its weights are not float32"
     if node.op == "MatMul" and _is_float(model, node.inputs[1]):

@@ -38,13 +38,13 @@ def tell_apart(graph: onnx.GraphProto) -> None:
 def _tell_apart(graph: onnx.GraphProto, nodes: set[str], tensors: set[str], outer: Mapping[str, str]) -> None:
     own: dict[str, str] = {}
     for each in (*graph.input, *graph.initializer):
-        each.name = own.setdefault(each.name, own.get(each.name) or _free(each.name, tensors))
+        each.name = own.setdefault(each.name, own.get(each.name) or free_name(each.name, tensors))
     for node in graph.node:
-        node.name = _free(node.name, nodes)
+        node.name = free_name(node.name, nodes)
         node.input[:] = [own.get(name, outer.get(name, name)) for name in node.input]
         for inner in _graphs_of(node):
             _tell_apart(inner, nodes, tensors, {**outer, **own})
-        own |= {name: _free(name, tensors) for name in node.output}
+        own |= {name: free_name(name, tensors) for name in node.output}
         node.output[:] = [own[name] for name in node.output]
         if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
             numbers = np.array(helper.get_attribute_value(node.attribute[0]), np.float32)
@@ -53,7 +53,7 @@ def _tell_apart(graph: onnx.GraphProto, nodes: set[str], tensors: set[str], oute
         info.name = own.get(info.name, info.name)
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
     """Return `name`, with a number where it is taken, and take it; nothing is no name."""
     found = next(each for each in chain([name], (f"{name}_{n}" for n in count(1))) if not name or each not in taken)
     taken.add(found)

@@ -1,0 +1,49 @@
+"""Gemms as onnxruntime's quantizer takes them: it forgets `beta`, and wants a number of the bias for each column."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper, numpy_helper
+
+from onnxcompress.passes.quantization.inner import free_name
+
+
+def differs_by_row(node: gs.Node) -> bool:
+    """Whether a Gemm adds other constants to each of its rows."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return node.op == "Gemm" and isinstance(bias, gs.Constant) and len(bias.shape) == 2 and bias.shape[0] > 1
+
+
+def write_plainly(graph: onnx.GraphProto, nodes: Collection[str]) -> None:
+    """Move `alpha` and `beta` of Gemms into constant weights and biases, and spread these biases over the columns.
+
+    Args:
+        graph: is changed; what else reads the constants keeps them.
+        nodes: the names of the nodes that are meant.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    taken = {*constants, *(info.name for info in graph.input), *(n for node in graph.node for n in node.output)}
+    for node in graph.node:
+        if node.op_type != "Gemm" or node.name not in nodes or not set(node.input[1:]) <= constants.keys() | {""}:
+            continue
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        scaled = weight * np.float32(given.get("alpha", 1.0))
+        changed = {1: scaled} if given.get("alpha", 1.0) != 1.0 else {}
+        if len(node.input) > 2 and node.input[2]:
+            bias = numpy_helper.to_array(constants[node.input[2]])
+            columns = weight.shape[0] if given.get("transB") else weight.shape[1]
+            spread = np.broadcast_to(bias.reshape(-1) * np.float32(given.get("beta", 1.0)), (columns,))
+            if spread.shape != bias.shape or given.get("beta", 1.0) != 1.0:
+                changed[2] = np.ascontiguousarray(spread)
+        for position, values in changed.items():
+            name = free_name(f"{node.input[position]}_{node.name}", taken)
+            graph.initializer.append(numpy_helper.from_array(values, name))
+            node.input[position] = name
+        kept = [attribute for attribute in node.attribute if attribute.name not in ("alpha", "beta")]
+        del node.attribute[:]
+        node.attribute.extend(kept)

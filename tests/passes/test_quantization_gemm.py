@@ -1,0 +1,61 @@
+"""Gemms in eight bits in all the forms that they may have: their numbers stand in weight and bias alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext, PassResult
+from onnxcompress.passes.quantization import Int8Config, Int8Quantization, verify_quantization
+from tests.small_models import build, node, run_all, session
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((16, 12)).astype(np.float32)
+WEIGHT = RNG.standard_normal((12, 5)).astype(np.float32)
+
+
+def quantised(model: Model, *, symmetric: bool = False) -> PassResult:
+    context = PassContext(calibration=lambda: iter([{"x": X}]))
+    each = Int8Quantization(Int8Config(symmetric=symmetric))
+    return each.apply(model, each.plan(model, context), context)
+
+
+def gemm(bias: Any, *, rows: int | str = "n", **attributes: Any) -> Model:
+    constants = {"w": WEIGHT.T.copy() if attributes.get("transB") else WEIGHT, "c": np.asarray(bias, np.float32)}
+    return build([node("Gemm", ["x", "w", "c"], "y", name="gemm", **attributes)], constants, shape=(rows, 12))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("attributes", [{}, {"alpha": 0.3}, {"beta": 4.0}, {"alpha": 2.0, "beta": 0.0, "transB": 1}])
+@pytest.mark.parametrize("bias", [3.0, [3.0], [[3.0]], [3.0, -2.0, 1.0, 0.5, 4.0], [[3.0, -2.0, 1.0, 0.5, 4.0]]])
+def test_every_form_is_quantised(bias: Any, attributes: dict[str, Any], symmetric: bool) -> None:
+    model = gemm(bias, **attributes)
+    result = quantised(model, symmetric=symmetric)
+    assert [decision["node"] for decision in result.plan.decisions] == ["gemm"]
+    wanted, seen = (run_all(each, {"x": X})["y"] for each in (model, result.model))
+    optimised = session(result.model.to_bytes(), optimised=True).run(["y"], {"x": X})[0]
+    for values in (seen, optimised):
+        assert np.linalg.norm(values - wanted) < 0.03 * np.linalg.norm(wanted)
+    verify_quantization(model, result, {"x": X})
+
+
+@pytest.mark.parametrize("bias", [np.arange(16.0)[:, None], RNG.standard_normal((16, 5))])
+def test_a_bias_that_differs_from_row_to_row_stays_in_float(bias: np.ndarray) -> None:
+    result = quantised(gemm(bias, rows=16))
+    assert [(each.node, each.reason) for each in result.plan.skipped] == [("gemm", "its bias differs from row to row")]
+
+
+def test_what_several_gemms_share_serves_each_in_its_own_form() -> None:
+    constants = {"w": RNG.standard_normal((12, 12)).astype(np.float32), "c": RNG.standard_normal(12).astype(np.float32)}
+    nodes = [
+        node("Gemm", ["x", "w", "c"], "a", alpha=0.5, beta=2.0),
+        node("Gemm", ["a", "w", "c"], "b"),
+        node("Gemm", ["b", "w", "c"], "y", beta=0.5),
+    ]
+    model = build(nodes, constants, shape=("n", 12))
+    result = quantised(model)
+    wanted, seen = (run_all(each, {"x": X})["y"] for each in (model, result.model))
+    assert np.linalg.norm(seen - wanted) < 0.05 * np.linalg.norm(wanted)
