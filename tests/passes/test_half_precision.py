@@ -103,6 +103,15 @@ def test_casts_that_the_model_came_with_stay() -> None:
     assert np.array_equal(seen["rounded"], run_all(model, data())["rounded"])
 
 
+def test_an_operator_that_takes_float32_alone_stays() -> None:
+    nodes = [node("Conv", ["x", "v"], "a", name="first"), node("Celu", ["a"], "b", name="celu", alpha=0.5)]
+    model = build([*nodes, node("Conv", ["b", "w"], "y", name="last")], {"v": kernel(), "w": kernel(4)}, shape=SHAPE)
+    result = converted(model)
+    assert [(each.node, each.reason) for each in result.plan.skipped] == [("celu", "Celu has no half-precision form")]
+    wanted, seen = run_all(model, data())["y"], run_all(result.model, data())["y"]
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=3e-3 * np.abs(wanted).max())
+
+
 def test_squares_of_an_lrn_do_not_overflow() -> None:
     from onnxcompress.analysis.lrn import with_banded_lrn
 

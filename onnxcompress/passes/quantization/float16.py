@@ -55,7 +55,7 @@ class Float16Conversion(Pass):
             ModelError: the model has more than 2 GB of weights.
         """
         require_one_file(model, self.name)
-        kept, banded, quantised = _blocked_operators(), banded_nodes(model), quantised_nodes(model)
+        kept, banded, quantised = _kept_operators(model), banded_nodes(model), quantised_nodes(model)
         inside = _kept_inside(model, kept)
         tensors = list(float_tensors(model, model.nodes))
         largest: dict[str, float] = {}
@@ -147,8 +147,17 @@ def _converter() -> Any:
     return float16
 
 
-def _blocked_operators() -> frozenset[str]:
-    return frozenset(_converter().DEFAULT_OP_BLOCK_LIST)
+def _kept_operators(model: Model) -> frozenset[str]:
+    """Return what the converter leaves by default, and the model's operators that by its opset take float32 alone."""
+    ops = {each.op_type for each in with_inner(model.skeleton().graph.node) if each.domain in ("", "ai.onnx")}
+    return frozenset(_converter().DEFAULT_OP_BLOCK_LIST) | {op for op in ops if _takes_float32_alone(op, model.opset)}
+
+
+def _takes_float32_alone(op: str, opset: int) -> bool:
+    if not onnx.defs.has(op, ""):
+        return False
+    given = onnx.defs.get_schema(op, opset, "").inputs[:1]
+    return any("tensor(float)" in each.types and "tensor(float16)" not in each.types for each in given)
 
 
 def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelProto:
