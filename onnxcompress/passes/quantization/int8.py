@@ -33,11 +33,11 @@ from onnxcompress.passes.quantization.candidates import (
 )
 from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.passes.quantization.curves import curves
-from onnxcompress.passes.quantization.gemm import write_plainly
 from onnxcompress.passes.quantization.opset import with_opset
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.passes.quantization.shields import shield_float_nodes
 from onnxcompress.passes.quantization.sparing import spared_nodes
+from onnxcompress.passes.quantization.spelling import write_plainly
 from onnxcompress.runtime.block import saturates_signed_weights
 from onnxcompress.runtime.quiet import quiet_logging
 
@@ -175,7 +175,7 @@ class Int8Quantization(Pass):
         proto = with_opset(model.to_proto())
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
         nodes = [str(decision["node"]) for decision in plan.decisions]
-        write_plainly(proto.graph, nodes)
+        write_plainly(proto.graph, nodes, model.shapes)
         quantized = _quantized(proto, nodes, ranges, symmetric=symmetric)
         shield_float_nodes(quantized.graph)
         if unsigned:

@@ -59,3 +59,27 @@ def test_what_several_gemms_share_serves_each_in_its_own_form() -> None:
     result = quantised(model)
     wanted, seen = (run_all(each, {"x": X})["y"] for each in (model, result.model))
     assert np.linalg.norm(seen - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def test_a_pad_of_some_axes_is_one_of_all() -> None:
+    constants = {
+        "v": RNG.standard_normal((8, 4, 1, 1)).astype(np.float32),
+        "w": RNG.standard_normal((4, 8, 1, 1)).astype(np.float32),
+        "lengths": np.array([1, 1, 0, 1]),
+        "axes": np.array([2, -1]),
+    }
+    nodes = [
+        node("Conv", ["x", "v"], "a", name="first"),
+        node("Pad", ["a", "lengths", "", "axes"], "b", name="pad", mode="edge"),
+        node("AveragePool", ["b"], "c", name="pool", kernel_shape=[2, 2]),
+        node("Conv", ["c", "w"], "y", name="last"),
+    ]
+    model = build(nodes, constants, opset=21, shape=("n", 4, 8, 8))
+    images = {"x": RNG.standard_normal((4, 4, 8, 8)).astype(np.float32)}
+    context = PassContext(calibration=lambda: iter([images]))
+    each = Int8Quantization(Int8Config())
+    result = each.apply(model, each.plan(model, context), context)
+    assert "pad" in {decision["node"] for decision in result.plan.decisions}
+    wanted = run_all(model, images)["y"]
+    seen = session(result.model.to_bytes(), optimised=True).run(["y"], images)[0]
+    assert np.linalg.norm(seen - wanted) < 0.05 * np.linalg.norm(wanted)
