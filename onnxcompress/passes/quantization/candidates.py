@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.bias import differs_by_row
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Skipped
-from onnxcompress.passes.quantization.spelling import differs_by_row
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

@@ -10,17 +10,10 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
 from onnxcompress.graph import Shape
 from onnxcompress.passes.quantization.inner import free_name
-
-
-def differs_by_row(node: gs.Node) -> bool:
-    """Whether a Gemm adds other constants to each of its rows."""
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return node.op == "Gemm" and isinstance(bias, gs.Constant) and len(bias.shape) == 2 and bias.shape[0] > 1
 
 
 def write_plainly(graph: onnx.GraphProto, nodes: Collection[str], shapes: Mapping[str, Shape]) -> None:
