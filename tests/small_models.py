@@ -64,6 +64,17 @@ def choice(then: onnx.GraphProto, other: onnx.GraphProto, name: str = "if", outp
     return node("If", ["yes"], output, name=name, then_branch=then, else_branch=other)
 
 
+def repeated_sum(start: str, summand: str, output: str) -> onnx.NodeProto:
+    """Return a Loop by the constants `times` and `yes` that adds a tensor from around it; inference knows no shape."""
+    body = helper.make_graph(
+        [node("Identity", ["go"], "go on"), node("Add", ["state", summand], "next")],
+        "body",
+        [value("step", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("state")],
+        [value("go on", TensorProto.BOOL, []), value("next")],
+    )
+    return node("Loop", ["times", "yes", start], output, name="loop", body=body)
+
+
 def session(content: bytes, *, optimised: bool = False) -> ort.InferenceSession:
     options = ort.SessionOptions()
     if not optimised:

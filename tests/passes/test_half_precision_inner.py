@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from onnxcompress.passes.base import PassContext, PassResult
 from onnxcompress.passes.quantization import Float16Conversion
-from tests.small_models import branch, build, choice, node, run_all, value
+from tests.small_models import branch, build, choice, node, repeated_sum, run_all
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 6, 8, 8)).astype(np.float32)
@@ -21,20 +20,11 @@ CONSTANTS = {
     "w": RNG.standard_normal((4, 6, 1, 1)).astype(np.float32),
     "s": np.full((1,), 1.7, np.float32),
     "yes": np.array(True),
-    "no": np.array(False),
     "times": np.array(3),
     "axis": np.array(2),
 }
 FIRST, LAST = node("Conv", ["x", "v"], "a", name="first"), node("Conv", ["c", "w"], "y", name="last")
-
-
 OTHER = branch(node("Abs", ["a"], "other"))
-BODY = helper.make_graph(
-    [node("Identity", ["go"], "go on"), node("Add", ["state", "a"], "next")],
-    "body",
-    [value("step", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("state")],
-    [value("go on", TensorProto.BOOL, []), value("next")],
-)
 
 
 def checked(nodes: Sequence[onnx.NodeProto], exclude: str | None, tolerance: float = 3e-3) -> PassResult:
@@ -69,7 +59,7 @@ def test_a_branch_reads_what_was_converted_around_it(inside: list[onnx.NodeProto
 
 @pytest.mark.parametrize("exclude", ["^loop$", None])
 def test_a_body_reads_what_was_converted_around_it(exclude: str | None) -> None:
-    checked([FIRST, node("Loop", ["times", "yes", "x"], "c", name="loop", body=BODY), LAST], exclude)
+    checked([FIRST, repeated_sum("x", "a", "c"), LAST], exclude)
 
 
 def test_branches_may_use_the_same_names() -> None:
