@@ -1,4 +1,4 @@
-"""Gemms in eight bits in all the forms that they may have: their numbers stand in weight and bias alone."""
+"""Operators in eight bits in all the forms that they may have."""
 
 from __future__ import annotations
 
@@ -83,3 +83,22 @@ def test_a_pad_of_some_axes_is_one_of_all() -> None:
     wanted = run_all(model, images)["y"]
     seen = session(result.model.to_bytes(), optimised=True).run(["y"], images)[0]
     assert np.linalg.norm(seen - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def test_what_holds_no_numbers_stays_as_it_is() -> None:
+    constants = {
+        "w": RNG.standard_normal((12, 12)).astype(np.float32),
+        "v": RNG.standard_normal((12, 5)).astype(np.float32),
+        "sizes": np.array([12, 0]),
+    }
+    nodes = [
+        node("MatMul", ["x", "w"], "a", name="first"),
+        node("Split", ["a", "sizes"], "kept", "rest", name="split", axis=1),
+        node("Relu", ["rest"], "r", name="rectified"),
+        node("Concat", ["kept", "r"], "c", name="join", axis=1),
+        node("MatMul", ["c", "v"], "y", name="last"),
+    ]
+    result = quantised(build(nodes, constants, shape=("n", 12)))
+    assert {decision["node"] for decision in result.plan.decisions} == {"first", "last"}
+    reasons = {each.node: each.reason for each in result.plan.skipped}
+    assert reasons["split"] == reasons["join"] == "it reads or writes what held no numbers on the calibration data"
