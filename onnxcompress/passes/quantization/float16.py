@@ -77,6 +77,8 @@ class Float16Conversion(Pass):
                 skipped.append(Skipped(node.name, quantised[node.name]))
             elif node.op in kept:
                 skipped.append(Skipped(node.name, f"{node.op} has no half-precision form"))
+            elif node.op == "ScatterND" and node.attrs.get("reduction", "none") != "none":
+                skipped.append(Skipped(node.name, "onnxruntime's CPU has no half-precision kernel that reduces"))
             elif node.name in inside:
                 skipped.append(Skipped(node.name, f"its sub-graph has {inside[node.name]}, which stays in float32"))
             elif node.op == "LayerNormalization" and any(tensor.name for tensor in node.outputs[1:]):
