@@ -10,7 +10,7 @@ import pytest
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
 from onnxcompress.passes.quantization import Int8Config, Int8Quantization, verify_quantization
-from tests.small_models import build, node, run_all, session
+from tests.small_models import branch, build, choice, node, run_all, session
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((16, 12)).astype(np.float32)
@@ -102,3 +102,25 @@ def test_what_holds_no_numbers_stays_as_it_is() -> None:
     assert {decision["node"] for decision in result.plan.decisions} == {"first", "last"}
     reasons = {each.node: each.reason for each in result.plan.skipped}
     assert reasons["split"] == reasons["join"] == "it reads or writes what held no numbers on the calibration data"
+
+
+@pytest.mark.parametrize("rectifier", ["Relu", "Clip"])
+def test_what_a_branch_reads_of_a_layer_is_not_rectified(rectifier: str) -> None:
+    constants = {
+        "w": RNG.standard_normal((12, 12)).astype(np.float32),
+        "v": RNG.standard_normal((12, 5)).astype(np.float32),
+        "yes": np.array(True),
+        "zero": np.array(0.0, np.float32),
+    }
+    bounds = ["zero"] if rectifier == "Clip" else []
+    nodes = [
+        node("MatMul", ["x", "w"], "a", name="first"),
+        node(rectifier, ["a", *bounds], "r", name="rectifier"),
+        choice(branch(node("Sub", ["r", "a"], "b")), branch(node("Abs", ["a"], "other"))),
+        node("MatMul", ["c", "v"], "y", name="last"),
+    ]
+    model = build(nodes, constants, shape=("n", 12))
+    result = quantised(model)
+    assert {decision["node"] for decision in result.plan.decisions} == {"first", "last"}
+    wanted, seen = (run_all(each, {"x": X})["y"] for each in (model, result.model))
+    assert np.linalg.norm(seen - wanted) < 0.05 * np.linalg.norm(wanted)

@@ -165,6 +165,8 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection
     if slower is not None:
         return slower
     data = node.inputs[0]
+    if node.op in _RECTIFIERS and data.name in model.captured_names():
+        return "a sub-graph reads what it rectifies"
     if node.op == "Mul" and node.inputs[1] is data:
         return "squares span too many magnitudes for eight bits"
     if not _is_float(model, data):
