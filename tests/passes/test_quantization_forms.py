@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, PassResult
 from onnxcompress.passes.quantization import Int8Config, Int8Quantization, verify_quantization
-from tests.small_models import branch, build, choice, node, run_all, session
+from tests.small_models import branch, build, choice, node, repeated_sum, run_all, session
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((16, 12)).astype(np.float32)
@@ -124,3 +127,43 @@ def test_what_a_branch_reads_of_a_layer_is_not_rectified(rectifier: str) -> None
     assert {decision["node"] for decision in result.plan.decisions} == {"first", "last"}
     wanted, seen = (run_all(each, {"x": X})["y"] for each in (model, result.model))
     assert np.linalg.norm(seen - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+LOADS = """
+import sys
+import onnxruntime as ort
+ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+"""
+
+
+@pytest.mark.parametrize("mover", [("Slice", ["low", "high"], {}), ("MaxPool", [], {"kernel_shape": [2, 2]})])
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_what_a_loop_reads_stays_where_it_is(mover: Any, squeezed: bool, tmp_path: Path) -> None:
+    """onnxruntime ends the process where it moves a DequantizeLinear behind what a sub-graph reads."""
+    (op, others, attributes), read = mover, "m" if squeezed else "moved"
+    constants = {
+        "w": RNG.standard_normal((8, 4, 1, 1)).astype(np.float32),
+        "yes": np.array(True),
+        "low": np.array([0, 1, 1]),
+        "high": np.array([9, 3, 7]),
+        "axis": np.array([4]),
+        "times": np.array(2),
+        "row": np.array([1, -1]),
+    }
+    nodes = [
+        node("Conv", ["x", "w"], "y", name="layer"),
+        node(op, ["x", *others], "moved", name="moved", **attributes),
+        *([node("Unsqueeze", ["moved", "axis"], "m", name="wider")] if squeezed else []),
+        repeated_sum(read, read, "c"),
+        node("Reshape", ["c", "row"], "z"),
+    ]
+    model = build(nodes, constants, shape=("n", 4, 8, 8), outputs=("y", "z"))
+    images = {"x": RNG.standard_normal((4, 4, 8, 8)).astype(np.float32)}
+    context = PassContext(calibration=lambda: iter([images]))
+    each = Int8Quantization(Int8Config())
+    result = each.apply(model, each.plan(model, context), context).model
+    (tmp_path / "quantised.onnx").write_bytes(result.to_bytes())
+    command = [sys.executable, "-c", LOADS, str(tmp_path / "quantised.onnx")]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    before, after = (run_all(each, images)["z"] for each in (model, result))
+    np.testing.assert_allclose(after, before, rtol=0, atol=0.1)

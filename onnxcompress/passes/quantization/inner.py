@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress.importing import names_read
+from onnxcompress.importing import names_captured
 
 
 def with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -73,7 +73,7 @@ def cast_captured(graph: onnx.GraphProto, kept: Collection[str], floats: Collect
     halves &= set(floats)
     made = {name for node in graph.node for name in node.output}
     for node in [node for node in graph.node if node.name in kept]:
-        back = {name: f"{name}_cast_to_fp32" for name in names_read(node) if name in halves}
+        back = {name: f"{name}_cast_to_fp32" for name in names_captured(node) if name in halves}
         for name, other in back.items():
             if other not in made:
                 graph.node.append(helper.make_node("Cast", [name], [other], f"{other}_node", to=TensorProto.FLOAT))
