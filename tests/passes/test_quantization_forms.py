@@ -167,3 +167,18 @@ def test_what_a_loop_reads_stays_where_it_is(mover: Any, squeezed: bool, tmp_pat
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     before, after = (run_all(each, images)["z"] for each in (model, result))
     np.testing.assert_allclose(after, before, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("rectifier", ["Relu", "Clip"])
+def test_an_output_that_is_rectified_keeps_its_range(rectifier: str) -> None:
+    constants = {"w": WEIGHT, "v": RNG.standard_normal((5, 5)).astype(np.float32), "zero": np.array(0.0, np.float32)}
+    nodes = [
+        node("MatMul", ["x", "w"], "a", name="first"),
+        node(rectifier, ["a", *(["zero"] if rectifier == "Clip" else [])], "r", name="rectifier"),
+        node("MatMul", ["r", "v"], "y", name="last"),
+    ]
+    model = build(nodes, constants, shape=("n", 12), outputs=("y", "r", "a"))
+    result = quantised(model)
+    wanted, seen = (run_all(each, {"x": X}) for each in (model, result.model))
+    for name in ("y", "r", "a"):
+        assert np.linalg.norm(seen[name] - wanted[name]) < 0.05 * np.linalg.norm(wanted[name])

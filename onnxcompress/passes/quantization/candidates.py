@@ -167,6 +167,8 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection
     data = node.inputs[0]
     if node.op in _RECTIFIERS and data.name in model.captured_names():
         return "a sub-graph reads what it rectifies"
+    if node.op in _RECTIFIERS and any(data is tensor for tensor in model.graph.outputs):
+        return "what it rectifies is an output"  # the quantizer cuts the range of that, too
     if node.op == "Mul" and node.inputs[1] is data:
         return "squares span too many magnitudes for eight bits"
     if not _is_float(model, data):
