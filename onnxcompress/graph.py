@@ -143,6 +143,11 @@ class Model:
             self._captured_names = frozenset(name for extra in present for name in extra.captured)
         return self._captured_names
 
+    def names_read(self, node: gs.Node) -> tuple[str, ...]:
+        """Names of the tensors that a node reads, its sub-graphs included."""
+        extras = self._envelope.extras.get(node.name)
+        return (*(tensor.name for tensor in node.inputs if tensor.name), *(extras.captured if extras else ()))
+
     @staticmethod
     def is_constant(tensor: gs.Tensor) -> bool:
         """Whether the tensor's values are known before the model runs."""
@@ -290,9 +295,7 @@ class Model:
         for node in reversed(self.nodes):
             if any(t.name in wanted for t in node.outputs if t.name):
                 kept.append(node)
-                wanted.update(t.name for t in node.inputs if t.name)
-                extras = self._envelope.extras.get(node.name)
-                wanted.update(extras.captured if extras else ())
+                wanted.update(self.names_read(node))
             else:
                 unused.append(node)
         cut_links(unused)

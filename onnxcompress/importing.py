@@ -286,6 +286,11 @@ def _is_plain(attribute: onnx.AttributeProto) -> bool:
 def names_read(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the names of the tensors that a node reads, its sub-graphs included."""
     yield from (name for name in node.input if name)
+    yield from names_captured(node)
+
+
+def names_captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names of the tensors around them that a node's sub-graphs read."""
     for attribute in node.attribute:
         yield from _captured(attribute)
 

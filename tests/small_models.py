@@ -49,9 +49,36 @@ def build(
     return Model.from_proto(proto)
 
 
-def session(content: bytes) -> ort.InferenceSession:
+def value(name: str, kind: int = TensorProto.FLOAT, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def branch(*nodes: onnx.NodeProto, weights: Mapping[str, Any] | None = None) -> onnx.GraphProto:
+    """Return a sub-graph that reads the tensors around it and gives what its last node does."""
+    made = [onnx.numpy_helper.from_array(np.asarray(own, np.float32), name) for name, own in (weights or {}).items()]
+    return helper.make_graph(nodes, "branch", [], [value(nodes[-1].output[0])], made)
+
+
+def choice(then: onnx.GraphProto, other: onnx.GraphProto, name: str = "if", output: str = "c") -> onnx.NodeProto:
+    """Return an If by the constant `yes`."""
+    return node("If", ["yes"], output, name=name, then_branch=then, else_branch=other)
+
+
+def repeated_sum(start: str, summand: str, output: str) -> onnx.NodeProto:
+    """Return a Loop by the constants `times` and `yes` that adds a tensor from around it; inference knows no shape."""
+    body = helper.make_graph(
+        [node("Identity", ["go"], "go on"), node("Add", ["state", summand], "next")],
+        "body",
+        [value("step", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("state")],
+        [value("go on", TensorProto.BOOL, []), value("next")],
+    )
+    return node("Loop", ["times", "yes", start], output, name="loop", body=body)
+
+
+def session(content: bytes, *, optimised: bool = False) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

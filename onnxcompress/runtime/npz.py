@@ -127,6 +127,7 @@ def read_members(path: Path) -> dict[str, Member]:
     """
     members: dict[str, Member] = {}
     with opened_archive(path) as archive:
+        rows = path.stat().st_size
         for entry in archive.namelist():
             name = entry.removesuffix(".npy")
             try:
@@ -134,12 +135,21 @@ def read_members(path: Path) -> dict[str, Member]:
                     member = read_header(stream, entry)
                 if member.dtype.hasobject:
                     raise DataError(f"array '{name}' holds pickled objects, which are never loaded")
-                _check_length(member, archive.getinfo(entry).file_size)
+                if _row_bytes(member):
+                    _check_length(member, archive.getinfo(entry).file_size)
+                    rows = max([rows, *member.shape[:1]])
             except DataError as error:
                 raise DataError(f"{path}: {error}") from error
             except Exception as error:
                 raise DataError(f"{path}: array '{name}' is damaged: {error}") from error
             members[name] = member
+    for member in members.values():
+        # How many rows of no numbers there are only the arrays beside them tell; more than the file's bytes are none.
+        if not _row_bytes(member) and member.shape and member.shape[0] > rows:
+            raise DataError(
+                f"{path}: array '{member.name}' ends early: {list(member.shape)} holds nothing, and no array "
+                "beside it has as many rows"
+            )
     return members
 
 
@@ -183,10 +193,13 @@ def read_header(stream: IO[bytes], entry: str) -> Member:
     return Member(entry.removesuffix(".npy"), entry, shape, dtype, fortran_order)
 
 
+def _row_bytes(member: Member) -> int:
+    return math.prod(member.shape[1:]) * member.dtype.itemsize
+
+
 def _check_length(member: Member, size: int) -> None:
     """Refuse a header that claims more rows than the entry of `size` bytes can hold."""
-    row = math.prod(member.shape[1:]) * member.dtype.itemsize
-    if member.shape and member.shape[0] * max(row, 1) > size:
+    if member.shape and member.shape[0] * _row_bytes(member) > size:
         claimed = f"{member.dtype} {list(member.shape)}"
         raise DataError(f"array '{member.name}' ends early: {size} bytes do not hold {claimed}; copy the file again")
 
@@ -195,7 +208,7 @@ def _check_length(member: Member, size: int) -> None:
 def _rows(archive: zipfile.ZipFile, member: Member, path: Path) -> Iterator[Callable[[Positions], Array]]:
     """Yield a reader of rows at ascending positions, which never goes back in the (often compressed) stream."""
     row_shape = member.shape[1:]
-    row_bytes = math.prod(row_shape) * member.dtype.itemsize
+    row_bytes = _row_bytes(member)
     with ExitStack() as opened:
         try:
             stream = opened.enter_context(archive.open(member.entry))

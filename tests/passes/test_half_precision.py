@@ -103,6 +103,31 @@ def test_casts_that_the_model_came_with_stay() -> None:
     assert np.array_equal(seen["rounded"], run_all(model, data())["rounded"])
 
 
+def test_an_operator_that_takes_float32_alone_stays() -> None:
+    nodes = [node("Conv", ["x", "v"], "a", name="first"), node("Celu", ["a"], "b", name="celu", alpha=0.5)]
+    model = build([*nodes, node("Conv", ["b", "w"], "y", name="last")], {"v": kernel(), "w": kernel(4)}, shape=SHAPE)
+    result = converted(model)
+    assert [(each.node, each.reason) for each in result.plan.skipped] == [("celu", "Celu has no half-precision form")]
+    wanted, seen = run_all(model, data())["y"], run_all(result.model, data())["y"]
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=3e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("reduction", ["none", "add", "max"])
+def test_scattered_updates_run(reduction: str) -> None:
+    nodes = [
+        node("Conv", ["x", "v"], "a", name="first"),
+        node("ScatterND", ["a", "places", "updates"], "b", name="scatter", reduction=reduction),
+        node("Conv", ["b", "w"], "y", name="last"),
+    ]
+    updates = RNG.standard_normal((2, 6, 8, 8)).astype(np.float32)
+    constants = {"v": kernel(), "w": kernel(4), "places": np.array([[1], [3]]), "updates": updates}
+    model = build(nodes, constants, opset=18, shape=SHAPE)
+    result = converted(model)
+    assert ("scatter" in {each["node"] for each in result.plan.decisions}) == (reduction == "none")
+    wanted, seen = run_all(model, data())["y"], run_all(result.model, data())["y"]
+    np.testing.assert_allclose(seen, wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
+
+
 def test_squares_of_an_lrn_do_not_overflow() -> None:
     from onnxcompress.analysis.lrn import with_banded_lrn
 

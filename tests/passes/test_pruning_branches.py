@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxcompress.analysis.channels import ChannelAnalysis, find_groups
 from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes
-from tests.small_models import build, node
+from tests.small_models import build, node, repeated_sum
 
 
 def test_selective_kernels() -> None:
@@ -52,3 +52,18 @@ def test_features_read_where_a_flow_points_leave_and_the_flow_stays() -> None:
     assert shapes(prune(model)) == {"a": (4, 6, 1, 1), "b": (4, 6, 1, 1), "flow": (2, 4, 1, 1), "c": (3, 4, 1, 1)}
     (flow,) = (group for group in find_groups(ChannelAnalysis(model)).groups if "flow" in group.producers)
     assert set(flow.frozen.values()) == {"reaches 'GridSample_4': computed positions of GridSample"}
+
+
+def test_layers_behind_a_loop_of_unknown_shape() -> None:
+    constants: Constants = {"times": 2, "yes": True, "flat": [-1, 3]}
+    nodes = [
+        repeated_sum("x", "x", "sum"),
+        conv("a", "sum", constants, 6, 8),
+        node("Relu", ["a"], "r"),
+        conv("b", "r", constants, 8, 3),
+        node("GlobalAveragePool", ["b"], "pooled"),
+        node("Reshape", ["pooled", "flat"], "y"),
+    ]
+    model = build(nodes, constants, shape=("n", 6, 8, 8))
+    assert model.shape_of("r") is None
+    assert shapes(prune(model)) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}

@@ -141,6 +141,16 @@ def test_images_of_no_height(tmp_path: Path) -> None:
         open_dataset(tmp_path / "d.npz", [image_input()], preprocess="unit")
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_no_numbers(order: Any, tmp_path: Path) -> None:
+    images = np.repeat(X, 100, axis=0)
+    np.savez(tmp_path / "d.npz", x=images, past=np.zeros((1000, 4, 0, 8), np.float32, order=order))
+    inputs = [image_input(), TensorInfo("past", np.dtype(np.float32), (None, 4, 0, 8))]
+    batches = list(open_dataset(tmp_path / "d.npz", inputs).batches(400))
+    assert [batch.inputs["past"].shape for batch in batches] == [(400, 4, 0, 8), (400, 4, 0, 8), (200, 4, 0, 8)]
+    assert np.array_equal(np.concatenate([batch.inputs["x"] for batch in batches]), images)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_none_are_the_datas_fault(value: float, tmp_path: Path) -> None:
     broken = X.copy()

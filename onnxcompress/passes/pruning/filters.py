@@ -217,8 +217,8 @@ def _lengths(model: Model, groups: ChannelGroups, feeds: Mapping[str, npt.NDArra
     """Return {tensor name: shape} as `feeds` run; what consumers read is measured where inference leaves it open."""
     shapes = model.shapes_for({name: values.shape for name, values in feeds.items()})
     inputs = {node.name: node.inputs for node in model.nodes}
-    spread = [each for each in groups.analysis.findings.consumers if None in each.labels.inner]
-    read = dict.fromkeys(inputs[each.node][each.position].name for each in spread)
-    unknown = [name for name in read if not all(isinstance(length, int) for length in shapes.get(name) or (None,))]
+    read = [(inputs[each.node][each.position].name, each.labels) for each in groups.analysis.findings.consumers]
+    needed = dict.fromkeys(name for name, labels in read if None in labels.inner or name not in shapes)
+    unknown = [name for name in needed if not all(isinstance(length, int) for length in shapes.get(name, (None,)))]
     measured = run_model(model, feeds, unknown) if unknown else {}
     return {**shapes, **{name: values.shape for name, values in measured.items()}}

@@ -26,6 +26,8 @@ def tensor_histograms(
 ) -> dict[str, Histogram]:
     """Return the histogram of each tensor over about `samples` calibration samples, spread evenly over the stream.
 
+    Tensors that hold no numbers have none.
+
     Raises:
         DataError: there are no samples, or a tensor holds NaN or infinity; it is named.
         ModelError: onnxruntime cannot run the model.
@@ -38,10 +40,10 @@ def tensor_histograms(
         tell("ranges of the tensors", done, len(batches))
         for name, values in captured.items():
             histograms[name].add(values, _MOST_VALUES)
-    for name, histogram in histograms.items():
-        if histogram.count == 0:
-            raise DataError(f"tensor '{name}' held no values on the calibration data")
-    return histograms
+    counted = {name: histogram for name, histogram in histograms.items() if histogram.count > 0}
+    if not counted:
+        raise DataError(f"tensor '{tensors[0]}' held no values on the calibration data")
+    return counted
 
 
 def spread_batches(

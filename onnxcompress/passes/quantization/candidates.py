@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.bias import differs_by_row
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
@@ -164,12 +165,18 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection
     if slower is not None:
         return slower
     data = node.inputs[0]
+    if node.op in _RECTIFIERS and data.name in model.captured_names():
+        return "a sub-graph reads what it rectifies"
+    if node.op in _RECTIFIERS and any(data is tensor for tensor in model.graph.outputs):
+        return "what it rectifies is an output"  # the quantizer cuts the range of that, too
     if node.op == "Mul" and node.inputs[1] is data:
         return "squares span too many magnitudes for eight bits"
     if not _is_float(model, data):
         return "its input is not computed in float32"
     if node.op not in LAYERS:
         return None if any(t.name in made for t in node.inputs) else "its input is not quantised"
+    if differs_by_row(node):
+        return "its bias differs from row to row"
     if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
         return None if node.inputs[1].values.dtype == np.float32 else "its weights are not float32"
     if node.op == "MatMul" and _is_float(model, node.inputs[1]):

@@ -7,10 +7,12 @@ nodes a value passes float16 and back, where it overflows as if nothing had stay
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from itertools import count
 
 import onnx
+
+from onnxcompress.passes.quantization.inner import with_inner
 
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -40,7 +42,7 @@ def free_names(graph: onnx.GraphProto) -> dict[str, str]:
         return found
 
     of_nodes, of_tensors = renamed(nodes), renamed(tensors)
-    for node in _with_inner(graph.node):
+    for node in with_inner(graph.node):
         node.input[:] = [of_tensors.get(name, name) for name in node.input]
     for node in graph.node:
         node.name = of_nodes.get(node.name, node.name)
@@ -71,7 +73,7 @@ def without_detours(graph: onnx.GraphProto, given: Collection[str]) -> None:
         elif source not in inputs:
             made[source] = node.output[0]
     kept = [node for node in graph.node if not {*direct, *made.values()} & set(node.output)]
-    readers = list(_with_inner(kept))
+    readers = list(with_inner(kept))
     for node in readers:
         node.input[:] = [direct.get(name, name) for name in node.input]
     read = {name for node in readers for name in node.input} | outputs
@@ -85,15 +87,6 @@ def without_detours(graph: onnx.GraphProto, given: Collection[str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
     del graph.node[:]
     graph.node.extend(kept)
-
-
-def _with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes and those of their sub-graphs, which read the tensors around them, too."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _with_inner(inner.node)
 
 
 def _target(node: onnx.NodeProto) -> int:

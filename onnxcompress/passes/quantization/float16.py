@@ -10,12 +10,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.lrn import banded_nodes
+from onnxcompress.analysis.quantised import is_quantised_operator
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.passes.quantization.casts import free_names, without_detours
+from onnxcompress.passes.quantization.inner import cast_captured, tell_apart, with_inner
 from onnxcompress.passes.quantization.opset import weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.runtime.quiet import quiet_logging
@@ -53,7 +55,8 @@ class Float16Conversion(Pass):
             ModelError: the model has more than 2 GB of weights.
         """
         require_one_file(model, self.name)
-        kept, banded, quantised = _blocked_operators(), banded_nodes(model), quantised_nodes(model)
+        kept, banded, quantised = _kept_operators(model), banded_nodes(model), quantised_nodes(model)
+        inside = _kept_inside(model, kept)
         tensors = list(float_tensors(model, model.nodes))
         largest: dict[str, float] = {}
         if context.calibration is not None and tensors:
@@ -74,6 +77,10 @@ class Float16Conversion(Pass):
                 skipped.append(Skipped(node.name, quantised[node.name]))
             elif node.op in kept:
                 skipped.append(Skipped(node.name, f"{node.op} has no half-precision form"))
+            elif node.op == "ScatterND" and node.attrs.get("reduction", "none") != "none":
+                skipped.append(Skipped(node.name, "onnxruntime's CPU has no half-precision kernel that reduces"))
+            elif node.name in inside:
+                skipped.append(Skipped(node.name, f"its sub-graph has {inside[node.name]}, which stays in float32"))
             elif node.op == "LayerNormalization" and any(tensor.name for tensor in node.outputs[1:]):
                 skipped.append(Skipped(node.name, "the mean and deviation that it gives are float32 whatever it reads"))
             elif max(values * self.config.headroom, weights) > _LARGEST:
@@ -128,14 +135,31 @@ def _largest_constant(tensor: Any) -> float:
     return float(np.abs(tensor.values).max())
 
 
+def _kept_inside(model: Model, kept: frozenset[str]) -> dict[str, str]:
+    """Return {node: an operator of its sub-graphs} of nodes whose sub-graphs cannot be converted."""
+    nodes = [(node.name, with_inner([node])) for node in model.skeleton().graph.node]
+    ops = {name: [each.op_type for each in inner][1:] for name, inner in nodes}
+    stay = {name: [op for op in own if op in kept or is_quantised_operator(op)] for name, own in ops.items()}
+    return {name: own[0] for name, own in stay.items() if own}
+
+
 def _converter() -> Any:
     from onnxruntime.transformers import float16
 
     return float16
 
 
-def _blocked_operators() -> frozenset[str]:
-    return frozenset(_converter().DEFAULT_OP_BLOCK_LIST)
+def _kept_operators(model: Model) -> frozenset[str]:
+    """Return what the converter leaves by default, and the model's operators that by its opset take float32 alone."""
+    ops = {each.op_type for each in with_inner(model.skeleton().graph.node) if each.domain in ("", "ai.onnx")}
+    return frozenset(_converter().DEFAULT_OP_BLOCK_LIST) | {op for op in ops if _takes_float32_alone(op, model.opset)}
+
+
+def _takes_float32_alone(op: str, opset: int) -> bool:
+    if not onnx.defs.has(op, ""):
+        return False
+    given = onnx.defs.get_schema(op, opset, "").inputs[:1]
+    return any("tensor(float)" in each.types and "tensor(float16)" not in each.types for each in given)
 
 
 def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelProto:
@@ -145,13 +169,21 @@ def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelPr
     float32_nodes = [renamed.get(name, name) for name in float32_nodes]
     given = {node.name for node in proto.graph.node}
     weights_are_no_inputs(proto)
+    tell_apart(proto.graph)
+    floats = _float32_tensors(proto.graph)
     with quiet_logging():
         result = _converter().convert_float_to_float16(
             proto, keep_io_types=True, op_block_list=[], node_block_list=float32_nodes
         )
+        cast_captured(result.graph, float32_nodes, floats)
         without_detours(result.graph, given)
         ordered = ONNXModel(result)
         ordered.topological_sort()
     del ordered.model.graph.value_info[:]
     checked: onnx.ModelProto = ordered.model
     return checked
+
+
+def _float32_tensors(graph: onnx.GraphProto) -> set[str]:
+    made = (info.name for info in graph.value_info if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+    return {*made, *(tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)}

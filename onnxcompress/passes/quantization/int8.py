@@ -37,10 +37,12 @@ from onnxcompress.passes.quantization.opset import with_opset
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.passes.quantization.shields import shield_float_nodes
 from onnxcompress.passes.quantization.sparing import spared_nodes
+from onnxcompress.passes.quantization.spelling import write_plainly
 from onnxcompress.runtime.block import saturates_signed_weights
 from onnxcompress.runtime.quiet import quiet_logging
 
 _MOST_LOST = 0.5
+_EMPTY = "it reads or writes what held no numbers on the calibration data"
 
 _FEW_SAMPLES = 16
 """With fewer the ranges of other samples are guessed: from one image a MobileNet lost a fifth of its answers."""
@@ -105,10 +107,11 @@ class Int8Quantization(Pass):
             name: own.best_range(symmetric=self.config.symmetric, curve=behind.get(name))
             for name, own in histograms.items()
         }
-        ranges = {name: measured[source] for name, source in sources.items()}
+        ranges = {name: measured[source] for name, source in sources.items() if source in measured}
         coarse = {node.name: reason for node in nodes if (reason := _why_too_coarse(node, ranges)) is not None}
-        left = {**quantised, **coarse}
-        if coarse:
+        empty = {node.name: _EMPTY for node in nodes if not ranges.keys() >= float_tensors(model, [node]).keys()}
+        left = {**quantised, **coarse, **empty}
+        if coarse or empty:
             nodes, skipped = find_candidates(model, context, left)
         spared = self._spared(model, context, nodes, ranges, left)
         if spared:
@@ -174,6 +177,7 @@ class Int8Quantization(Pass):
         proto = with_opset(model.to_proto())
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
         nodes = [str(decision["node"]) for decision in plan.decisions]
+        write_plainly(proto.graph, nodes, model.shapes)
         quantized = _quantized(proto, nodes, ranges, symmetric=symmetric)
         shield_float_nodes(quantized.graph)
         if unsigned:

@@ -5,6 +5,8 @@ with one scale for all channels (`WeightBiasQuantization`): a layer that was exc
 bits cost too much, in accuracy or in time, would compute in eight bits all the same. It does not look past another
 activation than Relu and Clip. And it moves a DequantizeLinear behind a MaxPool, whose 8-bit form takes up to 20 times
 as long, but not past an activation. One of slope one changes nothing, and behind a layer is part of its kernel.
+
+Where it moves one behind what a sub-graph (of If, Loop, Scan) reads as well, it ends the whole process.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ from itertools import count
 
 import onnx
 
+from onnxcompress.importing import names_captured
+
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LOOKED_PAST = frozenset({"Clip", "Relu"})
+_MOVED_PAST = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def shield_float_nodes(graph: onnx.GraphProto) -> None:
     """Put an activation of slope one behind layers, and in front of pools, that onnxruntime would quantise.
+
+    So it does in front of what a DequantizeLinear must not be moved past.
 
     Args:
         graph: of a QDQ model in topological order; is changed.
@@ -32,6 +39,7 @@ def shield_float_nodes(graph: onnx.GraphProto) -> None:
         for name in node.input:
             readers[name].append(node)
     outputs = {each.name for each in graph.output}
+    captured = {name for node in graph.node for name in names_captured(node)}
     taken = {*constants, *makers, *readers, *(node.name for node in graph.node)}
 
     def fresh(hint: str) -> str:
@@ -42,10 +50,14 @@ def shield_float_nodes(graph: onnx.GraphProto) -> None:
     nodes = []
     for node in graph.node:
         nodes.append(node)
+        result = node.output[0]
+        if result in captured and node.op_type in _MOVED_PAST and _is_dequantised(node, makers):
+            source, node.input[0] = node.input[0], fresh(node.input[0])
+            nodes.insert(-1, _shield(source, node.input[0], node.input[0]))
+            continue
         before = makers.get(node.input[0]) if node.input else None
         if before is None or before.op_type != "DequantizeLinear":
             continue
-        result = node.output[0]
         if node.op_type in _LAYERS and node.input[1] in constants and _is_quantised(result, readers, outputs):
             node.output[0] = fresh(result)
             nodes.append(_shield(node.output[0], result, node.output[0]))
@@ -58,6 +70,13 @@ def shield_float_nodes(graph: onnx.GraphProto) -> None:
 
 def _shield(source: str, target: str, name: str) -> onnx.NodeProto:
     return onnx.helper.make_node("LeakyRelu", [source], [target], name=name, alpha=1.0)
+
+
+def _is_dequantised(node: onnx.NodeProto | None, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a DequantizeLinear stands before a node, with nothing between that it could not be moved past."""
+    while node is not None and node.op_type in _MOVED_PAST:
+        node = makers.get(node.input[0])
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _is_quantised(name: str, readers: Mapping[str, Sequence[onnx.NodeProto]], outputs: set[str]) -> bool:

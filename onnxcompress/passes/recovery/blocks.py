@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.graph import Model, Shape
 from onnxcompress.lengths import may_be_equal
 from onnxcompress.passes.base import Provenance
-from onnxcompress.passes.recovery.outputs import compared_tensors, nodes_for
+from onnxcompress.passes.recovery.outputs import compared_tensors, is_floating, nodes_for
 from onnxcompress.passes.recovery.trainable import weight_names
 
 # A block of fewer weight layers joins the next one: one layer alone was fitted in closed form already.
@@ -114,16 +114,12 @@ def _candidates(model: Model, original: Model, provenance: Provenance) -> list[C
 def _last_reads(model: Model) -> dict[str, int]:
     """Return for each floating-point tensor the last node that reads its values."""
     last: dict[str, int] = {}
+    constants = model.constants()
     for position, node in enumerate(model.nodes):
         if node.op not in _READ_SHAPE_ONLY:
-            last.update({t.name: position for t in node.inputs if _is_data(model, t)})
+            read = [name for name in model.names_read(node) if name not in constants and is_floating(model, name)]
+            last.update(dict.fromkeys(read, position))
     return last
-
-
-def _is_data(model: Model, tensor: gs.Tensor) -> bool:
-    if not tensor.name or Model.is_constant(tensor) or tensor.name not in model.dtypes:
-        return False
-    return model.dtype_of(tensor).kind == "f" or model.dtype_of(tensor).name == "bfloat16"
 
 
 def _continues(before: Cut, cut: Cut, node: gs.Node, shapes: Mapping[str, Shape]) -> bool:

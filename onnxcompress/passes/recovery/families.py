@@ -74,7 +74,7 @@ def _recurrent(model: Model, groups: Sequence[Sequence[RefitLayer]]) -> set[str]
     before: dict[str, frozenset[int]] = {}
     ahead: dict[int, set[int]] = {at: set() for at in range(len(groups))}
     for node in model.nodes if groups else ():
-        seen: frozenset[int] = frozenset().union(*(before.get(tensor.name, frozenset()) for tensor in node.inputs))
+        seen: frozenset[int] = frozenset().union(*(before.get(name, frozenset()) for name in model.names_read(node)))
         if node.name in group_of:
             ahead[group_of[node.name]] |= seen
         if node.name in last:

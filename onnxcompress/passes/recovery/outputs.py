@@ -58,7 +58,7 @@ def judged_tensors(model: Model) -> tuple[str, ...]:
     depends on the data, as of the boxes that a NonMaxSuppression leaves: two models leave other rows, or fewer.
     """
     shapes = data_shapes(model)
-    floating = [tensor for tensor in model.graph.outputs if _is_floating(model, tensor)]
+    floating = [tensor for tensor in model.graph.outputs if is_floating(model, tensor)]
     fixed = tuple(tensor.name for tensor in floating if tensor.name not in shapes.shaped)
     if len(fixed) == len(floating) > 0:
         return fixed
@@ -83,7 +83,7 @@ def nodes_for(model: Model, wanted: Iterable[str]) -> list[gs.Node]:
         if missing.isdisjoint(tensor.name for tensor in node.outputs):
             continue
         needed.append(node)
-        missing.update(tensor.name for tensor in node.inputs)
+        missing.update(model.names_read(node))
     return needed[::-1]
 
 
@@ -100,7 +100,7 @@ def _made_from(model: Model, shapes: DataShapes, outputs: Sequence[str]) -> tupl
         seen.add(node.name)
         is_open = any(tensor.name in shapes.shaped for tensor in node.outputs)
         for name in shapes.reads[node.name]:
-            if name in producers and _is_floating(model, name) and name not in shapes.shaped:
+            if name in producers and is_floating(model, name) and name not in shapes.shaped:
                 # What does not depend on the data says nothing.
                 if name in shapes.valued:
                     found[_unmoved(name, producers) if is_open else name] = None
@@ -122,7 +122,8 @@ def _producers(model: Model) -> dict[str, gs.Node]:
     return {tensor.name: node for node in model.nodes for tensor in node.outputs if tensor.name}
 
 
-def _is_floating(model: Model, tensor: gs.Tensor | str) -> bool:
+def is_floating(model: Model, tensor: gs.Tensor | str) -> bool:
+    """Whether a tensor's numbers are known to be floating-point."""
     element_type = model.dtypes.get(tensor if isinstance(tensor, str) else tensor.name)
     if element_type is None:
         return False

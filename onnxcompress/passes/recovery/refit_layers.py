@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.bias import differs_by_row
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spanning import joined_kernel, parted_kernel, spannable, spanned_positions
@@ -176,8 +177,7 @@ def write_bias(model: Model, nodes: Sequence[gs.Node], constant: Matrix) -> None
     first = nodes[0]
     dtype = model.values(first.inputs[1]).dtype
     if has_input(first, 2):
-        scale = float(first.attrs.get("beta", 1.0)) if first.op == "Gemm" else 1.0
-        bias = model.set_input(first, 2, (constant / scale).astype(dtype))
+        bias = model.set_input(first, 2, constant.astype(dtype))
     elif first.op == "MatMul":
         return
     else:
@@ -187,6 +187,8 @@ def write_bias(model: Model, nodes: Sequence[gs.Node], constant: Matrix) -> None
             node.inputs.append(bias)
         elif node.inputs[2] is not bias:  # an input that is not given has no name
             node.inputs[2] = bias
+        if node.op == "Gemm":
+            node.attrs.pop("beta", None)
 
 
 def chain_slope(model: Model, nodes: list[gs.Node], core: int) -> Matrix:
@@ -216,6 +218,8 @@ def _layer(
         return f"its weight has {len(node.inputs[1].shape)} axes, expected 2"
     if has_input(node, 2) and not original.is_constant(node.inputs[2]):
         return "its bias is not a constant"
+    if differs_by_row(node):
+        return "its bias differs from row to row"
     if "output_shape" in node.attrs:
         return "a transposed convolution to a given output_shape"
     tensor, output = node.inputs[0].name, node.outputs[0].name

@@ -56,7 +56,7 @@ class Waves:
         self._inner = frozenset(t.name for node in inner for t in node.outputs)
         self._readers: dict[str, list[str]] = {}
         for node in model.nodes:
-            for name in _reads(node):
+            for name in model.names_read(node):
                 self._readers.setdefault(name, []).append(node.name)
 
     def _number(self, model: Model, layer_of: Mapping[str, str], last: set[str], least: Mapping[str, int]) -> None:
@@ -66,7 +66,7 @@ class Waves:
         self._nodes: dict[str, int] = {}
         for node in model.nodes:
             layer = layer_of.get(node.name)
-            depth = max((self._produced.get(name, 0) for name in _reads(node)), default=0)
+            depth = max((self._produced.get(name, 0) for name in model.names_read(node)), default=0)
             if layer is not None:
                 depth = self.depth[layer] = max(depth, least[layer])
             self._nodes[node.name] = depth
@@ -171,10 +171,6 @@ class BatchFiles:
         """Delete the files of all other names."""
         for name in self.names.difference(names):
             self._files.pop(name).close()
-
-
-def _reads(node: Any) -> list[str]:
-    return [t.name for t in node.inputs if t.name and not Model.is_constant(t)]
 
 
 def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> bytes:

@@ -25,8 +25,9 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.links import has_input
 from onnxcompress.passes.recovery.output_weights import weights_of
 from onnxcompress.passes.recovery.outputs import judged_tensors
-from onnxcompress.passes.recovery.refit_layers import RefitLayer, weight_of
+from onnxcompress.passes.recovery.refit_layers import RefitLayer, bias_of, weight_of, write_bias
 from onnxcompress.passes.recovery.refit_waves import Part, Waves
+from onnxcompress.passes.tucker.sites import has_input
 
 Array = npt.NDArray[Any]
 
@@ -83,6 +84,7 @@ def measure_damages(
         batches: a few dozen samples, which stay in memory.
         numbers: tensors that do not classify, whatever their shape.
     """
+    model = _with_plain_biases(model, {node for together in disturbances.values() for node in together})
     waves = Waves(model, {layer.node: layer.chain for layer in layers})
     outputs = judged_tensors(model)
     nodes = {node.name: node for node in model.nodes}
@@ -132,10 +134,18 @@ def _changed(model: Model, layer: RefitLayer, disturbance: Disturbance) -> dict[
     changed: dict[str, Array] = {node.inputs[1].name: weight_of(slope, node, weight)}
     if has_input(node, 2):
         bias = model.values(node.inputs[2])
-        scale = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-        shift = np.broadcast_to(bias, disturbance.shift.shape) + disturbance.shift / scale
-        changed[node.inputs[2].name] = shift.astype(bias.dtype).reshape(bias.shape)
+        changed[node.inputs[2].name] = (bias + disturbance.shift).astype(bias.dtype)
     return changed
+
+
+def _with_plain_biases(model: Model, layers: Collection[str]) -> Model:
+    """Return the model with a number for each output in the bias of every layer that has one, a Gemm's beta in it."""
+    plain = model.copy()
+    for node in plain.nodes:
+        if node.name in layers and node.op == "Gemm" and has_input(node, 2):
+            columns = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
+            write_bias(plain, [node], bias_of(plain, node, columns))
+    return plain
 
 
 def _damage(reference: Sequence[Array], seen: Sequence[Array], weights: Matrix | None, samples: int) -> float:
