@@ -13,6 +13,7 @@ from onnxcompress.analysis.lrn import banded_nodes
 from onnxcompress.analysis.quantised import is_quantised_operator
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
@@ -151,7 +152,7 @@ def _converter() -> Any:
 
 def _kept_operators(model: Model) -> frozenset[str]:
     """Return what the converter leaves by default, and the model's operators that by its opset take float32 alone."""
-    ops = {each.op_type for each in with_inner(model.skeleton().graph.node) if each.domain in ("", "ai.onnx")}
+    ops = {each.op_type for each in with_inner(model.skeleton().graph.node) if is_standard(each)}
     return frozenset(_converter().DEFAULT_OP_BLOCK_LIST) | {op for op in ops if _takes_float32_alone(op, model.opset)}
 
 

@@ -27,7 +27,6 @@ from onnxcompress.passes.recovery.output_weights import weights_of
 from onnxcompress.passes.recovery.outputs import judged_tensors
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, bias_of, weight_of, write_bias
 from onnxcompress.passes.recovery.refit_waves import Part, Waves
-from onnxcompress.passes.tucker.sites import has_input
 
 Array = npt.NDArray[Any]
 
