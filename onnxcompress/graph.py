@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnxcompress.declarations import array_info, check_outputs_have_shapes, corrected, with_lengths
 from onnxcompress.errors import ModelError
+from onnxcompress.functions import inlined
 from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.inference import Dim as Dim
 from onnxcompress.inference import Shape as Shape
@@ -94,9 +94,7 @@ class Model:
     @classmethod
     def _build(cls, proto: onnx.ModelProto, base_dir: Path | None, source: str) -> Model:
         try:
-            if proto.functions:
-                proto = onnx.inliner.inline_local_functions(proto)
-            model = cls(*import_graph(proto, base_dir))
+            model = cls(*import_graph(inlined(proto), base_dir))
             model.refresh_shapes()
             check_outputs_have_shapes(model._envelope.outputs, model.shapes)
             model.check()
