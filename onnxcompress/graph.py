@@ -79,7 +79,7 @@ class Model:
             ModelError: the file cannot be read, is no ONNX model, or fails the onnx checker.
         """
         path = Path(path)
-        return cls._build(read_proto(path), path.absolute().parent, str(path))
+        return cls._build(read_proto(path), path, str(path))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Model:
@@ -89,12 +89,12 @@ class Model:
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto, base_dir: Path | None = None) -> Model:
         """Take a model in memory; `proto` itself is not changed. See `load`."""
-        return cls._build(proto, base_dir, "model")
+        return cls._build(proto, None if base_dir is None else base_dir / "model", "model")
 
     @classmethod
-    def _build(cls, proto: onnx.ModelProto, base_dir: Path | None, source: str) -> Model:
+    def _build(cls, proto: onnx.ModelProto, path: Path | None, source: str) -> Model:
         try:
-            model = cls(*import_graph(inlined(proto), base_dir))
+            model = cls(*import_graph(inlined(proto), path))
             model.refresh_shapes()
             check_outputs_have_shapes(model._envelope.outputs, model.shapes)
             model.check()

@@ -50,8 +50,10 @@ class Envelope:
     extras: Mapping[str, NodeExtras] = field(default_factory=dict)
 
 
-def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Graph, Envelope, dict[str, gs.Constant]]:
+def import_graph(proto: onnx.ModelProto, path: Path | None) -> tuple[gs.Graph, Envelope, dict[str, gs.Constant]]:
     """Return nodes and tensors, what stands around them, and the constants that sub-graphs read.
+
+    External data lie beside the model's file, at `path`.
 
     Raises:
         ModelError: the model is damaged or too old.
@@ -63,7 +65,7 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
             f"uses opset {opset} of the default domain; {OLDEST_OPSET} or later is needed: export it again"
         )
     _check_names(graph)
-    arrays = {tensor.name: load_array(tensor, base_dir) for tensor in graph.initializer}
+    arrays = {tensor.name: load_array(tensor, path) for tensor in graph.initializer}
     tensors: dict[str, gs.Tensor] = {name: gs.Constant(name, array) for name, array in arrays.items()}
     captured: dict[str, gs.Constant] = {}
     extras: dict[str, NodeExtras] = {}
@@ -75,7 +77,7 @@ def import_graph(proto: onnx.ModelProto, base_dir: Path | None) -> tuple[gs.Grap
     ordered = _in_order(graph.node, set(tensors))
     _check_reads(graph, ordered, set(tensors))
     for node_proto, name in zip(ordered, _unique_node_names(ordered), strict=True):
-        constant = _as_constant(node_proto, tensors, base_dir, outputs)
+        constant = _as_constant(node_proto, tensors, path, outputs)
         if constant is not None:
             tensors[constant.name] = constant
             continue
@@ -211,7 +213,7 @@ def _unique_node_names(nodes: Sequence[onnx.NodeProto]) -> Iterator[str]:
 
 
 def _as_constant(
-    node: onnx.NodeProto, tensors: Mapping[str, gs.Tensor], base_dir: Path | None, outputs: set[str]
+    node: onnx.NodeProto, tensors: Mapping[str, gs.Tensor], path: Path | None, outputs: set[str]
 ) -> gs.Constant | None:
     """Return the constant that a Constant node, or an Identity of a constant, stands for."""
     if not is_standard(node) or len(node.output) != 1 or node.output[0] in outputs:
@@ -223,7 +225,7 @@ def _as_constant(
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":
-        return gs.Constant(name, load_array(attribute.t, base_dir))
+        return gs.Constant(name, load_array(attribute.t, path))
     kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     if attribute.name in kinds:
         return gs.Constant(name, np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name]))

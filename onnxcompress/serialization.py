@@ -85,8 +85,8 @@ def tensor_dtype(data_type: int) -> np.dtype[Any]:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type))
 
 
-def load_array(tensor: onnx.TensorProto, base_dir: Path | None) -> Array:
-    """Return a tensor's values; external data is memory-mapped.
+def load_array(tensor: onnx.TensorProto, model: Path | None) -> Array:
+    """Return a tensor's values; external data, which lie beside the file `model`, are memory-mapped.
 
     Raises:
         ModelError: declared shape and data disagree, or the external data is missing or outside the model's folder.
@@ -105,7 +105,7 @@ def load_array(tensor: onnx.TensorProto, base_dir: Path | None) -> Array:
         raise ModelError(f"tensor '{name}': declares shape {list(tensor.dims)} and holds nothing; the file is damaged")
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
     if external:
-        return _map_external(tensor, count * dtype.itemsize, dtype, base_dir)
+        return _map_external(tensor, count * dtype.itemsize, dtype, model)
     if tensor.data_type not in _SUB_BYTE_TYPES:
         seen = len(tensor.raw_data) if tensor.HasField("raw_data") else _typed_length(tensor) * dtype.itemsize
         if seen != count * dtype.itemsize:
@@ -127,20 +127,20 @@ def _typed_length(tensor: onnx.TensorProto) -> int:
     return length // 2 if is_complex else length
 
 
-def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], base_dir: Path | None) -> Array:
+def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], model: Path | None) -> Array:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = os.fsdecode(entries.get("location", "").encode())  # UTF-8, whatever the locale makes of names
     where = f"tensor '{tensor.name}': external data '{location}'"
-    if base_dir is None:
+    if model is None:
         raise ModelError(f"{where} cannot be found for a model given in memory; give the model's path instead")
     if not location or os.path.isabs(location) or ".." in Path(location).parts:
         raise ModelError(f"{where} must be a relative path inside the model's folder")
-    path = base_dir / location
-    root = base_dir.resolve()
-    if root not in path.resolve().parents:
+    path = model.absolute().parent / location
+    # A cache of downloads links both to files beside each other: what the link of the model leads to counts, too.
+    if {model.absolute().parent.resolve(), model.resolve().parent}.isdisjoint(path.resolve().parents):
         raise ModelError(f"{where} leads outside the model's folder")
     if not path.is_file():
-        raise ModelError(f"{where} is missing; it must lie beside the model, in {base_dir}")
+        raise ModelError(f"{where} is missing; it must lie beside the model, in {model.absolute().parent}")
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
     except ValueError as error:

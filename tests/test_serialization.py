@@ -126,6 +126,17 @@ def test_external_data_in_a_folder_below(tmp_path: Path) -> None:
     assert Model.load(save_external(tmp_path, "parts/weights.data")).weight_bytes > 0
 
 
+def test_a_cache_links_a_model_and_its_external_data_to_files_of_other_names_elsewhere(tmp_path: Path) -> None:
+    stored, shown = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    stored.mkdir()
+    shown.mkdir(parents=True)
+    model = save_external(stored)
+    expected = Model.load(model).to_bytes()
+    (shown / "weights.data").symlink_to((stored / "weights.data").rename(stored / "5f2b"))
+    (shown / model.name).symlink_to(model.rename(stored / "9c1e"))
+    assert Model.load(shown / model.name).to_bytes() == expected
+
+
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
@@ -339,4 +350,4 @@ def test_packed_weights_stay_in_the_file(tmp_path: Path) -> None:
     within = {name for name, tensor in tensors.items() if tensor.data_location != TensorProto.EXTERNAL}
     assert within == {"words", "nibbles"}
     for name, array in weights.items():
-        np.testing.assert_array_equal(load_array(tensors[name], tmp_path), array)
+        np.testing.assert_array_equal(load_array(tensors[name], tmp_path / "m.onnx"), array)
