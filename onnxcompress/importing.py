@@ -118,12 +118,28 @@ def _envelope(proto: onnx.ModelProto) -> onnx.ModelProto:
             getattr(envelope, descriptor.name).CopyFrom(value)
         else:
             setattr(envelope, descriptor.name, value)
+    _name_default_domain_once(envelope)
     envelope.graph.name = graph.name
     envelope.graph.doc_string = graph.doc_string
     envelope.graph.metadata_props.extend(graph.metadata_props)
     envelope.graph.quantization_annotation.extend(graph.quantization_annotation)
     envelope.graph.sparse_initializer.extend(graph.sparse_initializer)
     return envelope
+
+
+def _name_default_domain_once(envelope: onnx.ModelProto) -> None:
+    """Drop further imports of the default domain, by its other name (ai.onnx) or twice: tools want one."""
+    first, *further = [number for number, opset in enumerate(envelope.opset_import) if is_standard(opset)]
+    for number in reversed(further):
+        if envelope.opset_import[number].version != envelope.opset_import[first].version:
+            raise ModelError("imports the default operator set (ai.onnx) in two versions; the file is damaged")
+        del envelope.opset_import[number]
+    _shorten(envelope.opset_import[first])
+
+
+def _shorten(named: onnx.OperatorSetIdProto | onnx.NodeProto) -> None:
+    if named.domain == "ai.onnx":
+        named.ClearField("domain")
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
@@ -255,7 +271,7 @@ def _share_layers(nodes: Sequence[gs.Node]) -> None:
 def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
     """Split a node into what graphsurgeon carries and what it would lose."""
     plain = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
-    if node.domain:
+    if not is_standard(node):
         plain.domain = node.domain
     opaque: list[onnx.AttributeProto] = []
     for attribute in node.attribute:
@@ -264,11 +280,21 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
                 f"attribute '{attribute.name}' of node '{node.name}' ({node.op_type}) takes the value of a function's "
                 f"attribute '{attribute.ref_attr_name}', but stands in no function; the file is damaged"
             )
-        (plain.attribute if _is_plain(attribute) else opaque).append(_copied(attribute))
+        (plain.attribute if _is_plain(attribute) else opaque).append(_in_short(_copied(attribute)))
     captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
     metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
     docs = tuple((attribute.name, attribute.doc_string) for attribute in plain.attribute if attribute.doc_string)
     return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), docs, tuple(captured))
+
+
+def _in_short(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
+    """Name the default domain of the nodes in an attribute's sub-graphs as the checker does, in place."""
+    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        for node in graph.node:
+            _shorten(node)
+            for inner in node.attribute:
+                _in_short(inner)
+    return attribute
 
 
 def _is_plain(attribute: onnx.AttributeProto) -> bool:
