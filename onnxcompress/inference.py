@@ -10,7 +10,8 @@ onnx's inference is helped where it is known to fall short, on a private copy th
   finds a contradiction, there is none;
 - a length that a Reshape leaves open is often given by the number of its elements (`lengths`): what is found to be a
   number is told to a further inference, which goes on behind it;
-- what a file declares of its graph outputs may be wrong, which no runtime minds: what is inferred counts.
+- what a file declares of its graph outputs may be wrong, which no runtime minds: what is inferred counts, and what is
+  declared of an input or stored of a constant that is an output, too.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     """
     for graph in _graphs(proto.graph):
         _stand_in(graph)
+    _settle_given_outputs(proto.graph)
     _drop_listed_constants(proto.graph)
     shapes, dtypes = _tables(_inferred(proto))
     for _ in range(_MOST_ROUNDS):
@@ -141,6 +143,16 @@ def _stand_in(graph: onnx.GraphProto) -> None:
         if is_standard(node) and node.op_type in _STAND_INS:
             node.op_type, inputs = _STAND_INS[node.op_type]
             del node.input[inputs:], node.attribute[:]
+
+
+def _settle_given_outputs(graph: onnx.GraphProto) -> None:
+    """Declare outputs that are inputs or constants as such: onnx would take what the output declares for both."""
+    given = {info.name: info.type for info in graph.input}
+    for tensor in graph.initializer:
+        given[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+    for info in graph.output:
+        if info.name in given:
+            info.type.CopyFrom(given[info.name])
 
 
 def _drop_listed_constants(graph: onnx.GraphProto) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
@@ -69,4 +69,38 @@ def test_an_output_declared_without_a_shape_has_the_one_that_follows() -> None:
     proto.graph.node[-1].op_type, proto.graph.node[-1].domain = "Unheard", "com.example"
     proto.opset_import.append(helper.make_opsetid("com.example", 1))
     with pytest.raises(ModelError, match="'y' is declared without a shape, and none follows"):
+        Model.from_proto(proto)
+
+
+def test_an_output_that_is_an_input_or_a_constant_has_that_ones_shape_whatever_it_declares() -> None:
+    """onnx took what the output declares for the input or weight, too: nothing was known behind it."""
+    expected = Model.from_proto(conv_net())
+    for shape in (None, ["n", "c", "h", "w"]):
+        proto = conv_net()
+        proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "w1"))
+        model = Model.from_proto(proto)
+        assert {name: model.shapes[name] for name in expected.shapes} == expected.shapes
+        assert model.shapes["w1"] == (16, 3, 3, 3)
+        onnx.checker.check_model(model.to_proto(), full_check=True)
+
+
+def test_the_default_domain_is_named_once() -> None:
+    """Runtimes know it as ai.onnx, too; the checker does not, and a quantizer wants one import of it."""
+    for named in (True, False):
+        proto = conv_net()
+        proto.opset_import.append(helper.make_opsetid("ai.onnx", 17))
+        if named:
+            proto.opset_import.reverse()
+        branch = helper.make_graph([helper.make_node("Identity", ["f"], ["b"])], "g", [], [info("b", ["n", 256])])
+        choice = helper.make_node("If", ["yes"], ["chosen"], "choice", then_branch=branch, else_branch=branch)
+        proto.graph.node.insert(5, choice)
+        proto.graph.node[6].input[0] = "chosen"
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+        for each in (*proto.graph.node, *(graph.g.node[0] for graph in proto.graph.node[5].attribute)):
+            each.domain = "ai.onnx"
+        back = Model.from_proto(proto).to_proto()
+        assert [(each.domain, each.version) for each in back.opset_import] == [("", 17)]
+        onnx.checker.check_model(back, full_check=True)
+    proto.opset_import[-1].version = 18
+    with pytest.raises(ModelError, match="in two versions"):
         Model.from_proto(proto)

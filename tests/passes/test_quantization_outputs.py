@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.quantization import Float16Conversion, Int8Quantization
-from tests.small_models import node, run_all
+from tests.small_models import node, run_all, session
 from tests.tiny_models import conv_net, samples
 
 
@@ -58,3 +58,22 @@ def test_an_old_file_that_lists_its_weights_as_inputs(
     wanted, seen = (run_all(each, {"x": samples()})["y"] for each in (model, result))
     np.testing.assert_allclose(seen, wanted, rtol=0, atol=0.1 * np.abs(wanted).max())
     assert {"larger"} <= {node.name for node in result.nodes}
+
+
+@pytest.mark.parametrize("each", [Int8Quantization(), Float16Conversion()])
+def test_an_input_and_a_weight_that_are_outputs_stay_as_they_are(each: Int8Quantization | Float16Conversion) -> None:
+    proto = conv_net()
+    w1 = numpy_helper.to_array(proto.graph.initializer[0])
+    proto.graph.output.insert(0, proto.graph.input[0])
+    proto.graph.output.insert(1, helper.make_tensor_value_info("w1", TensorProto.FLOAT, w1.shape))
+    model = Model.from_proto(proto)
+    context = PassContext(calibration=lambda: iter([{"x": samples()}]))
+    plan = each.plan(model, context)
+    assert plan.decisions
+    result = each.apply(model, plan, context).model
+    assert list(result.to_proto().graph.output) == list(proto.graph.output)
+    x, weight, y = session(result.to_bytes()).run(None, {"x": samples()})
+    np.testing.assert_array_equal(x, samples())
+    np.testing.assert_array_equal(weight, w1)
+    wanted = run_all(model, {"x": samples()})["y"]
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=0.1 * np.abs(wanted).max())

@@ -18,6 +18,7 @@ from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenan
 from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.passes.quantization.casts import free_names, without_detours
+from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
 from onnxcompress.passes.quantization.inner import cast_captured, tell_apart, with_inner
 from onnxcompress.passes.quantization.opset import weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
@@ -171,6 +172,7 @@ def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelPr
     given = {node.name for node in proto.graph.node}
     weights_are_no_inputs(proto)
     tell_apart(proto.graph)
+    given_outputs = set_given_outputs_apart(proto.graph)
     floats = _float32_tensors(proto.graph)
     with quiet_logging():
         result = _converter().convert_float_to_float16(
@@ -181,6 +183,7 @@ def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelPr
         ordered = ONNXModel(result)
         ordered.topological_sort()
     del ordered.model.graph.value_info[:]
+    given_outputs.put_back(ordered.model.graph)
     checked: onnx.ModelProto = ordered.model
     return checked
 

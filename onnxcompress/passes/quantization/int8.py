@@ -33,6 +33,7 @@ from onnxcompress.passes.quantization.candidates import (
 )
 from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.passes.quantization.curves import curves
+from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
 from onnxcompress.passes.quantization.opset import with_opset
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.passes.quantization.shields import shield_float_nodes
@@ -265,6 +266,7 @@ def _quantized(
         for node in proto.graph.node:
             if node.op_type == "Softmax":
                 found.setdefault(node.output[0], TensorData(lowest=np.float32(0.0), highest=np.float32(1.0)))
+        given_outputs = set_given_outputs_apart(inferred.graph)
         quantizer = QDQQuantizer(
             inferred,
             per_channel=True,
@@ -285,6 +287,7 @@ def _quantized(
         quantizer.model.topological_sort()
         result: onnx.ModelProto = quantizer.model.model
         del result.graph.value_info[:]
+        given_outputs.put_back(result.graph)
         return result
 
 
