@@ -10,7 +10,7 @@ from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.quantization import Float16Conversion, Int8Quantization
-from tests.small_models import node, run_all, session
+from tests.small_models import build, node, run_all, session
 from tests.tiny_models import conv_net, samples
 
 
@@ -77,3 +77,21 @@ def test_an_input_and_a_weight_that_are_outputs_stay_as_they_are(each: Int8Quant
     np.testing.assert_array_equal(weight, w1)
     wanted = run_all(model, {"x": samples()})["y"]
     np.testing.assert_allclose(y, wanted, rtol=0, atol=0.1 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("op", ["GroupNormalization", "MeanVarianceNormalization"])
+def test_a_layer_with_a_bias_behind_an_operator_that_onnx_infers_nothing_of(op: str) -> None:
+    """The quantizer had no type, so no scale, for what the layer reads, and failed at its bias."""
+    generator = np.random.default_rng(0)
+    drawn = {"w": (6, 6, 3, 3), "b": (6,), "scale": (6,), "shift": (6,)}
+    constants = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in drawn.items()}
+    inputs = ["x", "scale", "shift"] if op == "GroupNormalization" else ["x"]
+    norm = node(op, inputs, "n", **({"num_groups": 2} if len(inputs) > 1 else {"axes": [0, 2, 3]}))
+    model = build([norm, node("Conv", ["n", "w", "b"], "y")], constants, shape=("n", 6, 8, 8), opset=21)
+    feeds = {"x": generator.standard_normal((8, 6, 8, 8)).astype(np.float32)}
+    context = PassContext(calibration=lambda: iter([feeds]))
+    result = Int8Quantization().apply(model, Int8Quantization().plan(model, context), context).model
+    stored = {values.dtype for t in result.constants().values() if (values := t.values).ndim == 4}
+    assert stored <= {np.dtype(np.int8), np.dtype(np.uint8)}
+    before, after = (run_all(each, feeds)["y"] for each in (model, result))
+    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)

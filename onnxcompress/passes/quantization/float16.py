@@ -21,6 +21,7 @@ from onnxcompress.passes.quantization.casts import free_names, without_detours
 from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
 from onnxcompress.passes.quantization.inner import cast_captured, tell_apart, with_inner
 from onnxcompress.passes.quantization.opset import weights_are_no_inputs
+from onnxcompress.passes.quantization.opset import declare_types, weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.runtime.quiet import quiet_logging
 
@@ -108,17 +109,10 @@ class Float16Conversion(Pass):
         converted = {str(decision["node"]) for decision in plan.decisions}
         if converted - names:
             raise RecipeError(f"plan: the model has no node '{min(converted - names)}' to convert to float16")
-        model.become(_converted(_with_types(model), sorted(names - converted)))
+        proto = model.to_proto()
+        declare_types(proto.graph, model.dtypes)
+        model.become(_converted(proto, sorted(names - converted)))
         return {}
-
-
-def _with_types(model: Model) -> onnx.ModelProto:
-    """Return the model with the type of every tensor declared: the converter casts none whose type it does not find."""
-    proto = model.to_proto()
-    declared = {info.name for info in (*proto.graph.value_info, *proto.graph.output)}
-    made = [name for node in proto.graph.node for name in node.output if name in model.dtypes and name not in declared]
-    proto.graph.value_info.extend(onnx.helper.make_tensor_value_info(n, model.dtypes[n], None) for n in made)
-    return proto
 
 
 def _has_float32(model: Model, node: Any) -> bool:

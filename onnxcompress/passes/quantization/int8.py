@@ -34,7 +34,7 @@ from onnxcompress.passes.quantization.candidates import (
 from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.passes.quantization.curves import curves
 from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
-from onnxcompress.passes.quantization.opset import with_opset
+from onnxcompress.passes.quantization.opset import declare_types, with_opset
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.passes.quantization.shields import shield_float_nodes
 from onnxcompress.passes.quantization.sparing import spared_nodes
@@ -176,6 +176,7 @@ class Int8Quantization(Pass):
         symmetric = any(decision["activations"] == "int8" for decision in plan.decisions)
         unsigned = any(decision.get("weights") == "uint8" for decision in plan.decisions)
         proto = with_opset(model.to_proto())
+        declare_types(proto.graph, model.dtypes)
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
         nodes = [str(decision["node"]) for decision in plan.decisions]
         write_plainly(proto.graph, nodes, model.shapes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 
 from onnxcompress.errors import ModelError
@@ -39,6 +41,17 @@ def weights_are_no_inputs(proto: onnx.ModelProto) -> None:
     fed = [info for info in proto.graph.input if info.name not in weights]
     del proto.graph.input[:]
     proto.graph.input.extend(fed)
+
+
+def declare_types(graph: onnx.GraphProto, dtypes: Mapping[str, int]) -> None:
+    """Declare the type of every tensor: quantizers and converters leave one alone whose type they do not find.
+
+    Args:
+        dtypes: {tensor name: onnx element type}.
+    """
+    declared = {info.name for info in (*graph.value_info, *graph.output)}
+    made = [name for node in graph.node for name in node.output if name in dtypes and name not in declared]
+    graph.value_info.extend(onnx.helper.make_tensor_value_info(name, dtypes[name], None) for name in made)
 
 
 def _restore_names(given: onnx.GraphProto, converted: onnx.GraphProto) -> None:
