@@ -95,3 +95,21 @@ def test_a_layer_with_a_bias_behind_an_operator_that_onnx_infers_nothing_of(op: 
     assert stored <= {np.dtype(np.int8), np.dtype(np.uint8)}
     before, after = (run_all(each, feeds)["y"] for each in (model, result))
     assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
+
+
+def test_a_bias_that_several_layers_share_is_copied_under_a_free_name() -> None:
+    """The quantizer numbers its copies, and what it came to, `b1`, was what another layer makes."""
+    generator = np.random.default_rng(0)
+    drawn = {"w": (6, 6, 3, 3), "v": (6, 6, 3, 3), "b": (6,)}
+    constants = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in drawn.items()}
+    made = [f"b{number}" for number in range(12)]
+    layers = [
+        node("Conv", [read, "wv"[n % 2], "b"], name, name=f"layer{n}", pads=[1, 1, 1, 1])
+        for n, (read, name) in enumerate(zip(["x", *made], made, strict=False))
+    ]
+    model = build(layers, constants, shape=("n", 6, 8, 8))
+    feeds = {"x": generator.standard_normal((8, 6, 8, 8)).astype(np.float32)}
+    context = PassContext(calibration=lambda: iter([feeds]))
+    result = Int8Quantization().apply(model, Int8Quantization().plan(model, context), context).model
+    before, after = (run_all(each, feeds)[made[-1]] for each in (model, result))
+    assert np.linalg.norm(after - before) < 0.2 * np.linalg.norm(before)

@@ -20,7 +20,6 @@ from onnxcompress.passes.quantization.candidates import float_tensors, require_o
 from onnxcompress.passes.quantization.casts import free_names, without_detours
 from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
 from onnxcompress.passes.quantization.inner import cast_captured, tell_apart, with_inner
-from onnxcompress.passes.quantization.opset import weights_are_no_inputs
 from onnxcompress.passes.quantization.opset import declare_types, weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.runtime.quiet import quiet_logging
@@ -166,7 +165,7 @@ def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelPr
     given = {node.name for node in proto.graph.node}
     weights_are_no_inputs(proto)
     tell_apart(proto.graph)
-    given_outputs = set_given_outputs_apart(proto.graph)
+    given_outputs = set_given_outputs_apart(proto)
     floats = _float32_tensors(proto.graph)
     with quiet_logging():
         result = _converter().convert_float_to_float16(

@@ -10,6 +10,8 @@ from itertools import count
 
 import onnx
 
+from onnxcompress.passes.quantization.compact import tensor_names
+
 
 @dataclass(frozen=True)
 class GivenOutputs:
@@ -25,13 +27,12 @@ class GivenOutputs:
         graph.initializer.extend(self.weights)
 
 
-def set_given_outputs_apart(graph: onnx.GraphProto) -> GivenOutputs:
-    """Take inputs and weights from among a graph's outputs; nodes read copies of these weights."""
+def set_given_outputs_apart(proto: onnx.ModelProto) -> GivenOutputs:
+    """Take inputs and weights from among a model's outputs; nodes read copies of these weights."""
+    graph, taken = proto.graph, tensor_names(proto)
     names, inputs = {info.name for info in graph.output}, {info.name for info in graph.input}
     weights = [tensor for tensor in graph.initializer if tensor.name in names]
     kept = onnx.GraphProto(output=graph.output, initializer=weights)
-    taken = {*names, *inputs, *(tensor.name for tensor in graph.initializer)}
-    taken.update(name for node in graph.node for name in (*node.input, *node.output))
     own = {w.name: next(n for i in count(1) if (n := f"{w.name}_read_{i}") not in taken) for w in weights}
     for tensor in graph.initializer:
         tensor.name = own.get(tensor.name, tensor.name)

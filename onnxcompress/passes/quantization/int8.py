@@ -34,7 +34,7 @@ from onnxcompress.passes.quantization.candidates import (
 from onnxcompress.passes.quantization.compact import compact, tensor_names
 from onnxcompress.passes.quantization.curves import curves
 from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
-from onnxcompress.passes.quantization.opset import declare_types, with_opset
+from onnxcompress.passes.quantization.opset import declare_types, unshare_biases, with_opset
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.passes.quantization.shields import shield_float_nodes
 from onnxcompress.passes.quantization.sparing import spared_nodes
@@ -177,6 +177,7 @@ class Int8Quantization(Pass):
         unsigned = any(decision.get("weights") == "uint8" for decision in plan.decisions)
         proto = with_opset(model.to_proto())
         declare_types(proto.graph, model.dtypes)
+        unshare_biases(proto)
         windows = [node.inputs[1].name for node in model.nodes if is_window(node)]
         nodes = [str(decision["node"]) for decision in plan.decisions]
         write_plainly(proto.graph, nodes, model.shapes)
@@ -267,7 +268,7 @@ def _quantized(
         for node in proto.graph.node:
             if node.op_type == "Softmax":
                 found.setdefault(node.output[0], TensorData(lowest=np.float32(0.0), highest=np.float32(1.0)))
-        given_outputs = set_given_outputs_apart(inferred.graph)
+        given_outputs = set_given_outputs_apart(inferred)
         quantizer = QDQQuantizer(
             inferred,
             per_channel=True,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 
 import onnx
 
 from onnxcompress.errors import ModelError
 from onnxcompress.operators import is_standard
+from onnxcompress.passes.quantization.compact import tensor_names
 
 _FIRST_OPSET = 13
 """The first in which a DequantizeLinear has a scale for each channel."""
+
+_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 def with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -52,6 +56,21 @@ def declare_types(graph: onnx.GraphProto, dtypes: Mapping[str, int]) -> None:
     declared = {info.name for info in (*graph.value_info, *graph.output)}
     made = [name for node in graph.node for name in node.output if name in dtypes and name not in declared]
     graph.value_info.extend(onnx.helper.make_tensor_value_info(name, dtypes[name], None) for name in made)
+
+
+def unshare_biases(proto: onnx.ModelProto) -> None:
+    """Give every layer a bias of its own: the quantizer copies a shared one under a name that may be taken."""
+    graph, seen, taken = proto.graph, set(), set(tensor_names(proto))
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        bias = node.input[2] if node.op_type in _WITH_BIAS and len(node.input) > 2 else ""
+        if bias not in stored or bias not in seen:
+            seen.add(bias)
+            continue
+        name = next(each for n in count(1) if (each := f"{bias}_copy_{n}") not in taken)
+        taken.add(name)
+        graph.initializer.add().CopyFrom(stored[bias])
+        graph.initializer[-1].name = node.input[2] = name
 
 
 def _restore_names(given: onnx.GraphProto, converted: onnx.GraphProto) -> None:
