@@ -23,6 +23,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnxcompress.declarations import array_info, check_outputs_have_shapes, corrected, with_lengths
 from onnxcompress.errors import ModelError
 from onnxcompress.functions import inlined
+from onnxcompress.fused import unfused
 from onnxcompress.importing import Envelope, import_graph, restore_extras
 from onnxcompress.inference import Dim as Dim
 from onnxcompress.inference import Shape as Shape
@@ -94,7 +95,7 @@ class Model:
     @classmethod
     def _build(cls, proto: onnx.ModelProto, path: Path | None, source: str) -> Model:
         try:
-            model = cls(*import_graph(inlined(proto), path))
+            model = cls(*import_graph(unfused(inlined(proto)), path))
             model.refresh_shapes()
             check_outputs_have_shapes(model._envelope.outputs, model.shapes)
             model.check()

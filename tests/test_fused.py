@@ -1,0 +1,111 @@
+"""Operators that onnxruntime fuses are read as those of ONNX: the same numbers, known shapes, and filters to prune."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.pruning import FilterPruning, PruningConfig
+from tests.small_models import session
+from tests.tiny_models import conv_net, samples
+
+GENERATOR = np.random.default_rng(0)
+DRAWN = {
+    "w": GENERATOR.standard_normal((6, 6, 3, 3)),
+    "b": GENERATOR.standard_normal(6),
+    "g": GENERATOR.standard_normal((8, 8)),
+    "row": GENERATOR.standard_normal(8),
+}
+PADS: dict[str, Any] = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+
+
+def model_of(
+    op: str,
+    inputs: list[str],
+    *,
+    opset: int = 13,
+    domain: str = "com.microsoft",
+    kind: int = TensorProto.FLOAT,
+    **how: Any,
+) -> onnx.ModelProto:
+    """Return a model of one node from `x` (2, 6, 8, 8), or of `x` (6, 8) for a FusedGemm, to `y` of the same shape."""
+    shape = [6, 8] if op == "FusedGemm" else [2, 6, 8, 8]
+    x, y = (helper.make_tensor_value_info(name, kind, shape) for name in "xy")
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    weights = [numpy_helper.from_array(v.astype(dtype), name) for name, v in DRAWN.items() if name in inputs]
+    node = helper.make_node(op, inputs, ["y"], "fused", domain=domain, **how)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(helper.make_graph([node], "g", [x], [y], weights), opset_imports=opsets, ir_version=8)
+
+
+CASES: dict[str, Any] = {
+    "Conv": ("FusedConv", ["x", "w", "b"], PADS),
+    "Relu": ("FusedConv", ["x", "w", "b"], {"activation": "Relu", **PADS}),
+    "no bias": ("FusedConv", ["x", "w"], {"activation": "Tanh", **PADS}),
+    "sum": ("FusedConv", ["x", "w", "b", "x"], {"activation": "Relu", **PADS}),
+    "sum alone": ("FusedConv", ["x", "w", "", "x"], PADS),
+    "Clip": ("FusedConv", ["x", "w", "b"], {"activation": "Clip", "activation_params": [-0.5, 2.0], **PADS}),
+    "LeakyRelu": ("FusedConv", ["x", "w", "b"], {"activation": "LeakyRelu", "activation_params": [0.2], **PADS}),
+    "HardSigmoid": ("FusedConv", ["x", "w"], {"activation": "HardSigmoid", "activation_params": [0.1, 0.3], **PADS}),
+    "Elu": ("FusedGemm", ["x", "g", "row"], {"activation": "Elu", "activation_alpha": 0.7, "transB": 1, "beta": 0.5}),
+    "Softplus": ("FusedGemm", ["x", "g", "row"], {"activation": "Softplus", "alpha": 0.5}),
+    "Gelu": ("Gelu", ["x"], {}),
+    "BiasGelu": ("BiasGelu", ["x", "row"], {}),
+    "QuickGelu": ("QuickGelu", ["x"], {}),
+    "Silu": ("QuickGelu", ["x"], {"alpha": 1.0}),
+    "norm": ("SimplifiedLayerNormalization", ["x", "row"], {"domain": "", "epsilon": 0.01}),
+    "centred norm": ("LayerNormalization", ["x", "row", "row"], {"domain": "", "epsilon": 0.01}),
+}
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18])
+@pytest.mark.parametrize("case", CASES)
+def test_they_compute_the_same_in_operators_of_onnx(case: str, opset: int) -> None:
+    op, inputs, how = CASES[case]
+    proto = model_of(op, inputs, opset=opset, **how)
+    before = proto.SerializeToString(deterministic=True)
+    model = Model.from_proto(proto)
+    assert proto.SerializeToString(deterministic=True) == before
+    assert (model.nodes[0].name, {node.domain for node in model.nodes} <= {None, ""}) == ("fused", True)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    x = {"x": GENERATOR.standard_normal([6, 8] if op == "FusedGemm" else [2, 6, 8, 8]).astype(np.float32)}
+    (expected,), (found,) = (session(each).run(None, x) for each in (before, model.to_bytes()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        model_of("FusedConv", ["x", "w", "b"], activation="ScaledTanh", activation_params=[1.0, 2.0], **PADS),
+        model_of("FusedConv", ["x", "w", "b"], activation="LeakyRelu", **PADS),
+        model_of("FusedGemm", ["x", "g"], activation="Relu", opset=9),
+        model_of("Gelu", ["x"], kind=TensorProto.FLOAT16),
+        model_of("FastGelu", ["x"]),
+    ],
+    ids=["unknown activation", "no parameter", "no bias before opset 11", "float16", "not known"],
+)
+def test_what_cannot_be_written_stays(proto: onnx.ModelProto) -> None:
+    model = Model.from_proto(proto)
+    assert [(n.op, n.domain) for n in model.nodes] == [(proto.graph.node[0].op_type, "com.microsoft")]
+
+
+def test_filters_are_pruned_where_every_layer_is_fused() -> None:
+    proto = conv_net()
+    for place in (2, 0):
+        layer, relu = proto.graph.node[place], proto.graph.node[place + 1]
+        layer.op_type, layer.domain = "FusedConv", "com.microsoft"
+        layer.attribute.append(helper.make_attribute("activation", "Relu"))
+        layer.output[0] = relu.output[0]
+        del proto.graph.node[place + 1]
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model, each = Model.from_proto(proto), FilterPruning(PruningConfig(ratio=0.5))
+    result = each.apply(model, each.plan(model, PassContext()), PassContext()).model
+    widths = [t.values.shape[0] for t in result.constants().values() if t.values.ndim == 4]
+    assert widths == [8, 8]
+    assert session(result.to_bytes()).run(None, {"x": samples()})[0].shape == (len(samples()), 4)
