@@ -19,6 +19,7 @@ from onnxcompress.declarations import opened
 from onnxcompress.errors import ModelError
 from onnxcompress.operators import LAYERS, is_standard
 from onnxcompress.serialization import load_array
+from onnxcompress.sparse_tensors import load_sparse
 
 OLDEST_OPSET = 7
 _PLAIN_ATTRIBUTES = frozenset(
@@ -66,6 +67,7 @@ def import_graph(proto: onnx.ModelProto, path: Path | None) -> tuple[gs.Graph, E
         )
     _check_names(graph)
     arrays = {tensor.name: load_array(tensor, path) for tensor in graph.initializer}
+    arrays |= {sparse.values.name: load_sparse(sparse, path) for sparse in graph.sparse_initializer}
     tensors: dict[str, gs.Tensor] = {name: gs.Constant(name, array) for name, array in arrays.items()}
     captured: dict[str, gs.Constant] = {}
     extras: dict[str, NodeExtras] = {}
@@ -75,7 +77,7 @@ def import_graph(proto: onnx.ModelProto, path: Path | None) -> tuple[gs.Graph, E
         tensors[info.name] = gs.Variable(info.name)
     outputs = {info.name for info in graph.output}
     ordered = _in_order(graph.node, set(tensors))
-    _check_reads(graph, ordered, set(tensors))
+    _check_reads(ordered, set(tensors))
     for node_proto, name in zip(ordered, _unique_node_names(ordered), strict=True):
         constant = _as_constant(node_proto, tensors, path, outputs)
         if constant is not None:
@@ -123,7 +125,6 @@ def _envelope(proto: onnx.ModelProto) -> onnx.ModelProto:
     envelope.graph.doc_string = graph.doc_string
     envelope.graph.metadata_props.extend(graph.metadata_props)
     envelope.graph.quantization_annotation.extend(graph.quantization_annotation)
-    envelope.graph.sparse_initializer.extend(graph.sparse_initializer)
     return envelope
 
 
@@ -151,7 +152,7 @@ def _check_names(graph: onnx.GraphProto) -> None:
     if not graph.output:
         raise ModelError("has no graph output")
     weights: set[str] = set()
-    for tensor in graph.initializer:
+    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
         if tensor.name in weights:
             raise ModelError(f"two initializers are named '{tensor.name}'; the file is damaged")
         weights.add(tensor.name)
@@ -193,9 +194,8 @@ def _in_order(nodes: Sequence[onnx.NodeProto], known: Collection[str]) -> Sequen
     return order
 
 
-def _check_reads(graph: onnx.GraphProto, ordered: Sequence[onnx.NodeProto], known: set[str]) -> None:
+def _check_reads(ordered: Sequence[onnx.NodeProto], known: set[str]) -> None:
     """Refuse a node that reads what nothing produces."""
-    known |= {tensor.values.name for tensor in graph.sparse_initializer}
     for position, node in enumerate(ordered):
         for name in node.input:
             if name and name not in known:
@@ -242,6 +242,8 @@ def _as_constant(
     attribute = node.attribute[0]
     if attribute.name == "value":
         return gs.Constant(name, load_array(attribute.t, path))
+    if attribute.name == "sparse_value":
+        return gs.Constant(name, load_sparse(attribute.sparse_tensor, path))
     kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     if attribute.name in kinds:
         return gs.Constant(name, np.array(onnx.helper.get_attribute_value(attribute), kinds[attribute.name]))

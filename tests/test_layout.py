@@ -27,7 +27,7 @@ TIERS = (
     {"errors", "standard_streams"},
     {"operators", "remote", "side_files"},
     {"recipe", "serialization", "lengths", "links"},
-    {"declarations", "functions", "fused"},
+    {"declarations", "functions", "fused", "sparse_tensors"},
     {"importing", "inference"},
     {"graph"},
     {"analysis", "linalg", "runtime"},
