@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.quantization import Float16Conversion, Int8Quantization
 from tests.small_models import build, node, run_all, session
 from tests.tiny_models import conv_net, samples
@@ -113,3 +114,14 @@ def test_a_bias_that_several_layers_share_is_copied_under_a_free_name() -> None:
     result = Int8Quantization().apply(model, Int8Quantization().plan(model, context), context).model
     before, after = (run_all(each, feeds)[made[-1]] for each in (model, result))
     assert np.linalg.norm(after - before) < 0.2 * np.linalg.norm(before)
+
+
+def test_clean_up_leaves_a_quantised_file_as_small_as_it_is() -> None:
+    """The scales of biases are products of two others; stored, they made the file larger."""
+    model = Model.from_proto(conv_net(channels=64))
+    context = PassContext(calibration=lambda: iter([{"x": samples()}]))
+    result = Int8Quantization().apply(model, Int8Quantization().plan(model, context), context).model
+    assert any(each.op == "Mul" for each in result.nodes)
+    plan = Cleanup().plan(result, PassContext())
+    assert plan.decisions == ()
+    assert any("product of two" in skipped.reason for skipped in plan.skipped)

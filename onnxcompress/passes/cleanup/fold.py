@@ -5,8 +5,8 @@ Two kinds. Shape arithmetic of which every element is static, though it starts f
 that the constant has the very bits that would have been computed at run time.
 
 A constant may not be larger than what it was computed from, small ones apart: a compressor that unpacks weights helps
-nobody. For the same reason quantised weights stay packed. What is random, holds a sub-graph or is of another domain
-stays.
+nobody. For the same reason quantised weights stay packed, and scales that are the product of two others stay so. What
+is random, holds a sub-graph or is of another domain stays.
 """
 
 from __future__ import annotations
@@ -103,10 +103,26 @@ class ConstantFolding(Rule):
         return {}
 
 
+def _is_product_of_scales(node: gs.Node) -> bool:
+    """Whether a node multiplies scales of conversions to that of others: so a small file has those of its biases."""
+    made = node.outputs[0]
+    return (
+        node.op == "Mul"
+        and bool(made.outputs)
+        and all(_reads_scale(reader, made) for reader in made.outputs)
+        and all(any(_reads_scale(reader, scale) for reader in scale.outputs) for scale in node.inputs)
+    )
+
+
+def _reads_scale(reader: gs.Node, tensor: gs.Tensor) -> bool:
+    return reader.op in _UNPACKS_WEIGHTS and any(read is tensor for read in reader.inputs[1:2])
+
+
 def _is_static(node: gs.Node, shape_values: ShapeValues, pinned: frozenset[str]) -> bool:
     outputs = [tensor for tensor in node.outputs if tensor.name]
     known = [tensor for tensor in outputs if tensor.name not in pinned and shape_values.array(tensor) is not None]
-    return is_standard(node) and bool(outputs) and len(known) == len(outputs)
+    is_known = bool(outputs) and len(known) == len(outputs)
+    return is_standard(node) and is_known and not _is_product_of_scales(node)
 
 
 def _known(model: Model, shape_values: ShapeValues, static: Iterable[str]) -> dict[str, Array]:
@@ -149,6 +165,8 @@ class _Candidates:
             return f"{node.op} may be random"
         if node.op in _UNPACKS_WEIGHTS:
             return "quantised weights stay packed"
+        if _is_product_of_scales(node):
+            return "the scales of a quantised bias stay the product of two that are stored anyway"
         if node.op in _WITH_SUB_GRAPHS:
             return f"{node.op} holds a sub-graph"
         pinned = sorted(self._pinned.intersection(outputs))
