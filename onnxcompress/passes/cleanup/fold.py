@@ -6,7 +6,7 @@ that the constant has the very bits that would have been computed at run time.
 
 A constant may not be larger than what it was computed from, small ones apart: a compressor that unpacks weights helps
 nobody. For the same reason quantised weights stay packed, and scales that are the product of two others stay so. What
-is random, holds a sub-graph or is of another domain stays.
+is random, holds a sub-graph or is of another domain stays, but for an If whose condition is known (`branches`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,9 @@ from onnxcompress.graph import Model
 from onnxcompress.links import cut_links
 from onnxcompress.operators import is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
+from onnxcompress.passes.cleanup.branches import is_decided, take_branches
 from onnxcompress.passes.cleanup.constant_values import compute
-from onnxcompress.passes.cleanup.rule import (
-    Rule,
-    excluded,
-    pinned_names,
-    planned_node,
-    remove_nodes,
-)
+from onnxcompress.passes.cleanup.rule import Rule, excluded, pinned_names, planned_node, remove_nodes
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +40,7 @@ MAX_FOLDED_BYTES = 512 * 1024 * 1024
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
 _WITH_SUB_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _UNPACKS_WEIGHTS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
-_STATIC, _CONSTANT = "shape arithmetic", "constants"
+_STATIC, _CONSTANT, _DECIDED = "shape arithmetic", "constants", "condition"
 
 
 class ConstantFolding(Rule):
@@ -60,7 +55,14 @@ class ConstantFolding(Rule):
         shape_values = ShapeValues(model)
         candidates = _Candidates(model, pinned, context)
         static: set[str] = set()
+        decided: set[str] = set()
         for node in model.nodes:
+            if is_decided(model, node):
+                if reason := excluded([node], context):
+                    candidates.skipped[node.name] = reason
+                else:
+                    decided.add(node.name)
+                continue
             if not candidates.consider(node) and _is_static(node, shape_values, pinned):
                 if reason := excluded([node], context):
                     candidates.skipped[node.name] = reason
@@ -69,7 +71,8 @@ class ConstantFolding(Rule):
                 candidates.skipped.pop(node.name, None)
                 candidates.constant.update(tensor.name for tensor in node.outputs if tensor.name)
         _, failed = compute(model, candidates.nodes, _known(model, shape_values, static))
-        kinds = dict.fromkeys(static, _STATIC) | {n.name: _CONSTANT for n in candidates.nodes if n.name not in failed}
+        kinds = dict.fromkeys(static, _STATIC) | dict.fromkeys(decided, _DECIDED)
+        kinds |= {n.name: _CONSTANT for n in candidates.nodes if n.name not in failed}
         for node in model.nodes:
             if node.name in kinds:
                 outputs = [tensor.name for tensor in node.outputs if tensor.name]
@@ -92,14 +95,21 @@ class ConstantFolding(Rule):
         for name, reason in failed.items():
             raise RecipeError(f"plan: clean-up folds node '{name}', which is not constant in this model ({reason})")
         values |= known
-        outputs = [tensor for node, _ in planned for tensor in node.outputs if tensor.name]
-        cut_links(node for node, _ in planned)
-        remove_nodes(model, [node for node, _ in planned])
+        folded = [node for node, kind in planned if kind != _DECIDED]
+        outputs = [tensor for node in folded for tensor in node.outputs if tensor.name]
+        cut_links(folded)
+        remove_nodes(model, folded)
         for tensor in outputs:
             if tensor.name in values:
                 tensor.to_constant(np.array(values[tensor.name]))
             elif tensor.outputs:
                 raise RecipeError(f"plan: clean-up folds '{tensor.name}', which is not constant in this model")
+        decided = [node for node, kind in planned if kind == _DECIDED]
+        for node in decided:
+            if not is_decided(model, node):
+                raise RecipeError(f"plan: clean-up takes a branch of '{node.name}', which is not decided in this model")
+        if decided:
+            take_branches(model, {node.name for node in decided})
         return {}
 
 
