@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxcompress
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
@@ -109,3 +110,18 @@ def test_filters_are_pruned_where_every_layer_is_fused() -> None:
     widths = [t.values.shape[0] for t in result.constants().values() if t.values.ndim == 4]
     assert widths == [8, 8]
     assert session(result.to_bytes()).run(None, {"x": samples()})[0].shape == (len(samples()), 4)
+
+
+def test_a_blocked_layout_that_was_saved_is_told() -> None:
+    proto = conv_net()
+    proto.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
+    del proto.graph.node[1:]
+    proto.graph.node.extend(
+        helper.make_node(op, [read], [made], op, domain="com.microsoft.nchwc")
+        for op, read, made in (("ReorderInput", "x", "blocked"), ("ReorderOutput", "blocked", "plain"))
+    )
+    proto.graph.node[0].input[0], proto.graph.node[0].output[0] = "plain", "y"
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 16, 8, 8]))
+    result = onnxcompress.compress(proto, prune=0.5, latency=False, verify=False)
+    told = "ReorderInput, ReorderOutput tell of a model that onnxruntime saved in its own blocked layout"
+    assert any(told in warning for warning in result.report.warnings)

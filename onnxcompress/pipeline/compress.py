@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.analysis.cost import model_cost
-from onnxcompress.analysis.quantised import quantised_hint
+from onnxcompress.analysis.earlier_form import earlier_form_hint
 from onnxcompress.errors import BudgetInfeasibleError, DataError
 from onnxcompress.evaluation.profile import ProfileComparison
 from onnxcompress.graph import Model
@@ -144,7 +144,7 @@ def compress(
     try:
         done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)
     except BudgetInfeasibleError as found:
-        error = BudgetInfeasibleError(f"{found}{quantised_hint(original_cost.ops)}", found.reached)
+        error = BudgetInfeasibleError(f"{found}{earlier_form_hint(original_cost.ops)}", found.reached)
         write_infeasible(request, job, error, time.perf_counter() - started)
         raise error from found
     stages, result = done.ran.stages, done.ran.model

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.cost import ModelCost, model_cost, open_inputs
-from onnxcompress.analysis.quantised import quantised_hint
+from onnxcompress.analysis.earlier_form import earlier_form_hint
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.operators import CONVOLUTIONS, LAYERS
@@ -198,7 +198,7 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
     if not ops & wanted:
         names = ", ".join(sorted(wanted))
         seen = ", ".join(sorted(ops)[:8]) or "nothing"
-        told = f"no {names} (it has {seen}){quantised_hint(ops)}"
+        told = f"no {names} (it has {seen}){earlier_form_hint(ops)}"
         raise ModelError(f"{where}: holds nothing that can be compressed: {told}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcompress.analysis.quantised import quantised_hint
+from onnxcompress.analysis.earlier_form import earlier_form_hint
 from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.class_errors import OneClass
 from onnxcompress.evaluation.latency import Latency
@@ -363,7 +363,7 @@ def _nothing_done(report: Report, recipe: Recipe) -> str:
         )
     skipped = sum(len(stage.skipped) for stage in _compressing(report))
     reasons = f" ({skipped} nodes were left alone; -v says why)" if skipped else ""
-    hint = quantised_hint(report.input.ops) if _loses_structure(recipe) else ""
+    hint = earlier_form_hint(report.input.ops) if _loses_structure(recipe) else ""
     return f"Nothing was compressed: no pass found anything to change{reasons}{hint}"
 
 
