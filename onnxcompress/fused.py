@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcompress.operators import is_standard
+
 _DOMAIN = "com.microsoft"
 _BOUNDS_ARE_INPUTS_SINCE = 11
 _BIASES_ARE_OPTIONAL_SINCE = 11
@@ -58,7 +60,7 @@ def unfused(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _opset(proto: onnx.ModelProto) -> int:
-    return max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=0)
+    return max((each.version for each in proto.opset_import if is_standard(each)), default=0)
 
 
 def _is_fused(node: onnx.NodeProto, opset: int) -> bool:

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
-from onnxcompress.passes.cleanup.rule import is_standard
+from onnxcompress.operators import is_standard
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
 
 
