@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_with_the_training_of_its_own_turn(
     np.savez("noise.npz", input=np.random.default_rng(1).standard_normal((64, *pixels.shape[1:])).astype(np.float32))
     always(monkeypatch, {"prune": 0.7}, lambda self, chosen, gate: {"prune": 0.5} if chosen["prune"] == 0.7 else None)
     options = {"data": "noise.npz", "train": "train.npz", "prune": "auto", "max_drop": 0.0, "epochs": 2}
-    options |= {"latency": False, "device": "cpu", "keep_failed": True}
+    options |= {"latency": False, "device": "cpu", "keep_failed": True, "train_batch": 64}
     trained_steps: list[int] = []
     kill_at = 4  # the second epoch of the second model
 

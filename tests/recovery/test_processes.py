@@ -66,8 +66,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     shared, before = weights(out.read_bytes()), weights(pruned()[0].to_bytes())
     assert sum(np.abs(alone[name] - before[name]).max() for name in alone) > 0.1
     for name in alone:
-        moved = np.abs(alone[name] - before[name]).max()
-        np.testing.assert_allclose(shared[name], alone[name], rtol=0, atol=0.02 * moved + 1e-7, err_msg=name)
+        # Together, not number by number: of a gradient that is next to nothing rounding decides Adam's first steps.
+        moved = float(np.linalg.norm(alone[name] - before[name]))
+        assert np.linalg.norm(shared[name] - alone[name]) <= 0.01 * moved + 1e-7, name
 
 
 def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
