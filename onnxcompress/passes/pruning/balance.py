@@ -46,13 +46,19 @@ class Balance:
 
     @classmethod
     def of(cls, rows: Classes, unit: int = 1) -> Balance:
-        """Count the classes in `rows` (R, C); fixed positions count for none."""
+        """Count the classes in `rows` (R, C), once for rows alike (a query's and its key's); fixed ones for none."""
         classes, inverse = np.unique(rows, return_inverse=True)
         counts = np.zeros((rows.shape[0], len(classes)), np.int64)
         np.add.at(counts, (np.repeat(np.arange(rows.shape[0]), rows.shape[1]), inverse.reshape(-1)), 1)
         free = classes != FIXED
         counts = counts[:, free]
-        return cls(classes[free], counts[np.lexsort(counts.T[::-1])] if counts.size else counts, rows.shape[1], unit)
+        return cls(classes[free], np.unique(counts, axis=0) if counts.size else counts, rows.shape[1], unit)
+
+    @property
+    def rows(self) -> frozenset[tuple[tuple[int, int], ...]]:
+        """What stands in each row: (class, how often), ascending."""
+        held = [(self.classes[counts > 0], counts[counts > 0]) for counts in self.counts]
+        return frozenset(tuple(zip(own.tolist(), often.tolist(), strict=True)) for own, often in held)
 
     @property
     def key(self) -> tuple[bytes, bytes]:

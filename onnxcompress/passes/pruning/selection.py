@@ -99,7 +99,7 @@ def select(groups: ChannelGroups, scores: Scores, widths: list[Width], unit: int
             for convolutions that read a part of several groups (after a channel shuffle, or a Slice).
     """
     every = {balance.key: balance for balance in (Balance.of(rows) for _, rows in groups.balanced)}
-    balances = [balance for balance in every.values() if not balance.always_holds]
+    balances = _widest([balance for balance in every.values() if not balance.always_holds])
     nonempty = _nonempty_sets(groups)
     member_of = {int(c): number for number, group in enumerate(groups.groups) for c in group.classes}
 
@@ -123,6 +123,12 @@ def select(groups: ChannelGroups, scores: Scores, widths: list[Width], unit: int
                 removed -= {int(c) for number in part for c in groups.groups[number].classes}
                 removed |= _balanced(groups, scores, widths, sorted(part), own, nonempty)
     return _keep_each_nonempty(nonempty, [*every.values(), *aligned], scores, removed)
+
+
+def _widest(balances: list[Balance]) -> list[Balance]:
+    """Return the divisions but those whose rows are all among another's, which then are equal anyway."""
+    rows = [balance.rows for balance in balances]
+    return [own for own, held in zip(balances, rows, strict=True) if not any(held < other for other in rows)]
 
 
 def _alignments(groups: ChannelGroups, unit: int) -> list[Balance]:

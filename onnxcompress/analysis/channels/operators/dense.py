@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.channels.labels import Ids, Labels
+from onnxcompress.analysis.channels.operators.product import product
 from onnxcompress.analysis.channels.operators.registry import operator
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def gemm(analysis: ChannelAnalysis, node: gs.Node) -> None:
 
 @operator("MatMul")
 def matmul(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """A product with a constant 2-D matrix on either side; other axes are carried."""
+    """A product with a constant 2-D matrix on either side, whose other axes are carried; or of two tensors."""
     for weight_position in (1, 0):
         weight = analysis.constant(node, weight_position)
         shape = analysis.shape(node.inputs[1 - weight_position])
@@ -62,7 +63,7 @@ def matmul(analysis: ChannelAnalysis, node: gs.Node) -> None:
             weight_labels.append(Labels.along(summed_in_weight, before))
         analysis.slice(node, weight_position, *weight_labels)
         return
-    analysis.freeze_inputs(node, "MatMul of two computed tensors (attention) or with a weight that is not a matrix")
+    product(analysis, node)
 
 
 def summed_ids(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int, size: int) -> Ids | None:

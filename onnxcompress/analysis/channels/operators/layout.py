@@ -33,10 +33,11 @@ def reshape(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if moved is None:
         analysis.freeze(labels.ids, f"'{node.name}' ({node.op}) mixes their axis with others in a way not known")
         return
-    if len(moved.axes) > 2:
+    if len(moved.axes) > 2 and not _is_picked_apart(analysis, node.outputs[0], moved):
         moved = project(analysis, node, moved, _channel_axis(node, moved))
-    if len(moved.axes) == 2:
-        analysis.balance(node, moved.ids, or_whole_rows=True)
+    if len(moved.axes) > 1:
+        rows = moved.ids.reshape(-1, moved.ids.shape[-1])
+        analysis.balance(node, rows, or_whole_rows=len(moved.axes) == 2)
     analysis.set(node.outputs[0], moved)
     if node.op == "Reshape":
         _resize_target(analysis, node, moved)
@@ -44,15 +45,14 @@ def reshape(analysis: ChannelAnalysis, node: gs.Node) -> None:
 
 @operator("Transpose")
 def transpose(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """Axes are permuted. Where two labelled axes change places, every row has to keep the same positions."""
+    """Axes are permuted. Where labelled axes change places, every row has to keep the same positions."""
     labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
     if labels is None or shape is None:
         return
     perm = [int(axis) for axis in node.attrs.get("perm", range(len(shape))[::-1])]
-    moved = labels.moved(perm.index(axis) for axis in labels.axes)
-    if len(labels.axes) == 2 and perm.index(labels.axes[0]) > perm.index(labels.axes[1]):
-        moved = project(analysis, node, labels, labels.axes[1]).moved([perm.index(labels.axes[1])])
-    analysis.set(node.outputs[0], moved)
+    if not _keeps_order(perm, labels.axes):
+        labels = project(analysis, node, labels, labels.axes[-1])
+    analysis.set(node.outputs[0], labels.moved(perm.index(axis) for axis in labels.axes))
 
 
 def project(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, axis: int) -> Labels:
@@ -65,9 +65,41 @@ def project(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, axis: int)
     return Labels((axis,), np.ascontiguousarray(rows[:, 0]), (labels.inner[at],))
 
 
+def hold_rows(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> None:
+    """Require that every row along the last labelled axis stays, and keeps the same number as the others."""
+    rows = labels.ids.reshape(-1, labels.ids.shape[-1])
+    analysis.balance(node, rows)
+    analysis.keep_one(rows[0])
+
+
 def on_channel_axis(analysis: ChannelAnalysis, node: gs.Node, labels: Labels) -> Labels:
     """Return the labels of an operator that takes axis 1 for channels and the rest for space."""
     return project(analysis, node, labels, 1) if 1 in labels.axes else labels
+
+
+def _keeps_order(perm: list[int], axes: tuple[int, ...]) -> bool:
+    places = [perm.index(axis) for axis in axes]
+    return places == sorted(places)
+
+
+def _is_picked_apart(analysis: ChannelAnalysis, tensor: gs.Tensor, labels: Labels) -> bool:
+    """Whether all that reads a tensor takes parts along a labelled axis: q, k and v of all heads in one tensor."""
+    rank = len(analysis.shape(tensor) or ())
+    for reader in tensor.outputs:
+        axes: tuple[int | None, ...] | None = None
+        if reader.op == "Transpose" and "perm" in reader.attrs:
+            perm = [int(axis) for axis in reader.attrs["perm"]]
+            moved = labels.moved(perm.index(axis) for axis in labels.axes)
+            if not _keeps_order(perm, labels.axes) or not _is_picked_apart(analysis, reader.outputs[0], moved):
+                return False
+            continue
+        if reader.op in ("Split", "Gather"):
+            axes = (int(reader.attrs.get("axis", 0)),)
+        elif reader.op == "Slice":
+            axes = analysis.ints(reader, 3)
+        if axes is None or not all(axis is not None and axis % rank in labels.axes[:-1] for axis in axes):
+            return False
+    return bool(tensor.outputs)
 
 
 def _channel_axis(node: gs.Node, labels: Labels) -> int:
@@ -122,8 +154,12 @@ def _squeezed(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, before: 
     if node.op == "Unsqueeze":
         places = [axis for axis in range(rank) if axis not in changed]
         return labels.moved(places[axis] for axis in labels.axes)
-    if changed & set(labels.axes):
+    single = [at for at, axis in enumerate(labels.axes) if axis in changed]
+    if len(single) == len(labels.axes) or any(labels.ids.shape[at] * (labels.inner[at] or 0) != 1 for at in single):
         return None
+    others = [at for at in range(len(labels.axes)) if at not in single]
+    ids = labels.ids.reshape([labels.ids.shape[at] for at in others])
+    labels = Labels(tuple(labels.axes[at] for at in others), ids, tuple(labels.inner[at] for at in others))
     return labels.moved(axis - sum(c < axis for c in changed) for axis in labels.axes)
 
 

@@ -10,10 +10,11 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.channels.labels import FIXED, MOST_POSITIONS, Ids, Labels
 from onnxcompress.analysis.channels.operators.elementwise import tie_operands
 from onnxcompress.analysis.channels.operators.fills import is_fill, shorten_fill
-from onnxcompress.analysis.channels.operators.layout import project
+from onnxcompress.analysis.channels.operators.layout import hold_rows, project
 from onnxcompress.analysis.channels.operators.registry import operator
 from onnxcompress.graph import Shape
 from onnxcompress.links import has_input
+from onnxcompress.serialization import Array
 
 if TYPE_CHECKING:
     from onnxcompress.analysis.channels.analysis import ChannelAnalysis
@@ -79,7 +80,7 @@ def _along(analysis: ChannelAnalysis, node: gs.Node, position: int, axis: int) -
 
 @operator("Split")
 def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """Each output takes its part of the labels; none may become empty."""
+    """Each output takes its part of the labels, of every row as many; none may become empty."""
     labels, shape = analysis.of(node.inputs[0]), analysis.shape(node.inputs[0])
     if labels is None or shape is None:
         return
@@ -90,18 +91,19 @@ def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
         return
     expanded = labels.expanded()
     sizes = [(analysis.shape(output) or {axis: None})[axis] for output in node.outputs]
-    if expanded is None or len(expanded.axes) > 1 or not all(isinstance(size, int) for size in sizes):
-        why = _on_several_axes(labels) or "into parts of unknown size"
-        analysis.freeze(labels.ids, f"'{node.name}' splits them {why}")
+    if expanded is None or not all(isinstance(size, int) for size in sizes):
+        analysis.freeze(labels.ids, f"'{node.name}' splits them into parts of unknown size")
         return
-    bounds = np.cumsum([int(size) for size in sizes])[:-1]  # type: ignore[arg-type]
-    parts = np.split(expanded.ids, bounds)
+    bounds, at = np.cumsum([int(size) for size in sizes])[:-1], expanded.axes.index(axis)  # type: ignore[arg-type]
+    parts = [Labels(expanded.axes, ids, expanded.inner) for ids in np.split(expanded.ids, bounds, axis=at)]
+    if at < len(expanded.axes) - 1:
+        hold_rows(analysis, node, expanded)
     for output, part in zip(node.outputs, parts, strict=True):
-        analysis.set(output, Labels.along(axis, part))
-        analysis.keep_one(part)
+        analysis.set(output, part)
+        hold_rows(analysis, node, part)
 
     def new_sizes(surgery: Surgery, pruned: gs.Node) -> None:
-        kept = [int(surgery.kept(part).sum()) for part in parts]
+        kept = [surgery.kept_lengths(part)[at] for part in parts]
         pruned.attrs.pop("num_outputs", None)
         if surgery.model.opset < 13:
             pruned.attrs["split"] = kept
@@ -114,7 +116,7 @@ def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
 
 
 def _on_several_axes(labels: Labels) -> str | None:
-    """Return why a part of them is no part of the filters, None where it is: q, k and v of all heads in one tensor."""
+    """Return why a part of them is no part of the filters, None where it is."""
     count = len(labels.axes)
     return f"along one of the {count} axes that they lie on" if count > 1 else None
 
@@ -132,24 +134,33 @@ def slice_(analysis: ChannelAnalysis, node: gs.Node) -> None:
         analysis.set(node.outputs[0], labels)
         return
     expanded = labels.expanded()
-    if cut is None or None in cut.values() or expanded is None or len(expanded.axes) > 1:
-        known = cut is not None and None not in cut.values()
-        why = (known and _on_several_axes(labels)) or "that is not known before the run"
+    if cut is None or None in cut.values() or expanded is None or len(cut) > 1:
+        several = cut is not None and len(cut) > 1
+        why = "along several axes" if several else "that is not known before the run"
         analysis.freeze(labels.ids, f"'{node.name}' cuts a range of them {why}")
         return
-    axis = expanded.axes[0]
-    picked = np.arange(len(expanded.ids))[cut[axis]]
+    axis = next(iter(cut))
+    at = expanded.axes.index(axis)
+    picked = np.arange(expanded.ids.shape[at])[cut[axis]]
     if not len(picked):
         analysis.freeze(labels.ids, f"'{node.name}' cuts an empty range of them")
         return
-    taken = Labels.along(axis, expanded.ids[picked])
+    taken, is_last = Labels(expanded.axes, expanded.ids.take(picked, at), expanded.inner), at == len(expanded.axes) - 1
+    if len(expanded.axes) > 1:
+        if is_last and not np.array_equal(picked, np.arange(picked[0], picked[0] + len(picked))):
+            analysis.freeze(labels.ids, f"'{node.name}' takes scattered ones out of each of several rows")
+            return
+        before = expanded.ids[..., : picked[0]] if is_last else expanded.ids
+        if before.size:
+            analysis.balance(node, before.reshape(-1, before.shape[-1]))
     analysis.set(node.outputs[0], taken)
-    analysis.keep_one(taken.ids)
-
+    hold_rows(analysis, node, taken)
+    if not is_last:  # every row stays
+        return
     entry, only = (axes or []).index(axis), len(axes or []) == 1
 
     def new_range(surgery: Surgery, pruned: gs.Node) -> None:
-        kept = surgery.kept(expanded.ids)
+        kept = surgery.kept(expanded.ids).reshape(-1, expanded.ids.shape[-1])[0]
         positions = (np.cumsum(kept) - 1)[picked[kept[picked]]]
         _pick(surgery, pruned, axis, entry, positions, only=only)
 
@@ -229,6 +240,9 @@ def gather(analysis: ChannelAnalysis, node: gs.Node) -> None:
         analysis.set(node.outputs[0], labels.moved(a + grown if a > axis else a for a in labels.axes))
         return
     expanded = labels.expanded()
+    if indices is not None and len(indices.shape) < 2 and expanded is not None and axis in expanded.axes[:-1]:
+        _pick_rows(analysis, node, expanded, axis, indices.values)
+        return
     if indices is None or len(indices.shape) != 1 or expanded is None or len(expanded.axes) > 1:
         why = (indices is not None and _on_several_axes(labels)) or "by number"
         analysis.freeze(labels.ids, f"'{node.name}' picks some of them {why}")
@@ -243,6 +257,18 @@ def gather(analysis: ChannelAnalysis, node: gs.Node) -> None:
         surgery.model.set_input(pruned, 1, (np.cumsum(kept) - 1)[picked[kept[picked]]].astype(indices.dtype))
 
     analysis.on_removal(node, expanded, new_indices)
+
+
+def _pick_rows(analysis: ChannelAnalysis, node: gs.Node, labels: Labels, axis: int, picked: Array) -> None:
+    """Take rows out of several, all of which stay: one of q, k and v, a scale beside a shift."""
+    hold_rows(analysis, node, labels)
+    at = labels.axes.index(axis)
+    ids = labels.ids.take(np.asarray(picked, np.int64), axis=at)
+    if picked.ndim == 1:
+        analysis.set(node.outputs[0], Labels(labels.axes, ids, labels.inner))
+        return
+    others = [each - (each > axis) for each in labels.axes if each != axis]
+    analysis.set(node.outputs[0], Labels(tuple(others), ids, (1,) * len(others)))
 
 
 @operator("Pad")
