@@ -8,6 +8,8 @@ import pytest
 
 from onnxcompress.analysis.channels import ChannelAnalysis, find_groups
 from onnxcompress.graph import Model
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from tests.passes.test_pruning_graphs import Constants, conv, prune, weight
 from tests.small_models import build, node
 
@@ -183,3 +185,19 @@ def test_rows_among_those_of_another_division_need_no_integer_program(monkeypatc
     nodes += attention(constants, "qh", "kh", "vh", "a")
     pruned = prune(built([*nodes, conv("out", "a", constants, 12, 3)], constants))
     assert convolutions(pruned)["qkv"] == (18, 6, 1, 1)
+
+
+def test_channels_of_heads_are_ranked_by_their_activations() -> None:
+    """The loudest channels of every head stay, wherever they stand."""
+    constants: Constants = {"heads": np.array([0, HEADS, -1, TOKENS])}
+    nodes = [conv(name, "x", constants, 6, 12) for name in "qk"]
+    nodes += [node("Reshape", [name, "heads"], f"{name}h") for name in "qk"]
+    nodes += [node("Transpose", ["qh"], "qt", perm=[0, 1, 3, 2]), node("MatMul", ["qt", "kh"], "scores")]
+    for name in "qk":
+        constants[f"{name}.w"] *= np.tile([9, 9, 9, 1, 1, 1], HEADS).reshape(-1, 1, 1, 1).astype(np.float32)
+    images = [{"x": np.random.default_rng(1).standard_normal((4, 6, 8, 8)).astype(np.float32)}]
+    model, context = built(nodes, constants), PassContext(calibration=lambda: images)
+    pruning = FilterPruning(PruningConfig(0.5, importance="activation"))
+    result = pruning.apply(model, pruning.plan(model, context), context)
+    left = next(n for n in result.model.nodes if n.name == "q").inputs[1].values
+    assert np.array_equal(left, constants["q.w"][[0, 1, 2, 6, 7, 8]])

@@ -118,21 +118,16 @@ def _activation_scores(model: Model, groups: ChannelGroups, count: int, context:
     nodes = {node.name: node for node in model.nodes}
     read = {}
     for consumer in groups.analysis.findings.consumers:
-        if len(consumer.labels.axes) == 1 and consumer.labels.inner[0] is not None:
+        if None not in consumer.labels.inner:
             read[nodes[consumer.node].inputs[consumer.position].name] = consumer.labels
     names = [name for name in read if not any(name == info.name for info in model.graph.inputs)]
     sums: dict[str, Scores] = {}
     for batch in capture_activations(model, names, context.calibration()):
         for name, values in batch.items():
-            labels = read[name]
-            axis = labels.axes[0]
-            others = tuple(a for a in range(values.ndim) if a != axis)
-            along = np.abs(values.astype(np.float64)).sum(axis=others)
-            per_channel = along.reshape(len(labels.ids), -1).sum(axis=1)
-            sums[name] = sums.get(name, 0.0) + per_channel
+            sums[name] = sums.get(name, 0.0) + _per_channel(np.abs(values), read[name]).sum(axis=0)
     total, number = np.zeros(count), np.zeros(count)
     for name, sum_of_channel in sums.items():
-        ids = read[name].ids
+        ids = read[name].ids.reshape(-1)
         free = ids != FIXED
         _accumulate(total, number, groups.class_of[ids[free]], sum_of_channel[free])
     return np.divide(total, number, out=np.zeros(count), where=number > 0)
