@@ -36,8 +36,8 @@ _POINTS = Number("percentage points from 0 to 100, such as 1.0", minimum=0.0, ma
 _PERCENT = Number("percent from 0 to 100, such as 5.0", minimum=0.0, maximum=100.0)
 
 CLEANUP = Steps(
-    *("identity", "fold", "reshape", "split", "pad", "batchnorm", "scale", "merge"),
-    *("conv2d", "activation", "lrn", "blocked", "unused", "softmax"),
+    *("identity", "fold", "reshape", "transpose", "split", "pad", "batchnorm", "scale"),
+    *("merge", "conv2d", "activation", "lrn", "blocked", "unused", "softmax"),
 )
 """The steps of the clean-up, in the order in which they run."""
 

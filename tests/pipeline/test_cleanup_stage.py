@@ -27,6 +27,7 @@ def test_every_step_has_its_line_and_the_race_its_result() -> None:
         "identity",
         "fold",
         "reshape",
+        "transpose",
         "split",
         "pad",
         "batchnorm",

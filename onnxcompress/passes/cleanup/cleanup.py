@@ -29,6 +29,7 @@ from onnxcompress.passes.cleanup.reshape import ReshapeSettling
 from onnxcompress.passes.cleanup.rule import Rule
 from onnxcompress.passes.cleanup.softmax import SoftmaxWriting
 from onnxcompress.passes.cleanup.split import SequenceSplitting
+from onnxcompress.passes.cleanup.transpose import MovementShortening
 from onnxcompress.passes.cleanup.unused import UnusedRemoval
 from onnxcompress.passes.race import is_faster, race_text, short_name
 
@@ -38,6 +39,7 @@ RULES: Mapping[str, type[Rule]] = {
         IdentityRemoval,
         ConstantFolding,
         ReshapeSettling,
+        MovementShortening,
         SequenceSplitting,
         PadFolding,
         BatchNormFolding,
