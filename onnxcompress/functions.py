@@ -6,12 +6,14 @@ are the same in both, but for the element types that they take: such a function 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import onnx
 import onnx.inliner
 
 from onnxcompress.errors import ModelError
+from onnxcompress.operators import is_standard
+from onnxcompress.subgraphs import with_inner_nodes
 
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -32,8 +34,8 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(proto)
 
 
-def _domain(opset: onnx.OperatorSetIdProto) -> str:
-    return "" if opset.domain == "ai.onnx" else opset.domain
+def _domain(of: onnx.OperatorSetIdProto | onnx.NodeProto) -> str:
+    return "" if is_standard(of) else of.domain
 
 
 def _disagreeing(function: onnx.FunctionProto, versions: Mapping[str, int]) -> list[onnx.OperatorSetIdProto]:
@@ -43,7 +45,8 @@ def _disagreeing(function: onnx.FunctionProto, versions: Mapping[str, int]) -> l
 def _take_versions(function: onnx.FunctionProto, versions: Mapping[str, int]) -> None:
     for opset in _disagreeing(function, versions):
         domain, wanted = _domain(opset), versions[_domain(opset)]
-        for op in _operators(function.node, domain):
+        nodes = [node for node in with_inner_nodes(function.node) if _domain(node) == domain]
+        for op in dict.fromkeys(node.op_type for node in nodes):
             if _signature(op, opset.version, domain) != _signature(op, wanted, domain):
                 raise ModelError(
                     f"function '{function.name}' of domain '{function.domain}' imports opset {opset.version} of domain "
@@ -51,16 +54,6 @@ def _take_versions(function: onnx.FunctionProto, versions: Mapping[str, int]) ->
                     f"write both in one opset (onnx.version_converter), or export without functions"
                 )
         opset.version = wanted
-
-
-def _operators(nodes: Iterator[onnx.NodeProto], domain: str) -> Iterator[str]:
-    """Yield the operators of a domain that nodes, and their sub-graphs, are of."""
-    for node in nodes:
-        if node.domain == domain or (node.domain, domain) == ("ai.onnx", ""):
-            yield node.op_type
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _operators(graph.node, domain)
 
 
 def _signature(op: str, version: int, domain: str) -> object:

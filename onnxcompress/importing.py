@@ -20,6 +20,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.operators import LAYERS, is_standard
 from onnxcompress.serialization import load_array
 from onnxcompress.sparse_tensors import load_sparse
+from onnxcompress.subgraphs import of_attribute, with_inner_nodes
 
 OLDEST_OPSET = 7
 _PLAIN_ATTRIBUTES = frozenset(
@@ -291,11 +292,8 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
 
 def _in_short(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
     """Name the default domain of the nodes in an attribute's sub-graphs as the checker does, in place."""
-    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-        for node in graph.node:
-            _shorten(node)
-            for inner in node.attribute:
-                _in_short(inner)
+    for node in (node for graph in of_attribute(attribute) for node in with_inner_nodes(graph.node)):
+        _shorten(node)
     return attribute
 
 
@@ -327,7 +325,7 @@ def names_captured(node: onnx.NodeProto) -> Iterator[str]:
 
 def _captured(attribute: onnx.AttributeProto) -> Iterator[str]:
     """Yield names that the sub-graphs of an attribute read from outside."""
-    for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+    for graph in of_attribute(attribute):
         inside = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
         inside.update(name for node in graph.node for name in node.output)
         for node in graph.node:

@@ -16,7 +16,7 @@ onnx's inference is helped where it is known to fall short, on a private copy th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import onnx
 
@@ -26,6 +26,7 @@ from onnxcompress.lengths import Dim as Dim
 from onnxcompress.lengths import Shape as Shape
 from onnxcompress.lengths import open_lengths
 from onnxcompress.operators import is_standard
+from onnxcompress.subgraphs import with_sub_graphs
 
 _MOST_ROUNDS = 8
 _FIRST_OPSET_WITH_SHAPE_VALUES = 15
@@ -45,7 +46,7 @@ def infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     Raises:
         ModelError: shapes contradict each other.
     """
-    for graph in _graphs(proto.graph):
+    for graph in with_sub_graphs(proto.graph):
         _stand_in(graph)
     _settle_given_outputs(proto.graph)
     _drop_listed_constants(proto.graph)
@@ -113,7 +114,7 @@ def _strictly_inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     if opset is not None and opset.version < _FIRST_OPSET_WITH_SHAPE_VALUES:
         modern = onnx.ModelProto()
         modern.CopyFrom(proto)
-        for graph in _graphs(modern.graph):
+        for graph in with_sub_graphs(modern.graph):
             _modernise(graph)
         next(o for o in modern.opset_import if o.domain == opset.domain).version = _FIRST_OPSET_WITH_SHAPE_VALUES
         try:
@@ -127,15 +128,6 @@ def _strictly_inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
             return infer_shapes(proto, strict_mode=True)
     except Exception as error:
         raise ModelError(f"its shapes contradict each other: {' '.join(str(error).split())[:300]}") from error
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and the sub-graphs of its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for nested in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(nested)
 
 
 def _stand_in(graph: onnx.GraphProto) -> None:

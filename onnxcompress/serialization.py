@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError, Message
 
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.side_files import own_side_files, remove_unneeded, side_file_name
+from onnxcompress.subgraphs import with_sub_graphs
 
 Array = npt.NDArray[Any]
 
@@ -179,12 +180,10 @@ def external_files(proto: onnx.ModelProto) -> list[str]:
 
 
 def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
+    for each in with_sub_graphs(graph):
+        yield from each.initializer
+        for attribute in (attribute for node in each.node for attribute in node.attribute):
             yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _all_tensors(inner)
 
 
 def array_to_tensor(name: str, array: Array) -> onnx.TensorProto:

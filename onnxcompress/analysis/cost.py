@@ -29,6 +29,7 @@ from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Dim, Model, Shape
 from onnxcompress.operators import is_standard
 from onnxcompress.serialization import tensor_dtype
+from onnxcompress.subgraphs import sub_graphs, with_sub_graphs
 
 Shapes = Mapping[str, Shape]
 """{tensor name: shape} of everything that is not constant."""
@@ -149,10 +150,9 @@ def _params(model: Model) -> int:
 def _nested_params(node: onnx.NodeProto) -> int:
     """Return the elements of the floating-point constants in a node's sub-graphs."""
     total = 0
-    for graph in (each for attribute in node.attribute for each in (attribute.g, *attribute.graphs)):
+    for graph in (each for own in sub_graphs(node) for each in with_sub_graphs(own)):
         tensors = [*graph.initializer]
         for inner in graph.node:
-            total += _nested_params(inner)
             if inner.op_type == "Constant":
                 tensors += [attribute.t for attribute in inner.attribute if attribute.name == "value"]
                 total += sum(len(a.floats) + (a.name == "value_float") for a in inner.attribute)

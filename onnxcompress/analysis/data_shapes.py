@@ -7,7 +7,7 @@ TopK by a computed k), where those values come from data and not from shapes, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
 from onnxcompress.importing import names_read
+from onnxcompress.subgraphs import sub_graphs, with_inner_nodes
 
 _SHAPED_BY: Mapping[str, tuple[int, ...]] = {
     "NonMaxSuppression": (0, 1, 2, 3, 4),
@@ -89,7 +90,10 @@ def _follows_data(
         return True
     if any(at < len(node.inputs) and node.inputs[at].name in valued for at in _SHAPED_BY.get(node.op, ())):
         return True
-    return nested is not None and not valued.isdisjoint(names) and not _CHOOSING.isdisjoint(_operators(nested))
+    if nested is None or valued.isdisjoint(names):
+        return False
+    inner = (each for graph in sub_graphs(nested) for each in with_inner_nodes(graph.node))
+    return any(each.op_type in _CHOOSING for each in inner)
 
 
 def _is_known(model: Model, tensor: gs.Tensor) -> bool:
@@ -101,12 +105,4 @@ def nested_nodes(model: Model) -> dict[str, onnx.NodeProto]:
     """Return {node: it as the file has it} of nodes with sub-graphs, which graphsurgeon's nodes do not carry."""
     if not any(node.op in ("If", "Loop", "Scan", "SequenceMap") for node in model.nodes):
         return {}
-    return {node.name: node for node in model.skeleton().graph.node if any(a.HasField("g") for a in node.attribute)}
-
-
-def _operators(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the operators in a node's sub-graphs."""
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield inner.op_type
-            yield from _operators(inner)
+    return {node.name: node for node in model.skeleton().graph.node if any(sub_graphs(node))}

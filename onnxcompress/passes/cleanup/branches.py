@@ -5,7 +5,7 @@ torch's `squeeze` of a length that its exporter does not know becomes If(length 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 
 import onnx
@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.graph import Model
 from onnxcompress.operators import is_standard
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
+from onnxcompress.subgraphs import all_names, sub_graphs
 
 
 def is_decided(model: Model, node: gs.Node) -> bool:
@@ -28,7 +29,7 @@ def take_branches(model: Model, names: set[str]) -> None:
     """Put the nodes of the branches that they take in place of these Ifs, whose conditions are constants, in place."""
     conditions = {node.name: bool(node.inputs[0].values.item()) for node in model.nodes if node.name in names}
     proto = model.to_proto()
-    taken = set(_names(proto.graph))
+    taken = set(all_names(proto.graph))
 
     def free(hint: str) -> str:
         name = next(each for number in count() if (each := f"{hint}_{number}") not in taken)
@@ -80,21 +81,7 @@ def _rename(graph: onnx.GraphProto, own: Mapping[str, str]) -> None:
     for node in graph.node:
         node.input[:] = [own.get(name, name) for name in node.input]
         node.output[:] = [own.get(name, name) for name in node.output]
-        for inner in _inner(node):
+        for inner in sub_graphs(node):
             _rename(inner, own)
             for info in inner.output:
                 info.name = own.get(info.name, info.name)
-
-
-def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
-
-
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield every name in a graph and in the sub-graphs of its nodes."""
-    yield from (each.name for each in (*graph.input, *graph.output, *graph.initializer, *graph.node))
-    for node in graph.node:
-        yield from (*node.input, *node.output)
-        for inner in _inner(node):
-            yield from _names(inner)

@@ -12,7 +12,7 @@ from itertools import count
 
 import onnx
 
-from onnxcompress.passes.quantization.inner import with_inner
+from onnxcompress.subgraphs import with_inner_nodes
 
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -42,7 +42,7 @@ def free_names(graph: onnx.GraphProto) -> dict[str, str]:
         return found
 
     of_nodes, of_tensors = renamed(nodes), renamed(tensors)
-    for node in with_inner(graph.node):
+    for node in with_inner_nodes(graph.node):
         node.input[:] = [of_tensors.get(name, name) for name in node.input]
     for node in graph.node:
         node.name = of_nodes.get(node.name, node.name)
@@ -73,7 +73,7 @@ def without_detours(graph: onnx.GraphProto, given: Collection[str]) -> None:
         elif source not in inputs:
             made[source] = node.output[0]
     kept = [node for node in graph.node if not {*direct, *made.values()} & set(node.output)]
-    readers = list(with_inner(kept))
+    readers = list(with_inner_nodes(kept))
     for node in readers:
         node.input[:] = [direct.get(name, name) for name in node.input]
     read = {name for node in readers for name in node.input} | outputs

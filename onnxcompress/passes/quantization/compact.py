@@ -9,7 +9,7 @@ hundredth. Constants that follow from others are left to nodes that runtimes com
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from itertools import count
 
 import numpy as np
@@ -18,6 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcompress.analysis.lrn import band_reach
+from onnxcompress.subgraphs import all_names
 
 _SHORT = "q"
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
@@ -145,7 +146,7 @@ def _shorten_names(graph: onnx.GraphProto, kept: Collection[str], nodes: Collect
     """Give tensors and nodes short names, without `kept` ones and these nodes."""
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
     old = [*(tensor.name for tensor in graph.initializer), *(name for node in graph.node for name in node.output)]
-    taken = {*kept, *weights, *_names(graph)}
+    taken = {*kept, *weights, *all_names(graph)}
     fresh = (name for name in (f"{_SHORT}{number}" for number in count()) if name not in taken)
     short = {name: next(fresh) for name in old if name and name not in kept and name not in weights}
     for tensor in graph.initializer:
@@ -155,14 +156,3 @@ def _shorten_names(graph: onnx.GraphProto, kept: Collection[str], nodes: Collect
         node.output[:] = [short.get(name, name) for name in node.output]
         if node.name not in nodes:
             node.name = next(fresh)
-
-
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the names of all nodes and tensors, those of sub-graphs among them."""
-    yield from (tensor.name for tensor in graph.initializer)
-    for node in graph.node:
-        yield node.name
-        yield from node.output
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _names(inner)

@@ -19,10 +19,11 @@ from onnxcompress.passes.quantization.calibration import tensor_histograms
 from onnxcompress.passes.quantization.candidates import float_tensors, require_one_file
 from onnxcompress.passes.quantization.casts import free_names, without_detours
 from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
-from onnxcompress.passes.quantization.inner import cast_captured, tell_apart, with_inner
+from onnxcompress.passes.quantization.inner import cast_captured, tell_apart
 from onnxcompress.passes.quantization.opset import declare_types, weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
 from onnxcompress.runtime.quiet import quiet_logging
+from onnxcompress.subgraphs import with_inner_nodes
 
 _LARGEST = 65504.0
 
@@ -132,7 +133,7 @@ def _largest_constant(tensor: Any) -> float:
 
 def _kept_inside(model: Model, kept: frozenset[str]) -> dict[str, str]:
     """Return {node: an operator of its sub-graphs} of nodes whose sub-graphs cannot be converted."""
-    nodes = [(node.name, with_inner([node])) for node in model.skeleton().graph.node]
+    nodes = [(node.name, with_inner_nodes([node])) for node in model.skeleton().graph.node]
     ops = {name: [each.op_type for each in inner][1:] for name, inner in nodes}
     stay = {name: [op for op in own if op in kept or is_quantised_operator(op)] for name, own in ops.items()}
     return {name: own[0] for name, own in stay.items() if own}
@@ -146,7 +147,7 @@ def _converter() -> Any:
 
 def _kept_operators(model: Model) -> frozenset[str]:
     """Return what the converter leaves by default, and the model's operators that by its opset take float32 alone."""
-    ops = {each.op_type for each in with_inner(model.skeleton().graph.node) if is_standard(each)}
+    ops = {each.op_type for each in with_inner_nodes(model.skeleton().graph.node) if is_standard(each)}
     return frozenset(_converter().DEFAULT_OP_BLOCK_LIST) | {op for op in ops if _takes_float32_alone(op, model.opset)}
 
 

@@ -6,7 +6,7 @@ what they read around them has to be float32.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain, count
 
 import numpy as np
@@ -14,14 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.importing import names_captured
-
-
-def with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes and those of their sub-graphs, which read the tensors around them, too."""
-    for node in nodes:
-        yield node
-        for graph in _graphs_of(node):
-            yield from with_inner(graph.node)
+from onnxcompress.subgraphs import sub_graphs, with_inner_nodes
 
 
 def tell_apart(graph: onnx.GraphProto) -> None:
@@ -31,7 +24,7 @@ def tell_apart(graph: onnx.GraphProto) -> None:
         n for each in graph.node for n in each.output
     }
     for node in graph.node:
-        for inner in _graphs_of(node):
+        for inner in sub_graphs(node):
             _tell_apart(inner, nodes, tensors, {})
 
 
@@ -42,7 +35,7 @@ def _tell_apart(graph: onnx.GraphProto, nodes: set[str], tensors: set[str], oute
     for node in graph.node:
         node.name = free_name(node.name, nodes)
         node.input[:] = [own.get(name, outer.get(name, name)) for name in node.input]
-        for inner in _graphs_of(node):
+        for inner in sub_graphs(node):
             _tell_apart(inner, nodes, tensors, {**outer, **own})
         own |= {name: free_name(name, tensors) for name in node.output}
         node.output[:] = [own[name] for name in node.output]
@@ -78,10 +71,5 @@ def cast_captured(graph: onnx.GraphProto, kept: Collection[str], floats: Collect
             if other not in made:
                 graph.node.append(helper.make_node("Cast", [name], [other], f"{other}_node", to=TensorProto.FLOAT))
                 made.add(other)
-        for each in with_inner([node]):
+        for each in with_inner_nodes([node]):
             each.input[:] = [back.get(name, name) for name in each.input]
-
-
-def _graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        yield from (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))

@@ -15,6 +15,7 @@ import onnx
 from onnxcompress.graph import Shape
 from onnxcompress.operators import is_standard
 from onnxcompress.serialization import array_to_tensor
+from onnxcompress.subgraphs import sub_graphs
 
 FIRST_OPSET = 16
 """Of a graph that backward nodes are appended to."""
@@ -89,7 +90,7 @@ def _means_the_same(node: onnx.NodeProto, version: int) -> bool:
     except onnx.defs.SchemaError:
         return False
     given = {each.name for each in node.attribute}
-    if new.deprecated or any(each.HasField("g") or each.graphs for each in node.attribute):
+    if new.deprecated or any(sub_graphs(node)):
         return False
     if not given <= new.attributes.keys() or not new.min_input <= len(node.input) <= new.max_input:
         return False
