@@ -247,3 +247,19 @@ def test_columns_put_together_to_an_image(filters: int) -> None:
     ]
     pruned = prune(build(nodes, constants, opset=18, shape=("n", 6, 8, 8)))
     assert shapes(pruned) == {"a": (filters // 2, 6, 1, 1), "c": (3, channels // 2, 1, 1)}
+
+
+@pytest.mark.parametrize("mode", ["CRD", "DCR"])
+def test_patches_that_become_an_image_again(mode: str) -> None:
+    """The end of a block of MobileViT v2: channels and the places in a patch on one axis, then DepthToSpace."""
+    constants: Constants = {"patches": np.array([0, 32, 4, 4]), "places": np.array([0, -1, 8, 8])}
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Reshape", ["a", "patches"], "p"),
+        node("DepthToSpace", ["p"], "wide", blocksize=2, mode=mode),
+        node("SpaceToDepth", ["wide"], "deep", blocksize=2),
+        node("Reshape", ["deep", "places"], "map"),
+        conv("b", "map", constants, 8, 3),
+    ]
+    pruned = prune(build(nodes, constants, shape=("n", 6, 8, 8)))
+    assert shapes(pruned) == {"a": (4, 6, 1, 1), "b": (3, 4, 1, 1)}

@@ -89,11 +89,12 @@ def depth_to_space(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if labels is None:
         return
     block = int(node.attrs["blocksize"]) ** 2
-    if labels.axes != (1,) or labels.inner != (1,) or len(labels.ids) % block:
+    expanded = labels.expanded()
+    if expanded is None or labels.axes != (1,) or len(expanded.ids) % block:
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return
     column_first = node.attrs.get("mode", "DCR") == "CRD"
-    ids = labels.ids.reshape(-1, block).T if column_first else labels.ids.reshape(block, -1)
+    ids = expanded.ids.reshape(-1, block).T if column_first else expanded.ids.reshape(block, -1)
     analysis.tie(ids[:1], ids, f"becomes space beside a channel that stays in '{node.name}'")
     analysis.set(node.outputs[0], Labels.along(1, np.ascontiguousarray(ids[0])))
 
@@ -105,11 +106,12 @@ def space_to_depth(analysis: ChannelAnalysis, node: gs.Node) -> None:
     if labels is None:
         return
     block = int(node.attrs["blocksize"]) ** 2
-    if labels.axes != (1,) or labels.inner != (1,) or block * len(labels.ids) > MOST_POSITIONS:
+    expanded = labels.expanded()
+    if expanded is None or labels.axes != (1,) or block * len(expanded.ids) > MOST_POSITIONS:
         analysis.freeze(labels.ids, f"reaches '{node.name}' on another axis than its channels")
         return
     side_by_side = node.attrs.get("mode", "DCR") == "CRD"
-    ids = np.repeat(labels.ids, block) if side_by_side else np.tile(labels.ids, block)
+    ids = np.repeat(expanded.ids, block) if side_by_side else np.tile(expanded.ids, block)
     analysis.set(node.outputs[0], Labels.along(1, ids))
 
 
