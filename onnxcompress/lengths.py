@@ -4,7 +4,8 @@ onnx's inference gives a length that it does not know a symbol, a new one for ev
 Reshape's target. `[batch, -1, height, width]`, read from Shape, then hides a count of channels that does not depend on
 the input, and `[-1, 14, length]` the batch. With lengths as products of numbers and symbols, a single new symbol in a
 Reshape's output is the input's product divided by that of the other lengths. Entries of a target that are products
-of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them. Of several symbols,
+of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them. What is broadcast
+along lengths that turn out to be one has that one. Of several symbols,
 as in `[batch, height, width, -1]` with all three read from Shape, the channels are told by the layer that reads them:
 its weight has as many.
 """
@@ -12,14 +13,14 @@ its weight has as many.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 import onnx
 
-from onnxcompress.operators import is_standard
+from onnxcompress.operators import BROADCASTING, is_standard
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -74,6 +75,7 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
     vectors = {tensor.name: entries for tensor in graph.initializer if (entries := _constant(tensor)) is not None}
     for node in graph.node:
         _follow(node, shapes, meaning, vectors)
+        meaning.update(_broadcast(node, shapes, meaning, seen))
         if node.op_type in _KEEP_ELEMENTS and is_standard(node) and node.input and node.output:
             before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
             new = [dim for dim in after or () if isinstance(dim, str) and dim not in seen]
@@ -107,6 +109,28 @@ def _summed(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, in
         length, size = data[axis], weight[1 - place if attributes.get("transB", 0) else place]
         if isinstance(length, str) and isinstance(size, int):
             found[length] = size * (attributes.get("group", 1) if node.op_type == "Conv" else 1)
+    return found
+
+
+def _broadcast(
+    node: onnx.NodeProto, shapes: Mapping[str, Shape], meaning: Mapping[str, Product], seen: Collection[Dim]
+) -> dict[str, Product]:
+    """Return what new symbols stand for in the output of operands that are broadcast: what all stand for there."""
+    before, after = [shapes.get(name) for name in node.input], shapes.get(node.output[0]) if node.output else None
+    if not is_standard(node) or node.op_type not in BROADCASTING | {"MatMul"} or after is None or None in before:
+        return {}
+    matrix = 2 if node.op_type == "MatMul" else 0
+    if any(len(shape or ()) < matrix for shape in before):
+        return {}
+    found: dict[str, Product] = {}
+    for place in range(matrix + 1, len(after) + 1):
+        symbol = after[-place]
+        if not isinstance(symbol, str) or symbol in seen:
+            continue
+        met = [_product(shape[-place], meaning) for shape in before if shape is not None and len(shape) >= place]
+        longer = [product for product in met if product != Product(Fraction(1), ())]
+        if longer and longer[0] is not None and all(product == longer[0] for product in longer):
+            found[symbol] = longer[0]
     return found
 
 

@@ -8,6 +8,14 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 LAYERS = CONVOLUTIONS | {"Gemm", "MatMul"}
 
+BROADCASTING = frozenset(
+    (
+        *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
+        *("GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Mul", "Or", "Pow", "Sub", "Where", "Xor"),
+    )
+)
+"""Whose inputs are broadcast to one shape, that of the output."""
+
 _STANDARD_DOMAINS = (None, "", "ai.onnx")
 
 

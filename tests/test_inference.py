@@ -125,3 +125,34 @@ def test_shapes_that_contradict_each_other_are_refused() -> None:
         Model.from_proto(model)
     with pytest.raises(ModelError, match="contradict"):
         infer(model)
+
+
+@pytest.mark.parametrize(
+    ("combined", "shape"),
+    [
+        (node("Add", ["x", "back"], "y"), ("n", 4, 6)),
+        (node("MatMul", ["x", "turned"], "y"), ("n", 4, 4)),
+        (node("Where", ["given", "x", "back"], "y"), ("n", 4, 6)),
+    ],
+)
+def test_what_is_broadcast_along_one_length_has_that_length(combined: Any, shape: tuple[int | str, ...]) -> None:
+    """The length of `back`, one that a Reshape leaves open, is n; onnx makes a new one for it and for the sum."""
+    nodes = [
+        node("Reshape", ["x", "flat"], "rows"),
+        node("Reshape", ["rows", "cube"], "back"),
+        node("Transpose", ["back"], "turned", perm=[0, 2, 1]),
+        node("Not", ["never"], "given"),
+        combined,
+        node("Reshape", ["y", "flat"], "flattened"),
+        node("Relu", ["flattened"], "z"),
+    ]
+    constants = {"flat": [-1, 2], "cube": [-1, 4, 6], "never": np.zeros((1, 4, 6), np.bool_)}
+    model = build(nodes, constants, shape=("n", 4, 6))
+    assert model.shape_of("y") == shape
+
+
+def test_what_is_broadcast_along_two_open_lengths_stays_open() -> None:
+    nodes = [node("Relu", ["x"], "r"), node("Transpose", ["r"], "t", perm=[1, 0]), node("Add", ["r", "t"], "y")]
+    found = build([*nodes, node("Relu", ["y"], "z")], shape=("n", "m")).shape_of("y")
+    assert found is not None
+    assert not {"n", "m"} & set(found)

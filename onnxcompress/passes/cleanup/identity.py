@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model, Shape
 from onnxcompress.links import has_input
-from onnxcompress.operators import is_standard
+from onnxcompress.operators import BROADCASTING, is_standard
 from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.cleanup.rule import (
     Rule,
@@ -29,12 +29,6 @@ from onnxcompress.passes.cleanup.rule import (
 
 _OF_ONE_INPUT = frozenset({"Concat", "Sum", "Max", "Min", "Mean"})
 _CHANGES_ONLY_SHAPE = frozenset({"Reshape", "Flatten"})
-_BROADCASTS = frozenset(
-    (
-        *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
-        *("GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Mul", "Or", "Pow", "Sub", "Where", "Xor"),
-    )
-)
 _THESE_BROADCAST_SINCE = 8
 _OF_MANY_OPERANDS = frozenset({"Max", "Mean", "Min", "Sum"})
 
@@ -111,7 +105,7 @@ def _broadcasts(model: Model, reader: gs.Node, expand: gs.Node) -> bool:
     own, after = model.shape_of(expand.inputs[0]), model.shape_of(expand.outputs[0])
     others = [model.shape_of(tensor) for tensor in reader.inputs if tensor is not expand.outputs[0]]
     lengths = [shape for shape in others if shape is not None]
-    known = _BROADCASTS | (_OF_MANY_OPERANDS if model.opset >= _THESE_BROADCAST_SINCE else frozenset())
+    known = BROADCASTING | (_OF_MANY_OPERANDS if model.opset >= _THESE_BROADCAST_SINCE else frozenset())
     if not is_standard(reader) or reader.op not in known or own is None or after is None:
         return False
     if len(lengths) < len(others) or len(after) > max((len(shape) for shape in lengths), default=-1):
