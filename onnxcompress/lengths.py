@@ -4,8 +4,8 @@ onnx's inference gives a length that it does not know a symbol, a new one for ev
 Reshape's target. `[batch, -1, height, width]`, read from Shape, then hides a count of channels that does not depend on
 the input, and `[-1, 14, length]` the batch. With lengths as products of numbers and symbols, a single new symbol in a
 Reshape's output is the input's product divided by that of the other lengths. Entries of a target that are products
-of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them. What is broadcast
-along lengths that turn out to be one has that one. Of several symbols,
+of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them. Where operands
+meet along lengths that turn out to be one, the result has that one. Of several symbols,
 as in `[batch, height, width, -1]` with all three read from Shape, the channels are told by the layer that reads them:
 its weight has as many.
 """
@@ -27,6 +27,7 @@ Shape = tuple[Dim, ...]
 
 _KEEP_ELEMENTS = frozenset({"Reshape", "Flatten"})
 _HAND_ON = frozenset({"Cast", "Identity", "Squeeze", "Unsqueeze"})
+_MEETING = BROADCASTING | {"Concat", "MatMul"}
 _MOST_ENTRIES = 64
 
 _SUMMED = {"Conv": (1, 1), "ConvTranspose": (1, 0), "Gemm": (1, 0), "MatMul": (-1, 0)}
@@ -75,7 +76,7 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
     vectors = {tensor.name: entries for tensor in graph.initializer if (entries := _constant(tensor)) is not None}
     for node in graph.node:
         _follow(node, shapes, meaning, vectors)
-        meaning.update(_broadcast(node, shapes, meaning, seen))
+        meaning.update(_met(node, shapes, meaning, seen))
         if node.op_type in _KEEP_ELEMENTS and is_standard(node) and node.input and node.output:
             before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
             new = [dim for dim in after or () if isinstance(dim, str) and dim not in seen]
@@ -90,8 +91,18 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
                     meaning[new[0]] = found
         for name in node.output:
             seen.update(shapes.get(name, ()))
-    found_dims = {symbol: product.dim for symbol, product in meaning.items()}
-    return {symbol: dim for symbol, dim in found_dims.items() if dim is not None}
+    return _named(meaning)
+
+
+def _named(meaning: Mapping[str, Product]) -> dict[str, Dim]:
+    """Return {symbol: number, or symbol that stands for the same}, without those that are the first to stand for it."""
+    first: dict[Product, str] = {}
+    named: dict[str, Dim] = {}
+    for symbol, product in meaning.items():
+        dim = product.dim if product.dim is not None else first.setdefault(product, symbol)
+        if dim != symbol:
+            named[symbol] = dim
+    return named
 
 
 def _summed(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, int]:
@@ -112,20 +123,23 @@ def _summed(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, in
     return found
 
 
-def _broadcast(
+def _met(
     node: onnx.NodeProto, shapes: Mapping[str, Shape], meaning: Mapping[str, Product], seen: Collection[Dim]
 ) -> dict[str, Product]:
-    """Return what new symbols stand for in the output of operands that are broadcast: what all stand for there."""
+    """Return what new symbols stand for in the output of operands that meet along them: what all stand for there."""
     before, after = [shapes.get(name) for name in node.input], shapes.get(node.output[0]) if node.output else None
-    if not is_standard(node) or node.op_type not in BROADCASTING | {"MatMul"} or after is None or None in before:
+    if not is_standard(node) or node.op_type not in _MEETING or after is None or None in before:
         return {}
-    matrix = 2 if node.op_type == "MatMul" else 0
-    if any(len(shape or ()) < matrix for shape in before):
+    own = {1, 2} if node.op_type == "MatMul" else set()
+    if node.op_type == "Concat":
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        own = {-axis if axis < 0 else len(after) - axis}
+    if any(len(shape or ()) < max(own, default=0) for shape in before):
         return {}
     found: dict[str, Product] = {}
-    for place in range(matrix + 1, len(after) + 1):
+    for place in range(1, len(after) + 1):
         symbol = after[-place]
-        if not isinstance(symbol, str) or symbol in seen:
+        if place in own or not isinstance(symbol, str) or symbol in seen:
             continue
         met = [_product(shape[-place], meaning) for shape in before if shape is not None and len(shape) >= place]
         longer = [product for product in met if product != Product(Fraction(1), ())]

@@ -156,3 +156,18 @@ def test_what_is_broadcast_along_two_open_lengths_stays_open() -> None:
     found = build([*nodes, node("Relu", ["y"], "z")], shape=("n", "m")).shape_of("y")
     assert found is not None
     assert not {"n", "m"} & set(found)
+
+
+def test_lengths_that_are_one_product_have_one_name() -> None:
+    nodes = [
+        node("Reshape", ["x", "heads"], "a"),
+        node("Relu", ["x"], "r"),
+        node("Reshape", ["r", "heads"], "b"),
+        node("Concat", ["a", "b"], "y", axis=1),
+        node("Relu", ["y"], "z"),
+    ]
+    model = build(nodes, {"heads": [-1, 6]}, shape=("n", 4, 6))
+    found = [model.shape_of(name) for name in "aby"]
+    assert [shape and shape[1] for shape in found] == [6, 6, 12]
+    assert len({shape and shape[0] for shape in found}) == 1
+    assert "n" not in (found[0] or ())
