@@ -60,6 +60,8 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
+NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+
 CASES: dict[str, Case] = {
     "conv": conv((4, 6, 3, 3), pads=[1, 1, 1, 1]),
     "conv 1x1": conv((4, 6, 1, 1)),
@@ -165,6 +167,53 @@ CASES: dict[str, Case] = {
     "concat": Case("Concat", {"c": normal(BATCH, 2, 9, 8)}, (6, 9, 8), {"axis": 1}, operands=("c", "x", "x"), batch=3),
     "split": Case("Split", {"sizes": ints(2, 4)}, attributes={"axis": 1}, outputs=("y", "z")),
     "slice": Case("Slice", {"starts": ints(1, -3), "ends": ints(2**60, -1), "axes": ints(1, 3)}),
+    "slice, steps": Case(
+        "Slice", {"starts": ints(1, 8), "ends": ints(9, -100), "axes": ints(2, -1), "steps": ints(3, -2)}
+    ),
+    "gather": Case("Gather", {"at": ints(4, 0, -1)}, attributes={"axis": 1}),
+    "gather, one": Case("Gather", {"at": np.array(0)}, attributes={"axis": 2}),
+    "gather, one after the other": Case("Gather", {"at": ints(2, 3, 4)}, attributes={"axis": -1}),
+    "depthtospace": Case("DepthToSpace", {}, (8, 3, 5), {"blocksize": 2}),
+    "depthtospace, column first": Case("DepthToSpace", {}, (8, 3, 5), {"blocksize": 2, "mode": "CRD"}),
+    "spacetodepth": Case("SpaceToDepth", {}, (3, 4, 6), {"blocksize": 2}),
+    "expand": Case("Expand", {"to": ints(1, 6, 9, 8)}, (6, 1, 8)),
+    "where": Case("Where", {"c": normal(6, 9, 8) > 0, "o": normal(6, 1, 8)}, operands=("c", "x", "o")),
+    "where, other": Case("Where", {"c": normal(1, 9, 8) > 0, "o": normal(6, 1, 8)}, operands=("c", "o", "x")),
+    "max": Case("Max", {"c": normal(6, 1, 8)}),
+    "min": Case("Min", {"c": normal(8), "d": normal(9, 1)}),
+    "log": unary("Log", positive=True),
+    "reciprocal": unary("Reciprocal", positive=True),
+    "logsoftmax": Case("LogSoftmax", {}, (5, 4), {"axis": 1}),
+    "reducel2": Case("ReduceL2", attributes={"axes": [1], "keepdims": 0}),
+    "reducemax": Case("ReduceMax", attributes={"axes": [2, 3]}),
+    "reducemin, opset 18": Case("ReduceMin", {"axes": ints(-1)}, attributes={"keepdims": 0}, opset=18),
+    "groupnorm": Case("GroupNormalization", {"s": normal(6), "b": normal(6)}, attributes={"num_groups": 3}, opset=21),
+    "resize, nearest": Case("Resize", {"s": np.float32([1, 1, 2, 3])}, operands=("x", "", "s"), attributes=NEAREST),
+    "resize, nearest, smaller": Case(
+        "Resize", {"to": ints(1, 6, 4, 5)}, operands=("x", "", "", "to"), attributes=NEAREST, batch=1
+    ),
+    "resize, linear": Case(
+        "Resize", {"s": np.float32([1, 1, 2, 1.5])}, operands=("x", "", "s"), attributes={"mode": "linear"}
+    ),
+    "resize, linear, to the corners": Case(
+        "Resize",
+        {"to": ints(1, 6, 14, 20)},
+        operands=("x", "", "", "to"),
+        attributes={"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        batch=1,
+    ),
+    "resize, cubic": Case(
+        "Resize",
+        {"s": np.float32([1, 1, 2, 2])},
+        operands=("x", "", "s"),
+        attributes={"mode": "cubic", "cubic_coeff_a": -0.75},
+    ),
+    "resize, 3 axes": Case(
+        "Resize", {"s": np.float32([1, 1, 2, 1, 3])}, (2, 3, 4, 5), NEAREST, operands=("x", "", "s")
+    ),
+    "resize, by axes": Case(
+        "Resize", {"s": np.float32([2, 2])}, (6, 4, 5), {**NEAREST, "axes": [2, 3]}, 18, operands=("x", "", "s")
+    ),
     "pad": Case("Pad", {"pads": ints(0, 0, 1, 2, 0, 0, 3, 0)}),
     "pad, opset 10": Case("Pad", {}, attributes={"pads": [0, 0, 1, 2, 0, 0, 3, 0]}, opset=10),
 }

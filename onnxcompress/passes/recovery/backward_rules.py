@@ -15,6 +15,8 @@ import numpy as np
 from onnxcompress.graph import Shape
 from onnxcompress.passes.recovery.backward_layout import (
     concat,
+    depth_to_space,
+    gather,
     global_average_pool,
     global_max_pool,
     pad,
@@ -22,10 +24,12 @@ from onnxcompress.passes.recovery.backward_layout import (
     reduce,
     reshaped,
     slices,
+    space_to_depth,
     split,
     transpose,
 )
 from onnxcompress.passes.recovery.backward_nodes import Rule, Site
+from onnxcompress.passes.recovery.backward_resize import resize
 from onnxcompress.passes.recovery.backward_windows import average_pool, conv, conv_transpose, max_pool
 
 _STEP = 2.0**-7
@@ -116,6 +120,30 @@ def _softmax(site: Site) -> Mapping[int, str]:
     tape, axis = site.tape, int(site.attributes.get("axis", -1))
     total = tape.add("ReduceSum", tape.add("Mul", site.g, site.y), [axis])
     return {0: tape.add("Mul", site.y, tape.add("Sub", site.g, total))}
+
+
+def _log_softmax(site: Site) -> Mapping[int, str]:
+    """g - exp(y) times the sum of g along the axis."""
+    tape = site.tape
+    total = tape.add("ReduceSum", site.g, [int(site.attributes.get("axis", -1))])
+    return {0: tape.add("Sub", site.g, tape.add("Mul", tape.add("Exp", site.y), total))}
+
+
+def _where(site: Site) -> Mapping[int, str]:
+    tape, condition = site.tape, site.node.input[0]
+    found = {1: tape.add("Where", condition, site.g, 0.0)} if 1 in site.wanted else {}
+    if 2 in site.wanted:
+        found[2] = tape.add("Where", condition, 0.0, site.g)
+    return _summed(site, found)
+
+
+def _extreme(site: Site) -> Mapping[int, str]:
+    """Max and Min: to each operand where it is the result."""
+    tape, found = site.tape, {}
+    for position in site.wanted:
+        reached = tape.add("Equal", site.node.input[position], site.y)
+        found[position] = tape.add("Where", reached, site.g, 0.0)
+    return _summed(site, found)
 
 
 def _add(site: Site) -> Mapping[int, str]:
@@ -230,15 +258,31 @@ def _instance_normalization(site: Site) -> Mapping[int, str]:
     return _normalised(site, site.tape.add("Mul", site.g, scale), list(range(2, len(shape))))
 
 
-def _normalised(site: Site, g: str, axes: list[int]) -> Mapping[int, str]:
+def _group_normalization(site: Site) -> Mapping[int, str]:
+    """From opset 21 on with a scale for each channel, before that for each group."""
+    shape, scale, tape = site.shape(0), site.constant(1), site.tape
+    if shape is None or scale is None:
+        return {}
+    groups = [0, int(site.attributes["num_groups"]), -1]
+    g = site.g
+    if scale.size == shape[1]:
+        g = tape.add("Mul", g, scale.reshape(-1, *[1] * (len(shape) - 2)))
+    g = tape.add("Reshape", g, groups)
+    if scale.size != shape[1]:
+        g = tape.add("Mul", g, scale.reshape(-1, 1))
+    (found,) = _normalised(site, g, [2], tape.add("Reshape", site.x, groups)).values()
+    return {0: tape.reshaped_as(found, site.x)}
+
+
+def _normalised(site: Site, g: str, axes: list[int], x: str = "") -> Mapping[int, str]:
     """z = (x - mean) / sigma over `axes`: (g - mean of g - z times the mean of g z) / sigma."""
-    tape = site.tape
-    count = tape.add("ReduceSum", tape.expanded_as(1.0, site.x), axes)
+    tape, x = site.tape, x or site.x
+    count = tape.add("ReduceSum", tape.expanded_as(1.0, x), axes)
 
     def mean(value: str) -> str:
         return tape.add("Div", tape.add("ReduceSum", value, axes), count)
 
-    centred = tape.add("Sub", site.x, mean(site.x))
+    centred = tape.add("Sub", x, mean(x))
     variance = tape.add("Add", mean(tape.add("Mul", centred, centred)), float(site.attributes.get("epsilon", 1e-5)))
     sigma = tape.add("Sqrt", variance)
     z = tape.add("Div", centred, sigma)
@@ -256,12 +300,14 @@ RULES: dict[str, Rule] = {
     "BatchNormalization": _batch_normalization,
     "InstanceNormalization": _instance_normalization,
     "LayerNormalization": _layer_normalization,
+    "GroupNormalization": _group_normalization,
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
     "GlobalMaxPool": global_max_pool,
     "ReduceMean": reduce,
     "ReduceSum": reduce,
+    **dict.fromkeys(("ReduceL2", "ReduceMax", "ReduceMin"), reduce),
     "Relu": _relu,
     "LeakyRelu": _leaky_relu,
     "PRelu": _prelu,
@@ -274,22 +320,33 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Elu", "Selu"), _times(_elu)),
     "Exp": _times(lambda site: site.y),
     "Sqrt": _times(_sqrt),
+    "Log": lambda site: {0: site.tape.add("Div", site.g, site.x)},
+    "Reciprocal": _times(lambda site: site.tape.add("Neg", site.tape.add("Mul", site.y, site.y))),
     "Neg": lambda site: {0: site.tape.add("Neg", site.g)},
     "Abs": _times(lambda site: site.tape.add("Sign", site.x)),
     **dict.fromkeys(_SMOOTH, _times(_difference)),
     "Softmax": _softmax,
+    "LogSoftmax": _log_softmax,
     "Add": _add,
     "Sum": _add,
     "Sub": _sub,
     "Mul": _mul,
     "Div": _div,
     "Pow": _pow,
+    "Where": _where,
+    "Max": _extreme,
+    "Min": _extreme,
+    "Expand": lambda site: _summed(site, {0: site.g}),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), reshaped),
     **dict.fromkeys(("Identity", "Dropout", "Cast"), passed_on),
     "Transpose": transpose,
     "Concat": concat,
     "Split": split,
     "Slice": slices,
+    "Gather": gather,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "Resize": resize,
     "Pad": pad,
 }
 """{operator of the default domain: its rule}."""
