@@ -182,6 +182,15 @@ def test_a_transposed_convolution_costs_what_its_inputs_cost_and_is_split() -> N
     assert 0.4 < left <= 0.5
 
 
+@pytest.mark.parametrize(("outputs", "most"), [(100, 19), (1000, 21)])
+def test_a_layer_with_more_outputs_than_inputs_can_be_split_at_ranks_below_its_inputs(outputs: int, most: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((600, 24)).astype(np.float32)
+    own, slope = accumulate(x, x[:, :1]).centred(), generator.standard_normal((24, outputs))
+    choices = layer_choices(own, slope, LayerSize(24, outputs, (), (1,), (1,)), 1)
+    assert [choice.rank_out for choice in choices] == [None, *range(1, most + 1)]
+
+
 def test_a_split_that_costs_nothing_takes_the_place_of_no_layer() -> None:
     generator = np.random.default_rng(0)
     channels = generator.standard_normal((400, 9, 1)) * np.eye(8)[:1]  # of eight channels one says something
