@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
+import scipy.optimize
 
 from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
@@ -46,6 +48,25 @@ def test_the_solver_finds_the_best_choice(seed: int) -> None:
     for kind, limit in limits.items():
         assert sum(c[at] for c, at in zip(costs[kind], picked, strict=True)) <= limit * (1 + 1e-6)
     assert sum(d[at] for d, at in zip(damages, picked, strict=True)) <= min(feasible) * (1 + 1e-3)
+
+
+def test_what_the_solver_prints_is_taken_out_of_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """HiGHS prints, buffered by C, where rounding its solution breaks a limit; lines of others come out."""
+    solve = scipy.optimize.milp
+
+    def talking(*arguments: object, **options: object) -> object:
+        for line in (b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();", b"another's"):
+            ctypes.CDLL(None).puts(line)
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", talking)
+    print("before")
+    allocate([np.array([0.0, 1.0])], {"macs": [np.array([2.0, 1.0])]}, {"macs": 1.5})
+    print("behind")
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out.splitlines() == ["before", "another's", "behind"]
 
 
 def test_a_limit_below_what_is_possible_is_refused() -> None:
