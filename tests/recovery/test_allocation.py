@@ -275,6 +275,24 @@ def test_a_plan_is_replayed_to_the_same_bytes() -> None:
     assert first.apply(model, plan, context).model.to_bytes() == again.to_bytes()
 
 
+@pytest.mark.parametrize("target", [{"macs": 0.5}, {"size": 0.55}])
+def test_a_budget_counts_on_no_merging_of_factors_that_layers_share(target: dict[str, float]) -> None:
+    """A head over two levels: before each of its convolutions stands another whose last factor meets its first."""
+    generator = np.random.default_rng(0)
+    nodes = [node("AveragePool", ["x"], "half", kernel_shape=[2, 2], strides=[2, 2])]
+    for level, source in (("1", "x"), ("2", "half")):
+        nodes.append(node("Conv", [source, f"v{level}"], f"a{level}", name=f"own{level}", pads=[1, 1, 1, 1]))
+        nodes.append(node("Conv", [f"a{level}", "head"], f"y{level}", name=f"head{level}", pads=[1, 1, 1, 1]))
+    sizes = {"v1": (24, 3, 3, 3), "v2": (24, 3, 3, 3), "head": (32, 24, 3, 3)}
+    constants = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in sizes.items()}
+    model = build(nodes, constants, shape=("n", 3, SIZE, SIZE), outputs=["y1", "y2"])
+    result = compress(model.to_proto(), target=target, calib=_calibration(), recover="none", latency=False)
+    (gate,) = result.report.gates
+    assert gate.passed
+    assert gate.value is not None
+    assert gate.value > 0.85 * next(iter(target.values()))
+
+
 def test_a_target_that_cannot_be_reached_says_so() -> None:
     model = Model.from_proto(conv_net(channels=32))
     context = PassContext(calibration=_calibration())
