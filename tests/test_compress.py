@@ -16,6 +16,7 @@ import pytest
 
 import onnxcompress
 from onnxcompress.errors import BudgetInfeasibleError, DataError, ModelError, ProviderUnavailableError, RecipeError
+from tests.small_models import build, node
 from tests.tiny_models import conv_net, dense_net, samples, save_data
 
 QUICK: dict[str, Any] = {"latency": False}
@@ -156,6 +157,21 @@ def test_errors_are_raised_as_documented(path: Path) -> None:
         onnxcompress.compress(path, prune=1.5)
     with pytest.raises(ProviderUnavailableError):
         onnxcompress.compress(path, prune=0.5, provider=["coreml"])
+
+
+def test_filters_of_a_network_without_convolutions_are_removed(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weights = {"v": generator.standard_normal((6, 32)), "w": generator.standard_normal((32, 3))}
+    nodes = [node("MatMul", ["x", "v"], "a", name="first"), node("Relu", ["a"], "b"), node("MatMul", ["b", "w"], "y")]
+    model = build(nodes, {name: each.astype(np.float32) for name, each in weights.items()}, shape=("n", 6))
+    model.save(tmp_path / "in.onnx")
+    result = onnxcompress.compress(tmp_path / "in.onnx", prune=0.5, latency=False)
+    assert result.model.constants()["v"].shape == (6, 16)
+    np.savez(tmp_path / "x.npz", x=generator.standard_normal((20, 6)).astype(np.float32))
+    options = {"prune_range": "0.5", "tucker_range": "energy=0.9", "recover": "none", "latency": False}
+    given = {"data": str(tmp_path / "x.npz"), "out": tmp_path / "sweep"}
+    points = onnxcompress.sweep(tmp_path / "in.onnx", **given, **options).points
+    assert max(point.compression.get("params", 0.0) for point in points) == 2.0
 
 
 def test_compare_and_inspect(path: Path, tmp_path: Path) -> None:

@@ -69,7 +69,19 @@ class Moments:
         """
         if self.count == 0:
             raise ValueError("no samples were seen")
-        mean_x, mean_y = self.sum_x / self.count, self.sum_y / self.count
+        return self._about(self.sum_x / self.count, self.sum_y / self.count)
+
+    def about_zero(self) -> Covariances:
+        """Return second moments with means of zero, for a fit without a constant.
+
+        Raises:
+            ValueError: no samples were seen.
+        """
+        if self.count == 0:
+            raise ValueError("no samples were seen")
+        return self._about(np.zeros_like(self.sum_x), np.zeros_like(self.sum_y))
+
+    def _about(self, mean_x: Matrix, mean_y: Matrix) -> Covariances:
         return Covariances(
             count=self.count,
             mean_x=mean_x,

@@ -184,8 +184,8 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
     """Refuse a model that has nothing of what is compressed.
 
     Raises:
-        ModelError: there is no convolution (and, where matrices are split or quantised, no Gemm or MatMul either), or
-            a layer has a weight without numbers.
+        ModelError: there is no convolution (and, where matrices are split or quantised, no Gemm or MatMul either; where
+            filters are removed, no two of them, one to make and one to read), or a layer has a weight without numbers.
     """
     for node in model.nodes:
         for tensor in node.inputs[1:2] if node.op in LAYERS else ():
@@ -194,6 +194,7 @@ def check_something_can_be_compressed(model: Model, recipe: Recipe, where: str) 
                 raise ModelError(f"{where}: weight '{tensor.name}' of node '{node.name}' is {shape} and holds nothing")
     ops = {node.op for node in model.nodes}
     matrices = recipe.svd != "off" or recipe.quantize != "off" or bool(recipe.target)
+    matrices |= bool(recipe.prune) and sum(node.op in LAYERS for node in model.nodes) > 1
     wanted = LAYERS if matrices else CONVOLUTIONS
     if not ops & wanted:
         names = ", ".join(sorted(wanted))

@@ -155,7 +155,8 @@ def _prepare(
     providers = resolve_providers(asked)
     tell("loading the model", 0, None)
     source = read_source(model, asked.input_shape)
-    check_something_can_be_compressed(source.model, asked, str(source.path or "model"))
+    pruned = next((request.recipe for request in requests if request.recipe.prune), asked)
+    check_something_can_be_compressed(source.model, pruned, str(source.path or "model"))
     store = Store(out)
     store.prepare()
     hashes = {"": source.sha256, **source.side_files}

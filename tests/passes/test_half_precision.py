@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,3 +199,25 @@ def test_the_rest_of_a_model_that_was_converted_in_part_follows(kept: str) -> No
     assert weights == [np.dtype(np.float16)] * 3
     wanted, seen = run_all(model, data())["y"], run_all(result.model, data())["y"]
     np.testing.assert_allclose(seen, wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2], [1, 2, 0], [0, 2, 1], [2, 1, 0]])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_product_behind_a_transpose_of_the_first_axis_does_not_end_the_process(
+    order: list[int], left: bool, tmp_path: Path
+) -> None:
+    """onnxruntime takes the Transpose into the product as it loads the model, and crashed."""
+    given = np.random.default_rng(2).standard_normal((3, 4, 5)).astype(np.float32)
+    inner = given.transpose(order).shape[1 if left else 2]
+    constants = {"w": RNG.standard_normal((7, inner) if left else (inner, 7)).astype(np.float32)}
+    nodes = [node("Transpose", ["x"], "t", perm=order), node("MatMul", ["w", "t"] if left else ["t", "w"], "y")]
+    model = build(nodes, constants, shape=(3, 4, 5))
+    half = converted(model, calibrated=False).model
+    half.save(tmp_path / "half.onnx")
+    np.save(tmp_path / "x.npy", given)
+    load = "import numpy, onnxruntime, sys; s = onnxruntime.InferenceSession(sys.argv[1] + '/half.onnx');"
+    run = "numpy.save(sys.argv[1] + '/y.npy', s.run(None, {'x': numpy.load(sys.argv[1] + '/x.npy')})[0])"
+    subprocess.run([sys.executable, "-c", load + run, str(tmp_path)], check=True, capture_output=True)
+    wanted = run_all(model, {"x": given})["y"]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), wanted, rtol=0, atol=5e-3 * np.abs(wanted).max())
+    assert any(each.op == "LeakyRelu" for each in half.nodes) == (order[0] == 1)

@@ -19,6 +19,9 @@ Array = npt.NDArray[Any]
 _ROWS = 4
 _MOST_VALUES = 2**15
 """Values of a tensor that are counted of each batch: the histograms' shape needs no more."""
+_PASS_INFINITY_ON = frozenset(
+    {"Add", "Concat", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Where"}
+)
 
 
 def tensor_histograms(
@@ -26,12 +29,16 @@ def tensor_histograms(
 ) -> dict[str, Histogram]:
     """Return the histogram of each tensor over about `samples` calibration samples, spread evenly over the stream.
 
-    Tensors that hold no numbers have none.
+    Tensors that hold no numbers have none, nor have those that a constant gives infinities, as masks of attention do.
 
     Raises:
         DataError: there are no samples, or a tensor holds NaN or infinity; it is named.
         ModelError: onnxruntime cannot run the model.
     """
+    masked = masked_tensors(model)
+    tensors = [name for name in tensors if name not in masked]
+    if not tensors:
+        return {}
     histograms = {name: Histogram() for name in tensors}
     first = (model.shape_of(model.graph.inputs[0]) or (None,))[0]
     # Every tensor of a batch is in memory at once: few rows, where the model leaves their number open.
@@ -44,6 +51,19 @@ def tensor_histograms(
     if not counted:
         raise DataError(f"tensor '{tensors[0]}' held no values on the calibration data")
     return counted
+
+
+def masked_tensors(model: Model) -> frozenset[str]:
+    """Return the tensors that infinities of constants reach: what a Softmax behind them is not to see."""
+    reached = {
+        name
+        for name, constant in model.constants().items()
+        if constant.dtype.kind == "f" and np.isinf(model.values(constant)).any()
+    }
+    for node in model.nodes if reached else ():
+        if node.op in _PASS_INFINITY_ON and any(tensor.name in reached for tensor in node.inputs):
+            reached.update(tensor.name for tensor in node.outputs)
+    return frozenset(reached)
 
 
 def spread_batches(

@@ -22,6 +22,7 @@ from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apa
 from onnxcompress.passes.quantization.inner import cast_captured, tell_apart
 from onnxcompress.passes.quantization.opset import declare_types, weights_are_no_inputs
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
+from onnxcompress.passes.quantization.shields import shield_turned_products
 from onnxcompress.runtime.quiet import quiet_logging
 from onnxcompress.subgraphs import with_inner_nodes
 
@@ -176,6 +177,7 @@ def _converted(proto: onnx.ModelProto, float32_nodes: list[str]) -> onnx.ModelPr
         without_detours(result.graph, given)
         ordered = ONNXModel(result)
         ordered.topological_sort()
+    shield_turned_products(ordered.model.graph)
     del ordered.model.graph.value_info[:]
     given_outputs.put_back(ordered.model.graph)
     checked: onnx.ModelProto = ordered.model

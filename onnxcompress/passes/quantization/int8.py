@@ -23,7 +23,7 @@ from onnxcompress.graph import Model
 from onnxcompress.linalg.histogram import Range
 from onnxcompress.operators import LAYERS
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples
-from onnxcompress.passes.quantization.calibration import tensor_histograms
+from onnxcompress.passes.quantization.calibration import masked_tensors, tensor_histograms
 from onnxcompress.passes.quantization.candidates import (
     OPERATORS,
     find_candidates,
@@ -44,6 +44,7 @@ from onnxcompress.runtime.quiet import quiet_logging
 
 _MOST_LOST = 0.5
 _EMPTY = "it reads or writes what held no numbers on the calibration data"
+_MASKED = "it reads or writes what a constant masks with infinities"
 
 _FEW_SAMPLES = 16
 """With fewer the ranges of other samples are guessed: from one image a MobileNet lost a fifth of its answers."""
@@ -110,7 +111,9 @@ class Int8Quantization(Pass):
         }
         ranges = {name: measured[source] for name, source in sources.items() if source in measured}
         coarse = {node.name: reason for node in nodes if (reason := _why_too_coarse(node, ranges)) is not None}
-        empty = {node.name: _EMPTY for node in nodes if not ranges.keys() >= float_tensors(model, [node]).keys()}
+        masked = masked_tensors(model)
+        missing = {node.name: float_tensors(model, [node]).keys() - ranges.keys() for node in nodes}
+        empty = {name: _EMPTY if own - masked else _MASKED for name, own in missing.items() if own}
         left = {**quantised, **coarse, **empty}
         if coarse or empty:
             nodes, skipped = find_candidates(model, context, left)

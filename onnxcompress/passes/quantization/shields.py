@@ -1,4 +1,4 @@
-"""What keeps onnxruntime from quantising nodes that were left in float.
+"""What keeps onnxruntime from quantising nodes that were left in float, and from ending the process.
 
 As it loads a model, it quantises the weights of every layer between a DequantizeLinear and a QuantizeLinear by itself,
 with one scale for all channels (`WeightBiasQuantization`): a layer that was excluded, or left in float because eight
@@ -6,7 +6,9 @@ bits cost too much, in accuracy or in time, would compute in eight bits all the 
 activation than Relu and Clip. And it moves a DequantizeLinear behind a MaxPool, whose 8-bit form takes up to 20 times
 as long, but not past an activation. One of slope one changes nothing, and behind a layer is part of its kernel.
 
-Where it moves one behind what a sub-graph (of If, Loop, Scan) reads as well, it ends the whole process.
+Where it moves one behind what a sub-graph (of If, Loop, Scan) reads as well, it ends the whole process. So it does
+(1.32) where it takes a Transpose that moves the first axis behind the others into a half-precision product by a
+constant: what the projections of PyTorch's attention read whose batch comes second.
 """
 
 from __future__ import annotations
@@ -66,6 +68,36 @@ def shield_float_nodes(graph: onnx.GraphProto) -> None:
             nodes.insert(-1, _shield(source, node.input[0], node.input[0]))
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def shield_turned_products(graph: onnx.GraphProto) -> None:
+    """Put an activation of slope one between a Transpose and a float16 product by a constant that cannot take it in.
+
+    Args:
+        graph: of a float16 model in topological order; is changed.
+    """
+    halves = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
+    turned = {node.output[0] for node in graph.node if node.op_type == "Transpose" and _moves_first_axis(node)}
+    taken = {name for node in graph.node for name in (*node.input, *node.output, node.name)} | halves
+    nodes = []
+    for node in graph.node:
+        read = [at for at, name in enumerate(node.input) if name in turned]
+        if node.op_type == "MatMul" and len(read) == 1 and node.input[1 - read[0]] in halves:
+            source = node.input[read[0]]
+            target = next(each for each in (f"{source}.turned{number}" for number in count()) if each not in taken)
+            taken.add(target)
+            node.input[read[0]] = target
+            nodes.append(_shield(source, target, target))
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _moves_first_axis(node: onnx.NodeProto) -> bool:
+    """Whether a Transpose of three axes or more brings the first behind all others, or all but the last."""
+    order = next((list(each.ints) for each in node.attribute if each.name == "perm"), [])
+    last = len(order) - 1
+    return last > 1 and order[:-2] == list(range(1, last)) and sorted(order[-2:]) == [0, last]
 
 
 def _shield(source: str, target: str, name: str) -> onnx.NodeProto:

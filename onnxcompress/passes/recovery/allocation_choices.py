@@ -121,7 +121,8 @@ def layer_choices(
     energy = float(whole[-1])
     if not energy > 0.0:
         return choices
-    ranks_out = (None, *_ranks(size.outputs, _SHARES_OUT, block))
+    # A layer with more outputs than inputs has no more directions than these: shares of its outputs would all be above.
+    ranks_out = (None, *_ranks(min(size.outputs, len(xx)), _SHARES_OUT, block))
 
     def add(rank_in: int | None, spans: int, kept: Matrix) -> None:
         for rank_out in ranks_out:

@@ -62,7 +62,7 @@ def layer_covariances(
     key_of = {
         layer.node: (
             layer.input,
-            (layer.op == "ConvTranspose", *layer.kernel_shape),
+            (layer.op == "ConvTranspose", layer.has_constant, *layer.kernel_shape),
             repr(sorted(layer.attributes.items())),
         )
         for layer in layers
@@ -85,7 +85,9 @@ def layer_covariances(
 
     for batch, captured in zip(batches, one_ahead(capture_activations(model, names, batches)), strict=True):
         parallel_map(partial(take, len(next(iter(batch.values()))), captured), readers)
-    seen = {key: moments.centred() for key, moments in totals.items()}
+    seen = {
+        key: moments.centred() if readers[key].has_constant else moments.about_zero() for key, moments in totals.items()
+    }
     # A classifier behind a pooling has one row of each image: fewer than inputs.
     seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
     return {layer.node: seen[key_of[layer.node]] for layer in layers if key_of[layer.node] in seen}

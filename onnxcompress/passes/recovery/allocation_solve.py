@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcompress.errors import BudgetInfeasibleError
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.runtime.quiet import without_lines
 
 _GAP = 5e-4
 
@@ -49,14 +50,15 @@ def allocate(
     damage = np.concatenate(list(damages))
     # Of equal damage the cheaper: a vanishing price on what is limited.
     price = damage / max(float(damage.max()), 1e-300) + 1e-9 * sum(scaled, np.zeros(total))
-    solution = milp(
-        price,
-        integrality=np.ones(total),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix.tocsr(), low, high),
-        # HiGHS prints from within its presolve (seen with scipy 1.17), where nobody asked it to.
-        options={"mip_rel_gap": _GAP, "time_limit": 20.0, "presolve": False},
-    )
+    # HiGHS prints from within its presolve, and where rounding a solution breaks a limit (seen with scipy 1.17).
+    with without_lines("Highs"):
+        solution = milp(
+            price,
+            integrality=np.ones(total),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix.tocsr(), low, high),
+            options={"mip_rel_gap": _GAP, "time_limit": 20.0, "presolve": False},
+        )
     if solution.x is None:
         raise BudgetInfeasibleError(f"no choice of splits was found that keeps the target of {' and '.join(limits)}")
     return [int(np.argmax(solution.x[a:b])) for a, b in pairwise(starts)]

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph import Model
-from onnxcompress.links import has_input
 from onnxcompress.passes.base import Skipped
-from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.passes.recovery.refit_layers import RefitLayer, bias_tensor
 from onnxcompress.passes.tucker.sites import (
     other_readers,
     pinned_tensors,
@@ -60,8 +59,7 @@ def _is_alike(nodes: Mapping[str, gs.Node], first: RefitLayer, other: RefitLayer
         return False
     if (first.op, first.groups, first.original.shape) != (other.op, other.groups, other.original.shape):
         return False
-    biases = [node.inputs[2] if has_input(node, 2) else None for node in (one, two)]
-    return biases[0] is biases[1] or not with_bias
+    return bias_tensor(first, nodes) is bias_tensor(other, nodes) or not with_bias
 
 
 def _recurrent(model: Model, groups: Sequence[Sequence[RefitLayer]]) -> set[str]:

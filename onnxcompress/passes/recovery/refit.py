@@ -27,11 +27,11 @@ from onnxcompress.passes.recovery.error_metric import output_metrics, weighable
 from onnxcompress.passes.recovery.families import Family, find_families
 from onnxcompress.passes.recovery.refit_layers import (
     RefitLayer,
-    bias_of,
     chain_slope,
     find_refit_layers,
+    layer_bias,
     weight_of,
-    write_bias,
+    write_layer_bias,
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_samples import LayerRows
@@ -296,7 +296,7 @@ class _Refitting:
         self, layer: RefitLayer, nodes: list[gs.Node], training: LayerSamples, judging: LayerSamples | None
     ) -> _Fitted | None:
         current = chain_slope(self._working, nodes, layer.core)
-        constant = bias_of(self._working, nodes[-1], current.shape[-1])
+        constant = layer_bias(self._working, layer, current.shape[-1])
 
         def ordered(slope: Matrix) -> Matrix:
             flat = slope.reshape(-1, slope.shape[-1])
@@ -325,7 +325,7 @@ class _Refitting:
         """Fit a grouped convolution group by group; of its groups some may have left."""
         current = chain_slope(self._working, nodes, layer.core)
         groups, positions = len(current), layer.positions
-        constant = bias_of(self._working, nodes[-1], groups * current.shape[-1]).reshape(groups, -1)
+        constant = layer_bias(self._working, layer, groups * current.shape[-1]).reshape(groups, -1)
         priors = prior_slope(layer, current, self._context.provenance)
         slopes, constants = [], []
         for group in range(groups):
@@ -343,7 +343,8 @@ class _Refitting:
     def _shape(self, layer: RefitLayer, nodes: list[gs.Node]) -> ChainShape:
         into = chain_slope(self._working, nodes[:1], 0).shape[3] if layer.has_input_factor else None
         out = chain_slope(self._working, nodes[-1:], 0).shape[2] if layer.has_output_factor else None
-        return ChainShape(layer.positions // layer.spanned, into, out, self._metrics.get(layer.node))
+        metric = self._metrics.get(layer.node)
+        return ChainShape(layer.positions // layer.spanned, into, out, metric, layer.has_constant)
 
     def _assign(self, family: Family, weights: _Fitted) -> None:
         for model in (self._working, self._model):
@@ -352,7 +353,7 @@ class _Refitting:
                 weight = model.set_input(nodes[at], 1, weight_of(slope, nodes[at], model.values(nodes[at].inputs[1])))
                 for chain in others:
                     chain[at].inputs[1] = weight
-            write_bias(model, [nodes[-1], *(chain[-1] for chain in others)], weights.constant)
+            write_layer_bias(model, family, weights.constant)
 
 
 def prior_slope(layer: RefitLayer, current: Matrix, provenance: Provenance) -> Matrix:

@@ -1,7 +1,8 @@
 """Layers that can be refitted: a linear node of the original, and the chain that stands for it in the compressed model.
 
 A layer keeps its input and output tensors through every pass; what lies between them may be one node, the two of an
-SVD or the three of a Tucker split. Its weights, in one layout for all operators, are a slope (K, I, O): positions of
+SVD or the three of a Tucker split. The bias of a MatMul is the constant of the Add behind it: the layer's output is the
+sum. Its weights, in one layout for all operators, are a slope (K, I, O): positions of
 the kernel, input channels, outputs; of a grouped convolution one for each group. An input factor may span leading axes
 of the kernel: the positions of the first node and of the core then multiply to K. An output of a transposed convolution
 is such a sum, too: of the positions of its kernel that meet no input there, the inputs are zeros.
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxcompress.analysis.bias import differs_by_row
+from onnxcompress.analysis.bias import adder_behind, constant_position, differs_by_row
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
 from onnxcompress.linalg.spectrum import Matrix
@@ -43,6 +44,7 @@ class RefitLayer:
         chain: names of the compressed model's nodes from input to output.
         core: position in the chain of the node with the original's kernel, but for the axes that the first one spans.
         spanned: positions of the kernel that the input factor spans; 1 where it spans none, or there is none.
+        adder: name of the compressed model's Add that holds a MatMul's bias, None where there is none.
         groups: of the original's convolution, of which some may have left; above 1 only for a chain of one node.
         attributes: the original's strides, pads, dilations, auto_pad, output_padding.
         kernel_shape: spatial, empty for a matrix.
@@ -62,6 +64,12 @@ class RefitLayer:
     original: Matrix
     follows_relu: bool
     spanned: int = 1
+    adder: str | None = None
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether a constant can be added to the outputs: a MatMul has no place for one without an Add behind it."""
+        return self.op != "MatMul" or self.adder is not None
 
     @property
     def is_convolution(self) -> bool:
@@ -159,6 +167,19 @@ def bias_of(model: Model, node: gs.Node, outputs: int) -> Matrix:
     return np.array(np.broadcast_to(scale * values, (outputs,)))
 
 
+def bias_place(layer: RefitLayer, nodes: Mapping[str, gs.Node]) -> tuple[gs.Node, int] | None:
+    """Return the node that reads a layer's bias and at which input, None where it has none."""
+    if layer.adder is not None:
+        return nodes[layer.adder], constant_position(nodes[layer.adder])
+    return (nodes[layer.chain[-1]], 2) if has_input(nodes[layer.chain[-1]], 2) else None
+
+
+def bias_tensor(layer: RefitLayer, nodes: Mapping[str, gs.Node]) -> gs.Tensor | None:
+    """Return the bias of a layer, None where it has none."""
+    place = bias_place(layer, nodes)
+    return place[0].inputs[place[1]] if place else None
+
+
 def biases_to_come(model: Model, layers: Sequence[RefitLayer]) -> list[int]:
     """Return how many numbers each bias has that a refit of these layers adds: it writes one where there is none."""
     nodes = {node.name: node for node in model.nodes}
@@ -183,6 +204,29 @@ def write_bias(model: Model, nodes: Sequence[gs.Node], constant: Matrix) -> None
             node.inputs[2] = bias
         if node.op == "Gemm":
             node.attrs.pop("beta", None)
+
+
+def layer_bias(model: Model, layer: RefitLayer, outputs: int) -> Matrix:
+    """Return what the compressed `model` adds to the outputs of a layer's chain, zeros where it is nothing."""
+    nodes = {node.name: node for node in model.nodes}
+    place = bias_place(layer, nodes)
+    if place is None or layer.adder is None:
+        return bias_of(model, nodes[layer.chain[-1]], outputs)
+    return np.array(model.values(place[0].inputs[place[1]]), np.float64).reshape(outputs)
+
+
+def write_layer_bias(model: Model, layers: Sequence[RefitLayer], constant: Matrix) -> None:
+    """Give layers that share their weight one bias, shape (O,); a MatMul that has no place for one gets none."""
+    nodes = {node.name: node for node in model.nodes}
+    places = [place for layer in layers if layer.adder is not None and (place := bias_place(layer, nodes))]
+    if not places:
+        write_bias(model, [nodes[layer.chain[-1]] for layer in layers], constant)
+        return
+    (adder, at), *others = places
+    present = model.values(adder.inputs[at])
+    bias = model.set_input(adder, at, constant.astype(present.dtype).reshape(present.shape))
+    for other, there in others:
+        other.inputs[there] = bias
 
 
 def chain_slope(model: Model, nodes: list[gs.Node], core: int) -> Matrix:
@@ -216,10 +260,16 @@ def _layer(
         return "its bias differs from row to row"
     if "output_shape" in node.attrs:
         return "a transposed convolution to a given output_shape"
-    tensor, output = node.inputs[0].name, node.outputs[0].name
-    chain = _chain(compressed, producers, tensor, output)
+    tensor, made, adder = node.inputs[0].name, node.outputs[0], None
+    chain = _chain(compressed, producers, tensor, made.name)
     if isinstance(chain, str):
         return chain
+    if node.op == "MatMul" and (own := adder_behind(original, node)) is not None:
+        adder = adder_behind(compressed, chain[-1])
+        if adder is not None and adder.outputs[0].name == own.outputs[0].name:
+            made, adder = own.outputs[0], adder.name
+        else:
+            adder = None
     groups = int(node.attrs.get("group", 1))
     if groups > 1 and len(chain) > 1:
         return "a grouped convolution that was split"
@@ -227,21 +277,22 @@ def _layer(
     core = _core_of(chain, kernel, node.op)
     if core is None:
         return "no node between its input and output has its kernel"
-    readers = node.outputs[0].outputs
+    readers = made.outputs
     only_relu = bool(readers) and all(reader.op == "Relu" for reader in readers)
     return RefitLayer(
         node=node.name,
         op=node.op,
         input=tensor,
-        output=output,
+        output=made.name,
         chain=tuple(each.name for each in chain),
         core=core,
         groups=groups,
         attributes=dict(node.attrs),
         kernel_shape=kernel,
         original=slope_of(original, node),
-        follows_relu=only_relu and not any(node.outputs[0] is out for out in original.graph.outputs),
+        follows_relu=only_relu and not any(made is out for out in original.graph.outputs),
         spanned=math.prod(chain[0].inputs[1].shape[2:]) if core > 0 else 1,
+        adder=adder,
     )
 
 

@@ -52,6 +52,7 @@ def held_out(images: int) -> npt.NDArray[np.bool_]:
 @dataclass(frozen=True)
 class ChainShape:
     """What a layer's chain looks like: positions of the core, and ranks where it has factors (None: it has not).
+    Without `has_constant` nothing can be added to its outputs: the slope alone has to answer, the inputs' means too.
 
     Where the input factor spans a part of the kernel, rows and slopes come with that part beside the channels: see
     `spanned_last`. What the factors keep is what counts most in the metric of the outputs' errors.
@@ -61,6 +62,7 @@ class ChainShape:
     rank_in: int | None = None
     rank_out: int | None = None
     metric: Metric | None = None
+    has_constant: bool = True
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,8 @@ def fit_chain(
         prior: what the slope is drawn towards, (K I, O): the original's weights.
         rounds: of the fit behind the Relu; 0 fits what stands before it.
     """
-    covariances = accumulate(training.inputs, training.targets).centred()
+    moments = accumulate(training.inputs, training.targets)
+    covariances = moments.centred() if shape.has_constant else moments.about_zero()
     covariances = replace(covariances, count=distinct_rows(training.inputs))
     strength, chain, least = UNJUDGED, _fit(covariances, shape, prior, UNJUDGED), float("inf")
     if judging:
@@ -291,7 +294,7 @@ def _fit_behind_relu(
             return targets
 
         sum_y, sum_xy = accumulate_made(inputs, wanted, samples.targets.shape[1])
-        mean_y = sum_y / len(inputs)
+        mean_y = sum_y / len(inputs) if shape.has_constant else np.zeros(len(sum_y))
         xy = sum_xy / len(inputs) - np.outer(mean_x, mean_y)
         moments = replace(covariances, xx=xx, xy=xy, mean_x=mean_x, mean_y=mean_y)
         fitted = _fit_behind(moments, None, reduced, prior, strength)

@@ -9,6 +9,7 @@ Dual Variables", ICML 1998): with centred inputs X (n, D), targets Y (n, O) and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,24 +34,24 @@ def fit_wide(training: Samples, judging: Samples | None, shape: ChainShape, prio
     """
     step = -(-len(training.inputs) // MOST_ROWS)
     inputs, targets = training.inputs[::step], training.targets[::step]
-    fits = _fits(inputs, targets, prior, RIDGES if judging else (UNJUDGED,))
+    means = [each.mean(axis=0, dtype=np.float64) * shape.has_constant for each in (inputs, targets)]
+    fits = _fits(inputs, targets, means, prior, RIDGES if judging else (UNJUDGED,))
     errors = [replace(judging, relu=False).error(*fit) if judging else 0.0 for fit in fits]
     slope, constant = fits[int(np.argmin(errors))]
     last = None
     if shape.rank_out is not None:
-        mean = inputs.mean(axis=0, dtype=np.float64)
-        slope, last = _narrowed(inputs - mean.astype(np.float32), slope, shape.rank_out)
-        constant = targets.mean(axis=0, dtype=np.float64) - mean @ slope @ last
+        slope, last = _narrowed(inputs - means[0].astype(np.float32), slope, shape.rank_out)
+        constant = means[1] - means[0] @ slope @ last
     return ChainWeights(None, slope.reshape(shape.positions, -1, slope.shape[1]), last, constant)
 
 
 def _fits(
-    inputs: Rows, targets: Rows, prior: Matrix, strengths: tuple[float, ...]
+    inputs: Rows, targets: Rows, means: Sequence[Matrix], prior: Matrix, strengths: tuple[float, ...]
 ) -> list[tuple[Matrix, npt.NDArray[np.float64]]]:
     """Return slope (D, O) and constant (O,) for each ridge, in units of the mean variance of an input."""
     from scipy.linalg import cho_factor, cho_solve
 
-    mean_x, mean_y = inputs.mean(axis=0, dtype=np.float64), targets.mean(axis=0, dtype=np.float64)
+    mean_x, mean_y = means
     centred = inputs - mean_x.astype(np.float32)
     products = (centred @ centred.T).astype(np.float64)
     missing = (targets - mean_y) - centred @ prior.astype(np.float32)

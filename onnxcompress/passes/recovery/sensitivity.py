@@ -22,10 +22,16 @@ import numpy.typing as npt
 from onnxcompress.graph import Model
 from onnxcompress.linalg.distributions import are_probabilities, kl_divergence, probabilities
 from onnxcompress.linalg.spectrum import Matrix
-from onnxcompress.links import has_input
 from onnxcompress.passes.recovery.output_weights import weights_of
 from onnxcompress.passes.recovery.outputs import judged_tensors
-from onnxcompress.passes.recovery.refit_layers import RefitLayer, bias_of, weight_of, write_bias
+from onnxcompress.passes.recovery.refit_layers import (
+    RefitLayer,
+    bias_of,
+    bias_place,
+    bias_tensor,
+    weight_of,
+    write_bias,
+)
 from onnxcompress.passes.recovery.refit_waves import Part, Waves
 
 Array = npt.NDArray[Any]
@@ -83,14 +89,14 @@ def measure_damages(
         batches: a few dozen samples, which stay in memory.
         numbers: tensors that do not classify, whatever their shape.
     """
-    model = _with_plain_biases(model, {node for together in disturbances.values() for node in together})
+    by_name = {layer.node: layer for layer in layers}
+    model = _with_plain_biases(model, [by_name[node] for together in disturbances.values() for node in together])
     waves = Waves(model, {layer.node: layer.chain for layer in layers})
     outputs = judged_tensors(model)
     nodes = {node.name: node for node in model.nodes}
     current = [dict(batch) for batch in batches]
     sizes = [len(next(iter(batch.values()))) for batch in current]
     given = [tensor.name for tensor in model.graph.inputs]
-    by_name = {layer.node: layer for layer in layers}
     first = {name: min(waves.depth[node] for node in together) for name, together in disturbances.items()}
     reference: list[dict[str, Array]] = []
     error_weights: dict[str, Matrix] = {}
@@ -103,7 +109,12 @@ def measure_damages(
         if not own:
             continue
         disturbed = sorted({node for name in own for node in disturbances[name]})
-        weights = {t.name: model.values(t) for node in disturbed for t in nodes[node].inputs[1:3] if t.name}
+        weights = {
+            tensor.name: model.values(tensor)
+            for node in disturbed
+            for tensor in (nodes[node].inputs[1], bias_tensor(by_name[node], nodes))
+            if tensor is not None
+        }
         later = set().union(*(waves.nodes_before(each) for each in range(depth + 1, waves.count + 1)))
         behind = Part(model, later, [*live, *weights], outputs)
         if not reference:
@@ -127,23 +138,31 @@ def measure_damages(
 
 
 def _changed(model: Model, layer: RefitLayer, disturbance: Disturbance) -> dict[str, Array]:
-    node = next(node for node in model.nodes if node.name == layer.node)
+    nodes = {node.name: node for node in model.nodes}
+    node = nodes[layer.node]
     weight = model.values(node.inputs[1])
     slope = disturbance.slope.reshape(layer.original.shape)
     changed: dict[str, Array] = {node.inputs[1].name: weight_of(slope, node, weight)}
-    if has_input(node, 2):
-        bias = model.values(node.inputs[2])
-        changed[node.inputs[2].name] = (bias + disturbance.shift).astype(bias.dtype)
+    tensor = bias_tensor(layer, nodes)
+    if tensor is not None:
+        bias = model.values(tensor)
+        changed[tensor.name] = (bias + disturbance.shift).astype(bias.dtype)
     return changed
 
 
-def _with_plain_biases(model: Model, layers: Collection[str]) -> Model:
-    """Return the model with a number for each output in the bias of every layer that has one, a Gemm's beta in it."""
+def _with_plain_biases(model: Model, layers: Collection[RefitLayer]) -> Model:
+    """Return the model with a number for each output in the bias of every layer that has one, a Gemm's beta in it.
+
+    What is added behind a MatMul is its own then: exporters give all layers one constant of zeros.
+    """
     plain = model.copy()
-    for node in plain.nodes:
-        if node.name in layers and node.op == "Gemm" and has_input(node, 2):
-            columns = node.inputs[1].shape[0 if node.attrs.get("transB", 0) else 1]
-            write_bias(plain, [node], bias_of(plain, node, columns))
+    nodes = {node.name: node for node in plain.nodes}
+    for layer in layers:
+        node, place = nodes[layer.node], bias_place(layer, nodes)
+        if place is not None and node.op == "Gemm":
+            write_bias(plain, [node], bias_of(plain, node, layer.outputs))
+        elif place is not None and layer.adder is not None:
+            plain.set_input(*place, plain.values(place[0].inputs[place[1]]))
     return plain
 
 

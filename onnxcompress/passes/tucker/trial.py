@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.split import WHOLE, Split
 from onnxcompress.graph import Model
@@ -56,25 +57,30 @@ class SplitTrials:
         return float(whole if ranks == WHOLE else split)
 
     def build(self, splits: Mapping[str, Split]) -> Model:
-        """Return a copy in which each named layer is split at its ranks; `WHOLE` leaves one alone."""
+        """Return a copy in which each named layer is split at its ranks; `WHOLE` leaves one alone.
+
+        Layers that share their weight share its factors, as those that are split in earnest do.
+        """
         copy = self.model.copy()
         nodes = {node.name: node for node in copy.nodes}
+        made: dict[tuple[object, ...], list[gs.Constant]] = {}
         for layer, ranks in splits.items():
             if ranks == WHOLE:
                 continue
             if layer in self.convolutions:
                 site = self.convolutions[layer]
                 split = _split_shape(site, ranks)
-                constants = split_constants(copy, site, _convolution_weights(site, split))
-                replace_conv(copy, nodes[layer], site.groups, split, constants)
+                key: tuple[object, ...] = (site.weight_name, site.op, site.groups, ranks)
+                made[key] = made.get(key) or split_constants(copy, site, _convolution_weights(site, split))
+                replace_conv(copy, nodes[layer], site.groups, split, made[key])
             else:
-                first, second = (
+                matrix = self.matrices[layer]
+                key = (matrix.weight_name, matrix.op, matrix.transposed, ranks)
+                made[key] = made.get(key) or [
                     copy.new_constant(f"{layer}_svd_{name}_weight", array)
-                    for name, array in zip(
-                        ("first", "second"), _matrix_weights(self.matrices[layer], ranks), strict=True
-                    )
-                )
-                replace_by_chain(copy, nodes[layer], factor_links(copy, nodes[layer], first, second))
+                    for name, array in zip(("first", "second"), _matrix_weights(matrix, ranks), strict=True)
+                ]
+                replace_by_chain(copy, nodes[layer], factor_links(copy, nodes[layer], *made[key]))
         return copy
 
 
