@@ -97,17 +97,11 @@ def _compressed(task: Task, tell: Progress) -> tuple[dict[str, Any], bytes | Non
     return {"report": value}, result.model.to_bytes() if task.output is None else None
 
 
-def limit_worker(number: Any, workers: int) -> None:
-    """Give a worker process its own part of the cores; Ctrl-C is left to the process that started it.
-
-    Args:
-        number: a shared counter (`multiprocessing.Value`) of the workers started so far.
-    """
+def limit_worker(number: int, workers: int) -> None:
+    """Give a worker process, one of so many, its own part of the cores; Ctrl-C is left to the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with number.get_lock():
-        own, number.value = number.value, number.value + 1
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         share = max(1, len(cores) // workers)
-        start = (own * share) % len(cores)
+        start = (number * share) % len(cores)
         os.sched_setaffinity(0, cores[start : start + share])
