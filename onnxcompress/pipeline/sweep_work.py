@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, DataError, ModelError, OnnxCompressError
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, OnnxCompressError
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.measure import open_data
 from onnxcompress.pipeline.recovery import CHECKPOINT_SUFFIX
@@ -98,10 +100,22 @@ def _compressed(task: Task, tell: Progress) -> tuple[dict[str, Any], bytes | Non
 
 
 def limit_worker(number: int, workers: int) -> None:
-    """Give a worker process, one of so many, its own part of the cores; Ctrl-C is left to the one that started it."""
+    """Give a worker process, one of so many, its own part of the cores, and let it end with the one that started it.
+
+    Ctrl-C is left to that one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         share = max(1, len(cores) // workers)
         start = (number * share) % len(cores)
         os.sched_setaffinity(0, cores[start : start + share])
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: a killed sweep is run again, and its points have one writer only."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(EXIT_INTERRUPTED)

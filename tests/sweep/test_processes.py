@@ -1,9 +1,11 @@
-"""Processes of a sweep that are killed."""
+"""Processes of a sweep that are killed: a worker, whose point alone is lost, and the one that started them."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -35,6 +37,15 @@ _KILLS_ONE = """
         else:
             os.kill(os.getpid(), signal.SIGKILL)
 """
+_WAITS_FOR_THE_PARENT = """
+        parent = os.getppid()
+        print("at work", flush=True)
+        while os.getppid() == parent:
+            time.sleep(0.05)
+        time.sleep(5.0)
+        Path("lived on").touch()
+        os._exit(0)
+"""
 
 
 @pytest.fixture
@@ -56,3 +67,17 @@ def test_a_killed_process_takes_no_other_point_along(folder: Path, monkeypatch: 
     again = onnxcompress.sweep("in.onnx", out="out", data="kills_one:give", **options)
     assert [point.resumed for point in again.points] == [name != lost.name for name in POINTS]
     assert not again.failed
+
+
+def test_processes_end_with_the_one_that_started_them(folder: Path) -> None:
+    Path("waits.py").write_text(_DATA.replace("BODY", _WAITS_FOR_THE_PARENT.strip()))
+    command = [sys.executable, "-m", "onnxcompress", "sweep", "in.onnx", "--data", "waits:give", "--out", "out", "-q"]
+    command += ["--method", "prune", "--prune-range", "0.1,0.2", "--no-latency", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["at work\n"] * 2
+        process.kill()
+        assert process.stdout.read() == ""  # its end comes once no process is left that could write
+    assert not Path("lived on").exists()
+    assert not list(Path("out/points").iterdir())
