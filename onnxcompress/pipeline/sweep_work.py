@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, OnnxCompressError
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, OnnxCompressError, lacking
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.measure import open_data
 from onnxcompress.pipeline.recovery import CHECKPOINT_SUFFIX
@@ -60,16 +60,16 @@ class Outcome:
 def run_task(task: Task, tell: Progress = no_progress) -> Outcome:
     """Compress and measure accuracy; what goes wrong becomes part of the outcome."""
     started = time.perf_counter()
+    content = None
     try:
         value, content = _compressed(task, tell)
-    except OnnxCompressError as error:
-        value, content = {"reason": " ".join(str(error).split()), "exit_code": error.exit_code}, None
-        if error.exit_code == EXIT_BUG:
-            value["traceback"] = traceback.format_exc()
     except Exception as error:
-        reason = f"a bug ({type(error).__name__}: {' '.join(str(error).split())})"
-        value = {"reason": reason, "exit_code": EXIT_BUG, "traceback": traceback.format_exc()}
-        content = None
+        told = error if isinstance(error, OnnxCompressError) else lacking(error)
+        reason = f"a bug ({type(error).__name__}: {error})" if told is None else str(told)
+        code = EXIT_BUG if told is None else told.exit_code
+        value = {"reason": " ".join(reason.split()), "exit_code": code}
+        if code == EXIT_BUG:
+            value["traceback"] = traceback.format_exc()
     return Outcome(task.name, task.key, {**value, "seconds": time.perf_counter() - started}, content)
 
 
