@@ -17,7 +17,7 @@ from onnxcompress.pipeline.measure import DataSets, measure, open_data, resolve_
 from onnxcompress.pipeline.open_sizes import with_sizes_of_data
 from onnxcompress.pipeline.outputs import write_together
 from onnxcompress.pipeline.request import RecipeLike, make_request, resolve_recipe
-from onnxcompress.pipeline.source import ModelLike, Source, read_source
+from onnxcompress.pipeline.source import ModelLike, Source, is_read_once, read_source
 from onnxcompress.pipeline.stages import check_something_can_be_compressed, passes_of
 from onnxcompress.pipeline.sweep_executors import interrupts_stop, run_here, run_in_processes, run_on_cluster
 from onnxcompress.pipeline.sweep_files import sweep_files
@@ -36,7 +36,7 @@ from onnxcompress.pipeline.task import number_outputs, open_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from onnxcompress.recipe.sweep_options import SweepOptions
-from onnxcompress.remote import RemoteFile
+from onnxcompress.remote import RemoteFile, location
 from onnxcompress.report import environment
 from onnxcompress.report.figures import ModelFigures
 from onnxcompress.report.json_file import plain_json
@@ -155,6 +155,8 @@ def _prepare(
     providers = resolve_providers(asked)
     tell("loading the model", 0, None)
     source = read_source(model, asked.input_shape)
+    if isinstance(model, (str, Path)) and isinstance(source.content, bytes):
+        model = source.content  # it came through a pipe, which the points cannot read again
     check_something_can_be_compressed(source.model, asked, str(source.path or "model"))
     store = Store(out)
     store.prepare()
@@ -170,8 +172,9 @@ def _prepare(
 def _check_distributable(settings: SweepOptions, model: ModelLike, given: Mapping[str, Any]) -> None:
     if settings.jobs == 1 and settings.scheduler is None:
         return
-    if not isinstance(model, (str, Path, RemoteFile)):
-        raise RecipeError("--jobs and --scheduler need the model as a path, which other processes can read")
+    file = location(model) if isinstance(model, (str, Path, RemoteFile)) else None
+    if file is None or (isinstance(file, Path) and is_read_once(file)):
+        raise RecipeError("--jobs and --scheduler need the model as a file, which other processes can read")
     for use, value in given.items():
         if value is not None and not isinstance(value, (str, Path)):
             raise RecipeError(f"--jobs and --scheduler need --{use} as a path or module:callable, not in memory")
