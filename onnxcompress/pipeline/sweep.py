@@ -45,6 +45,7 @@ from onnxcompress.report.sweep_figures import YARDSTICKS, SweepPoint, SweepRepor
 from onnxcompress.runtime.dataset import Dataset
 from onnxcompress.runtime.providers import Provider
 from onnxcompress.runtime.session import Session
+from onnxcompress.side_files import own_side_files
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def sweep(
     for point in asked.grid:
         file = asked.store.model_path(point.name, asked.keys[point.name])
         if not asked.options.keep_models:
-            file.unlink(missing_ok=True)
+            for written in (*own_side_files(file), file):
+                written.unlink(missing_ok=True)
         name = str(file.relative_to(asked.store.folder)) if file.is_file() else None
         points.append(point_of(point, kept[point.name] or {}, name, resumed=point.name in resumed))
     report = _report(asked, points, kept, time.perf_counter() - started)

@@ -18,7 +18,7 @@ import pytest
 import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import BudgetInfeasibleError, DataError, ModelError, ProviderUnavailableError, RecipeError
-from onnxcompress.pipeline import sweep_executors, sweep_work
+from onnxcompress.pipeline import outputs, sweep_executors, sweep_work
 from tests.tiny_models import conv_net, map_net, samples, save_data
 
 GRID: dict[str, Any] = {"prune_range": "0.25,0.5", "tucker_range": "ratio=0.5", "latency": False}
@@ -204,6 +204,15 @@ def test_models_are_deleted_where_they_are_not_wanted(folder: Path, counted: lis
     counted.clear()
     onnxcompress.sweep("in.onnx", out="out", data="data.npz", **options)
     assert counted == []
+
+
+def test_nor_are_their_weights_where_those_lie_beside_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a model above 2 GB do."""
+    monkeypatch.setattr(outputs, "PROTOBUF_LIMIT_BYTES", 0)
+    onnxcompress.sweep("in.onnx", out="kept", data="data.npz", **GRID)
+    assert len(list(Path("kept/models").glob("*.data"))) == len(NAMES)
+    onnxcompress.sweep("in.onnx", out="out", data="data.npz", keep_models=False, **GRID)
+    assert list(Path("out/models").iterdir()) == []
 
 
 def test_all_points_are_judged_on_the_same_samples(folder: Path) -> None:
