@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import signal
 import threading
@@ -130,7 +131,7 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ProviderUnavailableError(f"--scheduler {address}: no Dask scheduler answers there ({reason})") from error
     clock = Clock(len(tasks))
-    with client, client.as_current():
+    with _without_its_log(), client, client.as_current():
         futures = {client.submit(run_task, task, pure=False, retries=1): task for task in tasks}
         try:
             tell(clock.text(), 0, len(tasks))
@@ -151,6 +152,18 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
                 tell(clock.text(), number, len(tasks))
         finally:
             client.cancel(list(futures))
+
+
+@contextlib.contextmanager
+def _without_its_log() -> Iterator[None]:
+    """Hold back what Dask's client logs: a scheduler that goes is told in one line, not by its traceback."""
+    log = logging.getLogger("distributed.client")
+    previous = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(previous)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import logging.handlers
 import sys
 import warnings
 from collections.abc import Iterator
@@ -281,12 +283,23 @@ def test_a_scheduler_that_goes_is_not_there(folder: Path, monkeypatch: pytest.Mo
     client.submit.return_value = future
     future.cancelled.return_value, future.exception.return_value = True, None
     future.result.side_effect = RuntimeError("cancelled for reason: scheduler-connection-lost")
-    cluster = MagicMock(Client=MagicMock(return_value=client), as_completed=iter)
+    log, told = logging.getLogger("distributed.client"), logging.handlers.BufferingHandler(100)
+    log.addHandler(told)
+    level = log.level
+
+    def loses_the_scheduler(futures: Any) -> Iterator[Any]:
+        log.error("Traceback (most recent call last)")
+        return iter(futures)
+
+    cluster = MagicMock(Client=MagicMock(return_value=client), as_completed=loses_the_scheduler)
     monkeypatch.setitem(sys.modules, "distributed", cluster)
     with pytest.raises(ProviderUnavailableError, match=r"tcp://x:1: the Dask scheduler is gone; points that were"):
         onnxcompress.sweep(
             "in.onnx", out="out", data="data.npz", method=["prune"], prune_range="0.25", scheduler="tcp://x:1"
         )
+    log.removeHandler(told)
+    assert told.buffer == []
+    assert log.level == level
 
 
 @pytest.mark.parametrize(
