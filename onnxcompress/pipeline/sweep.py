@@ -30,7 +30,7 @@ from onnxcompress.pipeline.sweep_grid import (
     latency_key,
     point_key,
 )
-from onnxcompress.pipeline.sweep_store import Store, point_of
+from onnxcompress.pipeline.sweep_store import Store, is_readable, point_of
 from onnxcompress.pipeline.sweep_work import Outcome, Task
 from onnxcompress.pipeline.task import number_outputs, open_outputs
 from onnxcompress.recipe import Recipe
@@ -186,7 +186,9 @@ def _kept(asked: _Sweep, point: GridPoint) -> dict[str, Any] | None:
     """Return what an earlier run left of a point, None where it has to run."""
     key = asked.keys[point.name]
     value = asked.store.read(point.name, key)
-    if value is None or "report" not in value:
+    if value is None or not is_readable(point, value):
+        return None
+    if "report" not in value:
         return value
     timed = (value.get("latency") or {}).get("key") == _latency_key(asked)
     wanted = (asked.recipe.latency and not timed) or asked.options.keep_models
