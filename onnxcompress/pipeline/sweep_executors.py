@@ -126,6 +126,8 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
             "or --jobs N on this machine"
         ) from error
     try:
+        # A client of what is no address complains again when it goes.
+        distributed.comm.addressing.get_address_host(address)
         client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -302,6 +302,14 @@ def test_a_scheduler_that_goes_is_not_there(folder: Path, monkeypatch: pytest.Mo
     assert log.level == level
 
 
+def test_what_is_no_address_meets_no_client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(distributed, "Client", MagicMock(side_effect=AssertionError("a client was made")))
+    options = {"method": ["prune"], "prune_range": "0.25", "scheduler": "nonsense"}
+    with pytest.raises(ProviderUnavailableError, match="--scheduler nonsense: no Dask scheduler answers there"):
+        onnxcompress.sweep("in.onnx", out="out", data="data.npz", **options)
+
+
 @pytest.mark.parametrize(
     ("error", "complaint", "options"),
     [
