@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from onnxcompress.cli_options import parse_arguments
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError, RecipeError, Terminated
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError, RecipeError, Terminated, lacking
 from onnxcompress.standard_streams import open_closed_streams, tell, tolerated
 
 
@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return error.exit_code
     except (Exception, SystemExit) as error:
-        return _bug(error)
+        lack = lacking(error)
+        if lack is None:
+            return _bug(error)
+        _say(f"error: {lack}")
+        return lack.exit_code
 
 
 def _run(arguments: list[str]) -> int:

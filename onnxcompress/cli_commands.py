@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 from onnxcompress.cli_options import measurement_of, recipe_of, sweep_options_of
 from onnxcompress.errors import EXIT_BUG, EXIT_GATE, EXIT_OK, RecipeError
@@ -17,7 +16,7 @@ from onnxcompress.evaluation.profile import compare_profiles
 from onnxcompress.pipeline.compare import compare
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.inputs import check_not_read
-from onnxcompress.pipeline.inspect import inspect
+from onnxcompress.pipeline.inspect import inspection_of
 from onnxcompress.pipeline.layer_times import Profiled, profile
 from onnxcompress.pipeline.measure import resolve_providers
 from onnxcompress.pipeline.outputs import check_outputs, write_together
@@ -36,7 +35,6 @@ from onnxcompress.report.progress import progress_bar
 from onnxcompress.report.sweep_terminal import print_sweep
 from onnxcompress.report.terminal import cell, console_for, print_report
 from onnxcompress.report.text import printable
-from onnxcompress.serialization import external_files, read_proto
 from onnxcompress.standard_streams import tell, tolerated
 
 
@@ -106,17 +104,15 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     recipe = measurement_of(arguments)
     reports = {"--json": arguments.json, "--time-table": arguments.time_table}
     check_outputs(None, overwrite=False, reports=reports, inputs=[arguments.input])
-    if any(reports.values()) and isinstance(arguments.input, Path):
-        names = external_files(read_proto(arguments.input))
-        check_not_read(reports, [(str(arguments.input), arguments.input.parent / name) for name in names])
-    inspection = inspect(arguments.input, input_shapes=recipe.input_shape)
+    source = read_source(arguments.input, recipe.input_shape)  # once: it may come through a pipe
+    check_not_read(reports, [(str(arguments.input), file) for file in source.files])
+    inspection = inspection_of(source)
     if recipe.profile:
-        source = read_source(arguments.input, recipe.input_shape)
         nodes = profile(Profiled(source.model, source.content), resolve_providers(recipe)[0], recipe)
         inspection = replace(inspection, profile=compare_profiles(nodes, ()))
     if arguments.time_table is not None:
         with progress_bar(wanted=arguments.progress and not arguments.quiet) as progress:
-            table = make_time_table(read_source(arguments.input, recipe.input_shape), recipe, progress)
+            table = make_time_table(source, recipe, progress)
         write_together({arguments.time_table: json_text(table.to_json()).encode()})
     if arguments.json is not None:
         write_together({arguments.json: json_text(inspection.to_json()).encode()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -71,3 +72,31 @@ class PassError(OnnxCompressError):
     """A pass broke its contract: a bug of onnxcompress, not of the user."""
 
     exit_code = EXIT_BUG
+
+
+_FULL_DISK = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_NO_FOLDER = "No usable temporary directory"
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "can't start new thread")
+
+
+def lacking(error: BaseException) -> DataError | None:
+    """Return what to say where the machine ran out of something that nobody foresaw; None of any other error."""
+    seen = " ".join(str(error).split())
+    shown = f" ({seen})" if seen else ""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(text in seen for text in _NO_MEMORY)):
+        return DataError(
+            f"this machine's memory does not suffice{shown}; give --samples N with fewer, a smaller --batch, or more "
+            "memory (see its limits: ulimit -v)"
+        )
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENOMEM:
+        return DataError(f"this machine's memory does not suffice{shown}; give --samples N with fewer, or more memory")
+    if error.errno in _FILES:
+        return DataError(f"too many files are open{shown}; raise the limit (ulimit -n)")
+    if error.errno in _FULL_DISK:
+        return DataError(f"a file finds no room{shown}; make room, or give another folder for temporary ones by TMPDIR")
+    if _NO_FOLDER in seen:
+        return DataError(f"temporary files need a folder that can be written{shown}; give one by TMPDIR")
+    return None

@@ -17,7 +17,7 @@ from onnxcompress.passes.tucker import (
     TuckerConfig,
     TuckerDecomposition,
 )
-from onnxcompress.pipeline.source import InputShapes, ModelLike, read_source
+from onnxcompress.pipeline.source import InputShapes, ModelLike, Source, read_source
 from onnxcompress.report.inspection import GroupFigures, Inspection, LayerFigures
 
 
@@ -32,7 +32,11 @@ def inspect(model: ModelLike, *, input_shapes: InputShapes | None = None) -> Ins
         ModelError: the model cannot be read or is invalid.
         RecipeError: `input_shapes` does not fit the model.
     """
-    source = read_source(model, input_shapes)
+    return inspection_of(read_source(model, input_shapes))
+
+
+def inspection_of(source: Source) -> Inspection:
+    """Look at a model that was read; it is not changed."""
     cost = model_cost(source.model)
     groups = channel_groups(source.model)
     group_of = {node: group.name for group in groups.groups for node in group.producers}

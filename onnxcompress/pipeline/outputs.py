@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,8 +58,7 @@ def check_outputs(
             check_writable(path, overwrite=overwrite or path is not output)
             continue
         try:
-            if path.exists() and not path.is_file() and not path.is_dir():
-                # A rename would put a file in the place of the device or pipe.
+            if _is_no_file(path):
                 raise RecipeError(f"{path}: is not a regular file; choose another path")
             check_output_path(path, overwrite=overwrite or path is not output)
         except OSError as error:
@@ -98,6 +98,13 @@ def is_same_file(path: Location, other: Location) -> bool:
     with contextlib.suppress(OSError, RuntimeError):
         return path.resolve() == other.resolve()
     return path.absolute() == other.absolute()
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether a path is a device or a pipe, or a name of standard output: a rename would put a file in its place."""
+    # `/dev/stdout` leads to a regular file where the shell sends the output to one.
+    leads_to_open_file = path.is_symlink() and os.readlink(path).startswith("/proc/")
+    return leads_to_open_file or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def _check_folder_takes_files(path: Path) -> None:

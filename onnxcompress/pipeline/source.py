@@ -92,7 +92,7 @@ def _read(given: ModelLike) -> Source:
 
 def _read_file(path: Path) -> Source:
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if is_read_once(path):
             return _read_pipe(path)
         model = Model.load(path)
         files = side_files_of(model)
@@ -101,6 +101,11 @@ def _read_file(path: Path) -> Source:
         return Source(model, path, file_sha256(path), total, path, hashes)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def is_read_once(path: Path) -> bool:
+    """Whether a path is that of a pipe, or of something else that is no file."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def _read_pipe(path: Path) -> Source:

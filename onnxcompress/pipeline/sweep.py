@@ -17,7 +17,7 @@ from onnxcompress.pipeline.measure import DataSets, measure, open_data, resolve_
 from onnxcompress.pipeline.open_sizes import with_sizes_of_data
 from onnxcompress.pipeline.outputs import write_together
 from onnxcompress.pipeline.request import RecipeLike, make_request, resolve_recipe
-from onnxcompress.pipeline.source import ModelLike, Source, read_source
+from onnxcompress.pipeline.source import ModelLike, Source, is_read_once, read_source
 from onnxcompress.pipeline.stages import check_something_can_be_compressed, passes_of
 from onnxcompress.pipeline.sweep_executors import interrupts_stop, run_here, run_in_processes, run_on_cluster
 from onnxcompress.pipeline.sweep_files import sweep_files
@@ -30,13 +30,13 @@ from onnxcompress.pipeline.sweep_grid import (
     latency_key,
     point_key,
 )
-from onnxcompress.pipeline.sweep_store import Store, point_of
+from onnxcompress.pipeline.sweep_store import Store, is_readable, point_of
 from onnxcompress.pipeline.sweep_work import Outcome, Task
 from onnxcompress.pipeline.task import number_outputs, open_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from onnxcompress.recipe.sweep_options import SweepOptions
-from onnxcompress.remote import RemoteFile
+from onnxcompress.remote import RemoteFile, location
 from onnxcompress.report import environment
 from onnxcompress.report.figures import ModelFigures
 from onnxcompress.report.json_file import plain_json
@@ -45,6 +45,7 @@ from onnxcompress.report.sweep_figures import YARDSTICKS, SweepPoint, SweepRepor
 from onnxcompress.runtime.dataset import Dataset
 from onnxcompress.runtime.providers import Provider
 from onnxcompress.runtime.session import Session
+from onnxcompress.side_files import own_side_files
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def sweep(
     for point in asked.grid:
         file = asked.store.model_path(point.name, asked.keys[point.name])
         if not asked.options.keep_models:
-            file.unlink(missing_ok=True)
+            for written in (*own_side_files(file), file):
+                written.unlink(missing_ok=True)
         name = str(file.relative_to(asked.store.folder)) if file.is_file() else None
         points.append(point_of(point, kept[point.name] or {}, name, resumed=point.name in resumed))
     report = _report(asked, points, kept, time.perf_counter() - started)
@@ -155,6 +157,8 @@ def _prepare(
     providers = resolve_providers(asked)
     tell("loading the model", 0, None)
     source = read_source(model, asked.input_shape)
+    if isinstance(model, (str, Path)) and isinstance(source.content, bytes):
+        model = source.content  # it came through a pipe, which the points cannot read again
     pruned = next((request.recipe for request in requests if request.recipe.prune), asked)
     check_something_can_be_compressed(source.model, pruned, str(source.path or "model"))
     store = Store(out)
@@ -171,8 +175,9 @@ def _prepare(
 def _check_distributable(settings: SweepOptions, model: ModelLike, given: Mapping[str, Any]) -> None:
     if settings.jobs == 1 and settings.scheduler is None:
         return
-    if not isinstance(model, (str, Path, RemoteFile)):
-        raise RecipeError("--jobs and --scheduler need the model as a path, which other processes can read")
+    file = location(model) if isinstance(model, (str, Path, RemoteFile)) else None
+    if file is None or (isinstance(file, Path) and is_read_once(file)):
+        raise RecipeError("--jobs and --scheduler need the model as a file, which other processes can read")
     for use, value in given.items():
         if value is not None and not isinstance(value, (str, Path)):
             raise RecipeError(f"--jobs and --scheduler need --{use} as a path or module:callable, not in memory")
@@ -182,7 +187,9 @@ def _kept(asked: _Sweep, point: GridPoint) -> dict[str, Any] | None:
     """Return what an earlier run left of a point, None where it has to run."""
     key = asked.keys[point.name]
     value = asked.store.read(point.name, key)
-    if value is None or "report" not in value:
+    if value is None or not is_readable(point, value):
+        return None
+    if "report" not in value:
         return value
     timed = (value.get("latency") or {}).get("key") == _latency_key(asked)
     wanted = (asked.recipe.latency and not timed) or asked.options.keep_models

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
 
@@ -57,30 +59,57 @@ def run_here(tasks: Sequence[Task], tell: Progress) -> Generator[Outcome, None, 
 
 
 def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Generator[Outcome, None, None]:
-    """Run tasks in `jobs` processes, each with its part of the cores; outcomes come as they finish."""
-    context, clock = multiprocessing.get_context("spawn"), Clock(len(tasks))
-    workers = min(jobs, len(tasks))
-    arguments = (context.Value("i", 0), workers)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=limit_worker, initargs=arguments)
-    futures = {executor.submit(run_task, task): task for task in tasks}
+    """Run tasks in `jobs` processes, each with its part of the cores; outcomes come as they finish.
+
+    Each process is an executor of its own: where one is killed, as on lack of memory, its point is lost and no other.
+    """
+    workers, clock, finished, waiting = min(jobs, len(tasks)), Clock(len(tasks)), 0, deque(tasks)
+    executors = [_process(number, workers) for number in range(workers)]
+    running: dict[Future[Outcome], tuple[int, Task]] = {}
+
+    def start(number: int) -> None:
+        if not waiting:
+            return
+        task = waiting.popleft()
+        try:
+            future = executors[number].submit(run_task, task)
+        except BrokenProcessPool:
+            executors[number].shutdown()
+            executors[number] = _process(number, workers)
+            future = executors[number].submit(run_task, task)
+        running[future] = number, task
+
     try:
         tell(clock.text(), 0, len(tasks))
-        for number, future in enumerate(as_completed(futures), 1):
-            try:
-                outcome = future.result()
-            except BrokenProcessPool:
-                task = futures[future]
-                reason = "its process ended without a word, as on lack of memory; try fewer --jobs"
-                outcome = Outcome(task.name, task.key, {"reason": reason, "exit_code": EXIT_BUG, "seconds": None})
-            yield outcome
-            clock.finished()
-            tell(clock.text(), number, len(tasks))
+        for number in range(workers):
+            start(number)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, task = running.pop(future)
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    reason = "its process ended without a word, as on lack of memory; try fewer --jobs"
+                    outcome = Outcome(task.name, task.key, {"reason": reason, "exit_code": EXIT_BUG, "seconds": None})
+                start(number)
+                yield outcome
+                finished += 1
+                clock.finished()
+                tell(clock.text(), finished, len(tasks))
     except BaseException:
-        for process in list((getattr(executor, "_processes", None) or {}).values()):
-            process.terminate()
+        for executor in executors:
+            for process in list((getattr(executor, "_processes", None) or {}).values()):
+                process.terminate()
         raise
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        for executor in executors:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _process(number: int, workers: int) -> ProcessPoolExecutor:
+    """Return an executor of one process, one of so many."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=limit_worker, initargs=(number, workers))
 
 
 def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Generator[Outcome, None, None]:
@@ -97,12 +126,14 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
             "or --jobs N on this machine"
         ) from error
     try:
+        # A client of what is no address complains again when it goes.
+        distributed.comm.addressing.get_address_host(address)
         client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ProviderUnavailableError(f"--scheduler {address}: no Dask scheduler answers there ({reason})") from error
     clock = Clock(len(tasks))
-    with client, client.as_current():
+    with _without_its_log(), client, client.as_current():
         futures = {client.submit(run_task, task, pure=False, retries=1): task for task in tasks}
         try:
             tell(clock.text(), 0, len(tasks))
@@ -123,6 +154,18 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
                 tell(clock.text(), number, len(tasks))
         finally:
             client.cancel(list(futures))
+
+
+@contextlib.contextmanager
+def _without_its_log() -> Iterator[None]:
+    """Hold back what Dask's client logs: a scheduler that goes is told in one line, not by its traceback."""
+    log = logging.getLogger("distributed.client")
+    previous = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(previous)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ class Store:
         """Return what is kept of a point; None where nothing is, or a result that is worth another try."""
         try:
             value = json.loads(self._point_path(name, key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(value, dict) or value.get("schema") != SCHEMA or value.get("key") != key:
             return None
@@ -94,6 +95,17 @@ class Store:
 
     def _point_path(self, name: str, key: str) -> Path:
         return self.folder / POINTS / f"{name}-{short(key)}.json"
+
+
+def is_readable(point: GridPoint, value: Mapping[str, Any]) -> bool:
+    """Whether what is kept of a point gives its figures: not where its file was damaged and is JSON all the same."""
+    try:
+        own = point_of(point, value, None, resumed=True)
+        figures = [own.drop, own.bytes, own.params, own.macs, own.latency_ms, *own.compression.values()]
+        finite = all(figure is None or math.isfinite(figure) for figure in figures)
+        return finite and (value["report"]["accuracy"]["samples"] >= 0 if own.done else "reason" in value)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def point_of(point: GridPoint, value: Mapping[str, Any], model: str | None, *, resumed: bool) -> SweepPoint:

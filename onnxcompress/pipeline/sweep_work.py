@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, DataError, ModelError, OnnxCompressError
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, OnnxCompressError, lacking
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.measure import open_data
 from onnxcompress.pipeline.recovery import CHECKPOINT_SUFFIX
@@ -58,16 +60,16 @@ class Outcome:
 def run_task(task: Task, tell: Progress = no_progress) -> Outcome:
     """Compress and measure accuracy; what goes wrong becomes part of the outcome."""
     started = time.perf_counter()
+    content = None
     try:
         value, content = _compressed(task, tell)
-    except OnnxCompressError as error:
-        value, content = {"reason": " ".join(str(error).split()), "exit_code": error.exit_code}, None
-        if error.exit_code == EXIT_BUG:
-            value["traceback"] = traceback.format_exc()
     except Exception as error:
-        reason = f"a bug ({type(error).__name__}: {' '.join(str(error).split())})"
-        value = {"reason": reason, "exit_code": EXIT_BUG, "traceback": traceback.format_exc()}
-        content = None
+        told = error if isinstance(error, OnnxCompressError) else lacking(error)
+        reason = f"a bug ({type(error).__name__}: {error})" if told is None else str(told)
+        code = EXIT_BUG if told is None else told.exit_code
+        value = {"reason": " ".join(reason.split()), "exit_code": code}
+        if code == EXIT_BUG:
+            value["traceback"] = traceback.format_exc()
     return Outcome(task.name, task.key, {**value, "seconds": time.perf_counter() - started}, content)
 
 
@@ -97,17 +99,23 @@ def _compressed(task: Task, tell: Progress) -> tuple[dict[str, Any], bytes | Non
     return {"report": value}, result.model.to_bytes() if task.output is None else None
 
 
-def limit_worker(number: Any, workers: int) -> None:
-    """Give a worker process its own part of the cores; Ctrl-C is left to the process that started it.
+def limit_worker(number: int, workers: int) -> None:
+    """Give a worker process, one of so many, its own part of the cores, and let it end with the one that started it.
 
-    Args:
-        number: a shared counter (`multiprocessing.Value`) of the workers started so far.
+    Ctrl-C is left to that one.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with number.get_lock():
-        own, number.value = number.value, number.value + 1
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         share = max(1, len(cores) // workers)
-        start = (own * share) % len(cores)
+        start = (number * share) % len(cores)
         os.sched_setaffinity(0, cores[start : start + share])
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: a killed sweep is run again, and its points have one writer only."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(EXIT_INTERRUPTED)

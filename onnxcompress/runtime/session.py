@@ -153,6 +153,8 @@ def _start(model: ModelSource, provider: Provider, settings: SessionSettings) ->
         try:
             return create()
         except Exception as error:
+            if "std::bad_alloc" in str(error):
+                raise MemoryError(f"{name}: {one_line(error)}") from error
             raise ModelError(f"{name}: onnxruntime cannot load it: {one_line(error)}") from error
     try:
         with complaints() as caught:

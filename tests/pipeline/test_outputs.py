@@ -69,6 +69,20 @@ def test_a_device_is_never_replaced(source: Path) -> None:
         check(Path("/dev/null"), source, overwrite=True)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc on this system")
+def test_nor_is_the_name_of_an_output_that_goes_to_a_file(source: Path, tmp_path: Path) -> None:
+    """As `/dev/stdout` is one, of a command behind which stands `> FILE`."""
+    name = tmp_path / "stdout"
+    with (tmp_path / "log").open("w") as log:
+        name.symlink_to(f"/proc/self/fd/{log.fileno()}")
+        assert name.is_file()
+        with pytest.raises(RecipeError, match="stdout: is not a regular file"):
+            check(name, source, overwrite=True)
+        with pytest.raises(RecipeError, match="stdout: is not a regular file"):
+            check(tmp_path / "out.onnx", source, report=name)
+        assert name.is_symlink()
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc on this system")
 def test_a_folder_that_takes_no_files_even_from_root(source: Path) -> None:
     with pytest.raises(RecipeError, match="not writable"):

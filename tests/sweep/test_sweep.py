@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import logging.handlers
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import pytest
 import onnxcompress
 from onnxcompress.cli import main
 from onnxcompress.errors import BudgetInfeasibleError, DataError, ModelError, ProviderUnavailableError, RecipeError
-from onnxcompress.pipeline import sweep_executors, sweep_work
+from onnxcompress.pipeline import outputs, sweep_executors, sweep_work
 from tests.tiny_models import conv_net, map_net, samples, save_data
 
 GRID: dict[str, Any] = {"prune_range": "0.25,0.5", "tucker_range": "ratio=0.5", "latency": False}
@@ -206,6 +208,15 @@ def test_models_are_deleted_where_they_are_not_wanted(folder: Path, counted: lis
     assert counted == []
 
 
+def test_nor_are_their_weights_where_those_lie_beside_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a model above 2 GB do."""
+    monkeypatch.setattr(outputs, "PROTOBUF_LIMIT_BYTES", 0)
+    onnxcompress.sweep("in.onnx", out="kept", data="data.npz", **GRID)
+    assert len(list(Path("kept/models").glob("*.data"))) == len(NAMES)
+    onnxcompress.sweep("in.onnx", out="out", data="data.npz", keep_models=False, **GRID)
+    assert list(Path("out/models").iterdir()) == []
+
+
 def test_all_points_are_judged_on_the_same_samples(folder: Path) -> None:
     onnxcompress.sweep("in.onnx", out="out", data="data.npz", importance="activation", **GRID)
     found = {json.loads(path.read_text())["report"]["accuracy"]["samples"] for path in Path("out/points").iterdir()}
@@ -272,12 +283,31 @@ def test_a_scheduler_that_goes_is_not_there(folder: Path, monkeypatch: pytest.Mo
     client.submit.return_value = future
     future.cancelled.return_value, future.exception.return_value = True, None
     future.result.side_effect = RuntimeError("cancelled for reason: scheduler-connection-lost")
-    cluster = MagicMock(Client=MagicMock(return_value=client), as_completed=iter)
+    log, told = logging.getLogger("distributed.client"), logging.handlers.BufferingHandler(100)
+    log.addHandler(told)
+    level = log.level
+
+    def loses_the_scheduler(futures: Any) -> Iterator[Any]:
+        log.error("Traceback (most recent call last)")
+        return iter(futures)
+
+    cluster = MagicMock(Client=MagicMock(return_value=client), as_completed=loses_the_scheduler)
     monkeypatch.setitem(sys.modules, "distributed", cluster)
     with pytest.raises(ProviderUnavailableError, match=r"tcp://x:1: the Dask scheduler is gone; points that were"):
         onnxcompress.sweep(
             "in.onnx", out="out", data="data.npz", method=["prune"], prune_range="0.25", scheduler="tcp://x:1"
         )
+    log.removeHandler(told)
+    assert told.buffer == []
+    assert log.level == level
+
+
+def test_what_is_no_address_meets_no_client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(distributed, "Client", MagicMock(side_effect=AssertionError("a client was made")))
+    options = {"method": ["prune"], "prune_range": "0.25", "scheduler": "nonsense"}
+    with pytest.raises(ProviderUnavailableError, match="--scheduler nonsense: no Dask scheduler answers there"):
+        onnxcompress.sweep("in.onnx", out="out", data="data.npz", **options)
 
 
 @pytest.mark.parametrize(
