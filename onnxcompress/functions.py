@@ -2,11 +2,12 @@
 
 onnx leaves calls alone whose function imports another version of an operator set than the model does. Most operators
 are the same in both, but for the element types that they take: such a function is taken as one of the model's version.
+Values that a function gives attributes which a call leaves out are lost on onnx: calls name them first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 import onnx.inliner
@@ -23,17 +24,26 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     if not proto.functions:
         return proto
     versions = {_domain(opset): opset.version for opset in proto.opset_import}
-    if any(_disagreeing(function, versions) for function in proto.functions):
-        copied = onnx.ModelProto()
-        copied.CopyFrom(proto)
-        for function in copied.functions:
-            _take_versions(function, versions)
-        proto = copied
-    return onnx.inliner.inline_local_functions(proto)
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    for function in copied.functions:
+        _take_versions(function, versions)
+    _give_defaults(copied)
+    return onnx.inliner.inline_local_functions(copied)
 
 
-def _domain(opset: onnx.OperatorSetIdProto) -> str:
-    return "" if opset.domain == "ai.onnx" else opset.domain
+def _give_defaults(proto: onnx.ModelProto) -> None:
+    """Write the attributes that calls leave to their function's defaults, in place."""
+    defaults = {(_domain(each), each.name, each.overload): each.attribute_proto for each in proto.functions}
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in _with_inner(nodes):
+            given = {attribute.name for attribute in node.attribute}
+            known = defaults.get((_domain(node), node.op_type, node.overload), ())
+            node.attribute.extend(attribute for attribute in known if attribute.name not in given)
+
+
+def _domain(named: onnx.OperatorSetIdProto | onnx.FunctionProto | onnx.NodeProto) -> str:
+    return "" if named.domain == "ai.onnx" else named.domain
 
 
 def _disagreeing(function: onnx.FunctionProto, versions: Mapping[str, int]) -> list[onnx.OperatorSetIdProto]:
@@ -53,14 +63,18 @@ def _take_versions(function: onnx.FunctionProto, versions: Mapping[str, int]) ->
         opset.version = wanted
 
 
-def _operators(nodes: Iterator[onnx.NodeProto], domain: str) -> Iterator[str]:
+def _operators(nodes: Iterable[onnx.NodeProto], domain: str) -> Iterator[str]:
     """Yield the operators of a domain that nodes, and their sub-graphs, are of."""
+    return (node.op_type for node in _with_inner(nodes) if _domain(node) == domain)
+
+
+def _with_inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes and those of their sub-graphs."""
     for node in nodes:
-        if node.domain == domain or (node.domain, domain) == ("ai.onnx", ""):
-            yield node.op_type
+        yield node
         for attribute in node.attribute:
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _operators(graph.node, domain)
+                yield from _with_inner(graph.node)
 
 
 def _signature(op: str, version: int, domain: str) -> object:
