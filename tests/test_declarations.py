@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
-from tests.small_models import run_all
+from tests.small_models import run_all, session
 from tests.test_graph import info, proto_of
 from tests.tiny_models import conv_net
 
@@ -69,6 +69,30 @@ def test_an_output_declared_without_a_shape_has_the_one_that_follows() -> None:
     proto.graph.node[-1].op_type, proto.graph.node[-1].domain = "Unheard", "com.example"
     proto.opset_import.append(helper.make_opsetid("com.example", 1))
     with pytest.raises(ModelError, match="'y' is declared without a shape, and none follows"):
+        Model.from_proto(proto)
+
+
+@pytest.mark.parametrize("has_shape", [True, False])
+def test_an_output_declared_without_a_type_has_the_one_that_follows(has_shape: bool) -> None:
+    proto = conv_net()
+    if has_shape:
+        proto.graph.output[0].type.tensor_type.elem_type = TensorProto.UNDEFINED
+    else:
+        proto.graph.output[0].ClearField("type")
+    written = Model.from_proto(proto).to_proto()
+    onnx.checker.check_model(written, full_check=True)
+    assert written.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    x = {"x": np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)}
+    expected, found = (session(each.SerializeToString()).run(None, x)[0] for each in (conv_net(), written))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_output_whose_type_nothing_tells_is_refused() -> None:
+    proto = conv_net()
+    proto.graph.node.append(helper.make_node("Own", ["y"], ["z"], "own", domain="of.mine"))
+    proto.graph.output[0].CopyFrom(onnx.ValueInfoProto(name="z"))
+    proto.opset_import.append(helper.make_opsetid("of.mine", 1))
+    with pytest.raises(ModelError, match="output 'z' is declared without an element type, and none follows"):
         Model.from_proto(proto)
 
 
