@@ -1,4 +1,6 @@
-"""Operators that onnxruntime fuses, as a model has them that was saved after its optimisation, in those of ONNX.
+"""Operators of onnxruntime's own, and one that ONNX took back, in operators of ONNX that the model's opset knows.
+
+A model has onnxruntime's where it was saved after its optimisation:
 
     FusedConv(x, w, b, z)   =   activation(Conv(x, w, b) + z)          FusedGemm = activation(Gemm)
     Gelu(x)                 =   x (1 + erf(x / sqrt 2)) / 2            BiasGelu(x, b) = Gelu(x + b)
@@ -7,6 +9,9 @@
     SimplifiedLayerNormalization(x, s) = s x / sqrt(mean(x^2) + e), which it takes for one of ONNX
     LayerNormalization(x, s, b)        = s y / sqrt(mean(y^2) + e) + b, y = x - mean(x), before opset 17
     SkipLayerNormalization(x, z, s, b, c) = LayerNormalization(x + z + c, s, b); the sum may be an output, too
+
+GroupNormalization of opset 18 to 20 has a scale for each group, InstanceNormalization of the groups as channels; onnx
+refuses it since it has one for each channel, onnxruntime runs it.
 
 onnx knows neither their shapes nor what they do with channels; onnxruntime fuses them again as it loads the model. What
 needs a constant is left alone where nothing tells the type that it computes in.
@@ -31,6 +36,7 @@ _BOUNDS_ARE_INPUTS_SINCE = 11
 _BIASES_ARE_OPTIONAL_SINCE = 11
 _NORMALIZES_LAYERS_SINCE = 17
 _AXES_ARE_AN_INPUT_SINCE = 18
+_GROUP_SCALES_ARE_PER_CHANNEL_SINCE = 21
 _NARROW = frozenset((onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
 _FLOATS = _NARROW | {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE}
 _SUM_IS_OUTPUT = 3
@@ -69,7 +75,7 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 def _is_fused(node: onnx.NodeProto, opset: int) -> bool:
     """Whether a node is an operator that `_PARTS` knows, and none of ONNX in this opset."""
-    of_onnx = (node.domain, node.op_type) == ("", "LayerNormalization") and opset >= _NORMALIZES_LAYERS_SINCE
+    of_onnx = opset >= _OF_ONNX_SINCE.get((node.domain, node.op_type), opset + 1)
     written = {0, _SUM_IS_OUTPUT} if node.op_type.startswith("Skip") else {0}
     further = any(name for place, name in enumerate(node.output) if place not in written)
     return (node.domain, node.op_type) in _PARTS and not of_onnx and not further
@@ -292,6 +298,23 @@ def _skip_normalization(writer: _Writer, node: onnx.NodeProto) -> list[onnx.Node
     return parts.ended(parts.normalized(total, node.input[2], shift, epsilon, is_centred))
 
 
+def _group_normalization(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+    given, (read, scale, shift), out = _attributes(node), node.input[:3], node.output[0]
+    shape, grouped, normalized = (writer.name(f"{out}_{part}") for part in ("shape", "grouped", "normalized"))
+    groups = writer.constant(f"{out}_groups", [0, given["num_groups"].i, -1], onnx.TensorProto.INT64)
+    epsilon = given["epsilon"].f if "epsilon" in given else 1e-5
+    return [
+        onnx.helper.make_node("Shape", [read], [shape]),
+        onnx.helper.make_node("Reshape", [read, groups], [grouped]),
+        onnx.helper.make_node("InstanceNormalization", [grouped, scale, shift], [normalized], epsilon=epsilon),
+        onnx.helper.make_node("Reshape", [normalized, shape], [out]),
+    ]
+
+
+_OF_ONNX_SINCE = {
+    ("", "LayerNormalization"): _NORMALIZES_LAYERS_SINCE,
+    ("", "GroupNormalization"): _GROUP_SCALES_ARE_PER_CHANNEL_SINCE,
+}
 _PARTS: Mapping[tuple[str, str], Callable[[_Writer, onnx.NodeProto], list[onnx.NodeProto] | None]] = {
     (_DOMAIN, "BiasGelu"): _gelu,
     (_DOMAIN, "FastGelu"): _fast_gelu,
@@ -301,6 +324,7 @@ _PARTS: Mapping[tuple[str, str], Callable[[_Writer, onnx.NodeProto], list[onnx.N
     (_DOMAIN, "QuickGelu"): _quick_gelu,
     (_DOMAIN, "SkipLayerNormalization"): _skip_normalization,
     (_DOMAIN, "SkipSimplifiedLayerNormalization"): _skip_normalization,
+    ("", "GroupNormalization"): _group_normalization,
     ("", "LayerNormalization"): _normalization,
     ("", "SimplifiedLayerNormalization"): _normalization,
 }

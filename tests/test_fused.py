@@ -1,4 +1,4 @@
-"""Operators that onnxruntime fuses are read as those of ONNX: the same numbers, known shapes, and filters to prune."""
+"""Operators that onnx does not know are read as those that it knows: the same numbers, shapes, filters to prune."""
 
 from __future__ import annotations
 
@@ -135,6 +135,28 @@ def test_a_type_is_told_by_what_stands_before() -> None:
 def test_what_cannot_be_written_stays(proto: onnx.ModelProto) -> None:
     model = Model.from_proto(proto)
     assert [(n.op, n.domain) for n in model.nodes] == [(proto.graph.node[0].op_type, "com.microsoft")]
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_a_group_normalization_with_a_scale_for_each_group_computes_the_same_and_is_pruned(opset: int) -> None:
+    """onnx refuses the operator in these opsets, onnxruntime runs it."""
+    proto = conv_net()
+    proto.opset_import[0].version = opset
+    conv, relu = proto.graph.node[:2]
+    groups = {name: GENERATOR.uniform(0.5, 2, 4).astype(np.float32) for name in ("scale", "shift")}
+    proto.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in groups.items())
+    inputs = [conv.output[0], "scale", "shift"]
+    proto.graph.node.insert(1, helper.make_node("GroupNormalization", inputs, ["n"], "norm", num_groups=4, epsilon=0.1))
+    relu = proto.graph.node[2]
+    relu.input[0] = "n"
+    model = Model.from_proto(proto)
+    expected, found = (
+        session(each).run(None, {"x": samples()})[0] for each in (proto.SerializeToString(), model.to_bytes())
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    each = FilterPruning(PruningConfig(ratio=0.5))
+    result = each.apply(model, each.plan(model, PassContext()), PassContext()).model
+    assert result.constants()[conv.input[1]].values.shape[0] == 8
 
 
 def test_filters_are_pruned_where_every_layer_is_fused() -> None:
