@@ -121,7 +121,7 @@ def _envelope(proto: onnx.ModelProto) -> onnx.ModelProto:
         else:
             setattr(envelope, descriptor.name, value)
     _name_default_domain_once(envelope)
-    envelope.graph.name = graph.name
+    envelope.graph.name = graph.name or "graph"  # onnx demands a name, no runtime does
     envelope.graph.doc_string = graph.doc_string
     envelope.graph.metadata_props.extend(graph.metadata_props)
     envelope.graph.quantization_annotation.extend(graph.quantization_annotation)

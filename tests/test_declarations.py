@@ -108,6 +108,14 @@ def test_an_output_that_is_an_input_or_a_constant_has_that_ones_shape_whatever_i
         onnx.checker.check_model(model.to_proto(), full_check=True)
 
 
+def test_a_graph_without_a_name_gets_one() -> None:
+    proto = conv_net()
+    proto.graph.name = ""
+    written = Model.from_proto(proto).to_proto()
+    onnx.checker.check_model(written, full_check=True)
+    assert written.graph.name
+
+
 def test_the_default_domain_is_named_once() -> None:
     """Runtimes know it as ai.onnx, too; the checker does not, and a quantizer wants one import of it."""
     for named in (True, False):
