@@ -11,7 +11,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.quantization import Float16Conversion, Int8Quantization
-from tests.small_models import build, node, run_all, session
+from tests.small_models import branch, build, choice, node, run_all, session
 from tests.tiny_models import conv_net, samples
 
 
@@ -94,6 +94,31 @@ def test_a_layer_with_a_bias_behind_an_operator_that_onnx_infers_nothing_of(op: 
     result = Int8Quantization().apply(model, Int8Quantization().plan(model, context), context).model
     stored = {values.dtype for t in result.constants().values() if (values := t.values).ndim == 4}
     assert stored <= {np.dtype(np.int8), np.dtype(np.uint8)}
+    before, after = (run_all(each, feeds)["y"] for each in (model, result))
+    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
+
+
+def test_a_sub_graph_reads_what_is_rectified() -> None:
+    """The quantizer made the Relu part of the layer before, and the sub-graph read what that layer makes alone."""
+    generator = np.random.default_rng(0)
+    weights = {
+        name: generator.standard_normal(s).astype(np.float32)
+        for name, s in {"w": (8, 3, 3, 3), "v": (4, 8, 1, 1)}.items()
+    }
+    nodes = [
+        node("Conv", ["x", "w"], "a"),
+        node("Relu", ["a"], "r"),
+        node("ReduceMax", ["x"], "most", keepdims=0),
+        node("Less", ["most", "bound"], "yes"),
+        choice(branch(node("Abs", ["r"], "t")), branch(node("Identity", ["r"], "t"))),
+        node("Conv", ["c", "v"], "y"),
+    ]
+    constants = {**weights, "bound": np.float32(1e9)}
+    model = build(nodes, constants, shape=("n", 3, 8, 8))
+    feeds = {"x": generator.standard_normal((8, 3, 8, 8)).astype(np.float32)}
+    context = PassContext(calibration=lambda: iter([feeds]))
+    each = Int8Quantization()
+    result = each.apply(model, each.plan(model, context), context).model
     before, after = (run_all(each, feeds)["y"] for each in (model, result))
     assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
 
