@@ -101,16 +101,14 @@ def test_a_layer_with_a_bias_behind_an_operator_that_onnx_infers_nothing_of(op: 
 def test_a_sub_graph_reads_what_is_rectified() -> None:
     """The quantizer made the Relu part of the layer before, and the sub-graph read what that layer makes alone."""
     generator = np.random.default_rng(0)
-    weights = {
-        name: generator.standard_normal(s).astype(np.float32)
-        for name, s in {"w": (8, 3, 3, 3), "v": (4, 8, 1, 1)}.items()
-    }
+    shapes = {"w": (8, 3, 3, 3), "k": (8, 8, 1, 1), "v": (4, 8, 1, 1)}
+    weights = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     nodes = [
         node("Conv", ["x", "w"], "a"),
         node("Relu", ["a"], "r"),
         node("ReduceMax", ["x"], "most", keepdims=0),
         node("Less", ["most", "bound"], "yes"),
-        choice(branch(node("Abs", ["r"], "t")), branch(node("Identity", ["r"], "t"))),
+        choice(branch(node("Conv", ["r", "k"], "t")), branch(node("Identity", ["r"], "t"))),
         node("Conv", ["c", "v"], "y"),
     ]
     constants = {**weights, "bound": np.float32(1e9)}
