@@ -37,6 +37,7 @@ class NodeExtras:
     attributes: tuple[onnx.AttributeProto, ...] = ()
     attribute_docs: tuple[tuple[str, str], ...] = ()
     captured: tuple[str, ...] = ()
+    devices: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,8 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
     captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
     metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
     docs = tuple((attribute.name, attribute.doc_string) for attribute in plain.attribute if attribute.doc_string)
-    return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), docs, tuple(captured))
+    devices = tuple(map(_copied, getattr(node, "device_configurations", ())))  # older releases of onnx know none
+    return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), docs, tuple(captured), devices)
 
 
 def _in_short(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
@@ -350,6 +352,8 @@ def restore_extras(node: onnx.NodeProto, extras: NodeExtras) -> None:
         node.overload = extras.overload
     for key, value in extras.metadata:
         node.metadata_props.add(key=key, value=value)
+    if extras.devices:
+        node.device_configurations.extend(extras.devices)
 
 
 def _copied(message: Any) -> Any:

@@ -116,6 +116,18 @@ def test_a_graph_without_a_name_gets_one() -> None:
     assert written.graph.name
 
 
+@pytest.mark.skipif(not hasattr(onnx, "NodeDeviceConfigurationProto"), reason="this release of onnx has none")
+def test_devices_that_nodes_are_meant_for_are_kept() -> None:
+    proto = conv_net()
+    proto.ir_version = 11
+    proto.configuration.add(name="two", num_devices=2)
+    given = proto.graph.node[0].device_configurations.add(configuration_id="two", pipeline_stage=1)
+    written = Model.from_proto(proto).copy().to_proto()
+    onnx.checker.check_model(written, full_check=True)
+    assert list(written.configuration) == list(proto.configuration)
+    assert [list(node.device_configurations) for node in written.graph.node[:2]] == [[given], []]
+
+
 def test_the_default_domain_is_named_once() -> None:
     """Runtimes know it as ai.onnx, too; the checker does not, and a quantizer wants one import of it."""
     for named in (True, False):
