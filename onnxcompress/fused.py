@@ -28,6 +28,7 @@ import numpy as np
 import onnx
 
 from onnxcompress.element_types import element_types
+from onnxcompress.errors import ModelError
 from onnxcompress.operators import is_standard
 from onnxcompress.serialization import tensor_dtype
 
@@ -56,7 +57,11 @@ _PARAMETERS: Mapping[str, tuple[str, ...]] = {
 
 
 def unfused(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with these operators written as what they are fused of; `proto` is not changed."""
+    """Return the model with these operators written as what they are fused of; `proto` is not changed.
+
+    Raises:
+        ModelError: one stands as an operator of ONNX, which it is not, and cannot be written.
+    """
     opset = _opset(proto)
     if not any(_is_fused(node, opset) for node in proto.graph.node):
         return proto
@@ -100,6 +105,12 @@ class _Writer:
         """Return the nodes that one stands for, itself where nothing is known of it."""
         known = _is_fused(node, self.opset)
         parts = _PARTS[node.domain, node.op_type](self, node) if known else None
+        if parts is None and known and is_standard(node):
+            raise ModelError(
+                f"node '{node.name or node.output[0]}' ({node.op_type}) is no operator of ONNX's opset "
+                f"{self.opset} but one of onnxruntime's that cannot be read (from another axis than the last, or of an unknown type): "
+                f"give the model as it was before onnxruntime optimised it"
+            )
         if parts is None:
             return [node]
         for place, part in enumerate(parts if node.name else []):

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress
+from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
@@ -135,6 +136,12 @@ def test_a_type_is_told_by_what_stands_before() -> None:
 def test_what_cannot_be_written_stays(proto: onnx.ModelProto) -> None:
     model = Model.from_proto(proto)
     assert [(n.op, n.domain) for n in model.nodes] == [(proto.graph.node[0].op_type, "com.microsoft")]
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "SimplifiedLayerNormalization"])
+def test_a_normalization_that_passes_for_one_of_onnx_and_cannot_be_written_is_refused(op: str) -> None:
+    with pytest.raises(ModelError, match=f"'fused' .{op}. is no operator of ONNX's opset 13 .* before onnxruntime"):
+        Model.from_proto(model_of(op, ["x", "row"], domain="", axis=1))
 
 
 @pytest.mark.parametrize("opset", [18, 20])
