@@ -107,9 +107,9 @@ class _Writer:
         parts = _PARTS[node.domain, node.op_type](self, node) if known else None
         if parts is None and known and is_standard(node):
             raise ModelError(
-                f"node '{node.name or node.output[0]}' ({node.op_type}) is no operator of ONNX's opset "
-                f"{self.opset} but one of onnxruntime's that cannot be read (from another axis than the last, or of an unknown type): "
-                f"give the model as it was before onnxruntime optimised it"
+                f"node '{node.name or node.output[0]}' ({node.op_type}) is no operator of ONNX's opset {self.opset} "
+                f"but one of onnxruntime's that cannot be read (from another axis than the last, or of an unknown "
+                f"type): give the model as it was before onnxruntime optimised it"
             )
         if parts is None:
             return [node]
