@@ -51,28 +51,41 @@ def with_lengths(info: onnx.ValueInfoProto, lengths: Sequence[int | None]) -> on
     return copy
 
 
-def corrected(info: onnx.ValueInfoProto, shape: Shape | None) -> onnx.ValueInfoProto:
-    """Return a declaration, of the inferred shape where it declares none, or one that contradicts it."""
-    declared = declared_shape(info)
-    if shape is None or (declared is not None and may_agree(declared, shape)):
+def corrected(info: onnx.ValueInfoProto, shape: Shape | None, kind: int = 0) -> onnx.ValueInfoProto:
+    """Return a declaration, of the inferred element type and shape where it declares none, or a shape against it."""
+    declared, has_kind = declared_shape(info), not _is_untyped(info)
+    if shape is None or (has_kind and declared is not None and may_agree(declared, shape)):
         return info
     copy = _copied(info)
-    copy.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type, shape))
+    copy.type.CopyFrom(onnx.helper.make_tensor_type_proto(info.type.tensor_type.elem_type or kind, shape))
     return copy
 
 
-def check_outputs_have_shapes(outputs: Iterable[onnx.ValueInfoProto], shapes: Mapping[str, Shape]) -> None:
-    """Refuse a graph output whose number of dimensions neither the file nor the inferred `shapes` tell.
+def check_outputs_are_known(
+    outputs: Iterable[onnx.ValueInfoProto], shapes: Mapping[str, Shape], kinds: Mapping[str, int]
+) -> None:
+    """Refuse a graph output whose element type, or number of dimensions, neither the file nor inference tell.
 
     Raises:
         ModelError: there is one; it is named.
     """
     for info in outputs:
-        if info.type.HasField("tensor_type") and declared_shape(info) is None and info.name not in shapes:
+        missing = ""
+        if _is_untyped(info) and not (kinds.get(info.name) and info.name in shapes):
+            missing, wanted = "an element type", "it"
+        elif info.type.HasField("tensor_type") and declared_shape(info) is None and info.name not in shapes:
+            missing, wanted = "a shape", "its number of dimensions, which onnx demands; lengths may stay open"
+        if missing:
             raise ModelError(
-                f"graph output '{info.name}' is declared without a shape, and none follows from the nodes before it: "
-                f"declare its number of dimensions, which onnx demands; lengths may stay open"
+                f"graph output '{info.name}' is declared without {missing}, and none follows from the nodes before it: "
+                f"declare {wanted}"
             )
+
+
+def _is_untyped(info: onnx.ValueInfoProto) -> bool:
+    """Whether a declaration tells nothing, not even of what kind a value is; onnxruntime infers it."""
+    kind = info.type.WhichOneof("value")
+    return kind is None or (kind == "tensor_type" and not info.type.tensor_type.elem_type)
 
 
 def array_info(name: str, array: npt.NDArray[Any]) -> onnx.ValueInfoProto:

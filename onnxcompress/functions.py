@@ -2,6 +2,7 @@
 
 onnx leaves calls alone whose function imports another version of an operator set than the model does. Most operators
 are the same in both, but for the element types that they take: such a function is taken as one of the model's version.
+Values that a function gives attributes which a call leaves out are lost on onnx: calls name them first.
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     if not proto.functions:
         return proto
     versions = {_domain(opset): opset.version for opset in proto.opset_import}
-    if any(_disagreeing(function, versions) for function in proto.functions):
-        copied = onnx.ModelProto()
-        copied.CopyFrom(proto)
-        for function in copied.functions:
-            _take_versions(function, versions)
-        proto = copied
-    return onnx.inliner.inline_local_functions(proto)
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    for function in copied.functions:
+        _take_versions(function, versions)
+    _give_defaults(copied)
+    return onnx.inliner.inline_local_functions(copied)
 
 
-def _domain(of: onnx.OperatorSetIdProto | onnx.NodeProto) -> str:
+def _give_defaults(proto: onnx.ModelProto) -> None:
+    """Write the attributes that calls leave to their function's defaults, in place."""
+    defaults = {(_domain(each), each.name, each.overload): each.attribute_proto for each in proto.functions}
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in with_inner_nodes(nodes):
+            given = {attribute.name for attribute in node.attribute}
+            known = defaults.get((_domain(node), node.op_type, node.overload), ())
+            node.attribute.extend(attribute for attribute in known if attribute.name not in given)
+
+
+def _domain(of: onnx.OperatorSetIdProto | onnx.FunctionProto | onnx.NodeProto) -> str:
     return "" if is_standard(of) else of.domain
 
 

@@ -20,7 +20,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnxcompress.declarations import array_info, check_outputs_have_shapes, corrected, with_lengths
+from onnxcompress.declarations import array_info, check_outputs_are_known, corrected, with_lengths
 from onnxcompress.errors import ModelError
 from onnxcompress.functions import inlined
 from onnxcompress.fused import unfused
@@ -97,7 +97,7 @@ class Model:
         try:
             model = cls(*import_graph(unfused(inlined(proto)), path))
             model.refresh_shapes()
-            check_outputs_have_shapes(model._envelope.outputs, model.shapes)
+            check_outputs_are_known(model._envelope.outputs, model.shapes, model.dtypes)
             model.check()
         except ModelError as error:
             raise ModelError(f"{source}: {error}") from error
@@ -405,7 +405,9 @@ class Model:
                 restore_extras(exported, extras)
             graph.node.append(exported)
         graph.input.extend(envelope.inputs)
-        graph.output.extend(corrected(info, self.shapes.get(info.name)) for info in envelope.outputs)
+        graph.output.extend(
+            corrected(info, self.shapes.get(info.name), self.dtypes.get(info.name, 0)) for info in envelope.outputs
+        )
         listed = {info.name for info in envelope.defaults}
         if envelope.model.ir_version < _FIRST_IR_WITH_FREE_INITIALIZERS:
             listed |= set(weights)

@@ -38,6 +38,7 @@ class NodeExtras:
     attributes: tuple[onnx.AttributeProto, ...] = ()
     attribute_docs: tuple[tuple[str, str], ...] = ()
     captured: tuple[str, ...] = ()
+    devices: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _envelope(proto: onnx.ModelProto) -> onnx.ModelProto:
         else:
             setattr(envelope, descriptor.name, value)
     _name_default_domain_once(envelope)
-    envelope.graph.name = graph.name
+    envelope.graph.name = graph.name or "graph"  # onnx demands a name, no runtime does
     envelope.graph.doc_string = graph.doc_string
     envelope.graph.metadata_props.extend(graph.metadata_props)
     envelope.graph.quantization_annotation.extend(graph.quantization_annotation)
@@ -287,7 +288,8 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
     captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
     metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
     docs = tuple((attribute.name, attribute.doc_string) for attribute in plain.attribute if attribute.doc_string)
-    return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), docs, tuple(captured))
+    devices = tuple(map(_copied, getattr(node, "device_configurations", ())))  # older releases of onnx know none
+    return plain, NodeExtras(node.doc_string, metadata, node.overload, tuple(opaque), docs, tuple(captured), devices)
 
 
 def _in_short(attribute: onnx.AttributeProto) -> onnx.AttributeProto:
@@ -348,6 +350,8 @@ def restore_extras(node: onnx.NodeProto, extras: NodeExtras) -> None:
         node.overload = extras.overload
     for key, value in extras.metadata:
         node.metadata_props.add(key=key, value=value)
+    if extras.devices:
+        node.device_configurations.extend(extras.devices)
 
 
 def _copied(message: Any) -> Any:

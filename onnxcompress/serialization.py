@@ -212,10 +212,10 @@ def _bytes_behind_head(array: Array) -> int:
 
 def _is_small(array: Array) -> bool:
     """Whether an array is copied without a thought, or cannot be written as it lies in memory."""
-    return array.nbytes < _SMALL_BYTES or _is_packed(array)
+    return array.nbytes < _SMALL_BYTES or is_packed(array)
 
 
-def _is_packed(array: Array) -> bool:
+def is_packed(array: Array) -> bool:
     """Whether a tensor holds strings, or several numbers to a byte, and an array does not."""
     return array.dtype == object or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) in _SUB_BYTE_TYPES
 
@@ -370,7 +370,7 @@ def write_proto(
             stream.writelines(serialized(proto, weights))
         return
     check_side_file_name(path)
-    offsets, digest = _layout({name: array for name, array in weights.items() if not _is_packed(array)})
+    offsets, digest = _layout({name: array for name, array in weights.items() if not is_packed(array)})
     side_file = path.absolute().parent / side_file_name(path.name, digest)
     location = os.fsencode(side_file.name).decode()
     previous = own_side_files(path)

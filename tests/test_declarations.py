@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
-from tests.small_models import run_all
+from tests.small_models import run_all, session
 from tests.test_graph import info, proto_of
 from tests.tiny_models import conv_net
 
@@ -72,6 +72,30 @@ def test_an_output_declared_without_a_shape_has_the_one_that_follows() -> None:
         Model.from_proto(proto)
 
 
+@pytest.mark.parametrize("has_shape", [True, False])
+def test_an_output_declared_without_a_type_has_the_one_that_follows(has_shape: bool) -> None:
+    proto = conv_net()
+    if has_shape:
+        proto.graph.output[0].type.tensor_type.elem_type = TensorProto.UNDEFINED
+    else:
+        proto.graph.output[0].ClearField("type")
+    written = Model.from_proto(proto).to_proto()
+    onnx.checker.check_model(written, full_check=True)
+    assert written.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    x = {"x": np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)}
+    expected, found = (session(each.SerializeToString()).run(None, x)[0] for each in (conv_net(), written))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_output_whose_type_nothing_tells_is_refused() -> None:
+    proto = conv_net()
+    proto.graph.node.append(helper.make_node("Own", ["y"], ["z"], "own", domain="of.mine"))
+    proto.graph.output[0].CopyFrom(onnx.ValueInfoProto(name="z"))
+    proto.opset_import.append(helper.make_opsetid("of.mine", 1))
+    with pytest.raises(ModelError, match="output 'z' is declared without an element type, and none follows"):
+        Model.from_proto(proto)
+
+
 def test_an_output_that_is_an_input_or_a_constant_has_that_ones_shape_whatever_it_declares() -> None:
     """onnx took what the output declares for the input or weight, too: nothing was known behind it."""
     expected = Model.from_proto(conv_net())
@@ -82,6 +106,26 @@ def test_an_output_that_is_an_input_or_a_constant_has_that_ones_shape_whatever_i
         assert {name: model.shapes[name] for name in expected.shapes} == expected.shapes
         assert model.shapes["w1"] == (16, 3, 3, 3)
         onnx.checker.check_model(model.to_proto(), full_check=True)
+
+
+def test_a_graph_without_a_name_gets_one() -> None:
+    proto = conv_net()
+    proto.graph.name = ""
+    written = Model.from_proto(proto).to_proto()
+    onnx.checker.check_model(written, full_check=True)
+    assert written.graph.name
+
+
+@pytest.mark.skipif(not hasattr(onnx, "NodeDeviceConfigurationProto"), reason="this release of onnx has none")
+def test_devices_that_nodes_are_meant_for_are_kept() -> None:
+    proto = conv_net()
+    proto.ir_version = 11
+    proto.configuration.add(name="two", num_devices=2)
+    given = proto.graph.node[0].device_configurations.add(configuration_id="two", pipeline_stage=1)
+    written = Model.from_proto(proto).copy().to_proto()
+    onnx.checker.check_model(written, full_check=True)
+    assert list(written.configuration) == list(proto.configuration)
+    assert [list(node.device_configurations) for node in written.graph.node[:2]] == [[given], []]
 
 
 def test_the_default_domain_is_named_once() -> None:

@@ -1,4 +1,4 @@
-"""Local functions that are written in another opset than the model: taken where that means the same, else refused."""
+"""Local functions: attributes that calls leave to defaults, and opsets other than the model's."""
 
 from __future__ import annotations
 
@@ -49,3 +49,56 @@ def test_a_function_whose_operators_mean_something_else_in_the_models_opset_is_r
 ) -> None:
     with pytest.raises(ModelError, match=rf"'Own' .* opset 12 .* the model opset 17, and {body[0].op_type} differs"):
         Model.from_proto(calling(body, function=12, model=17))
+
+
+def sloped(name: str, body: list[onnx.NodeProto], default: float | None) -> onnx.FunctionProto:
+    """Return a function from `a` to `c` whose body takes its slope, `k`; without a default calls have to give it."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    named, valued = (["k"], []) if default is None else ([], [helper.make_attribute("k", default)])
+    return helper.make_function("local", name, ["a"], ["c"], body, imports, named, valued)
+
+
+def taking(op: str, attribute: str, domain: str = "") -> onnx.NodeProto:
+    """Return a node from `a` to `c` that takes the value of its function's `k`."""
+    node = helper.make_node(op, ["a"], ["c"], domain=domain)
+    kind = onnx.AttributeProto.FLOAT
+    node.attribute.append(onnx.AttributeProto(name=attribute, ref_attr_name="k", type=kind))
+    return node
+
+
+def test_attributes_that_a_call_leaves_out_have_their_functions_defaults() -> None:
+    """In a call of the graph, in one within a function, and in a sub-graph; a value that is given goes before."""
+    leaky = [taking("LeakyRelu", "alpha")]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy")
+    inner = helper.make_graph(
+        [helper.make_node("Leaky", ["n2"], ["z"], domain="local")],
+        "then",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 4])],
+    )
+    other = helper.make_graph([helper.make_node("Identity", ["n2"], ["z"])], "else", [], list(inner.output))
+    nodes = [
+        helper.make_node("Leaky", ["x"], ["n0"], domain="local"),
+        helper.make_node("Leaky", ["n0"], ["n1"], domain="local", k=0.9),
+        helper.make_node("Outer", ["n1"], ["n2"], domain="local"),
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Less", ["least", "n3"], ["cond"]),
+        helper.make_node("If", ["cond"], ["y"], then_branch=inner, else_branch=other),
+    ]
+    functions = [
+        sloped("Outer", [taking("Passing", "k", "local")], 0.7),
+        sloped("Leaky", leaky, 0.5),
+        sloped("Passing", leaky, None),
+    ]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], [helper.make_tensor("n3", TensorProto.FLOAT, [], [1e9])]),
+        functions=functions,
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("local", 1)],
+        ir_version=9,
+    )
+    found = Model.from_proto(proto)
+    assert [node.attrs["alpha"] for node in found.nodes[:3]] == pytest.approx([0.5, 0.9, 0.7])
+    x0 = {"x": -np.ones((2, 4), np.float32)}
+    for model in (proto.SerializeToString(), found.to_bytes()):
+        (made,) = session(model).run(None, x0)
+        np.testing.assert_allclose(made, np.full((2, 4), -0.5 * 0.9 * 0.7 * 0.5), rtol=1e-6)

@@ -7,7 +7,7 @@ all there: each is made when its stretch runs, and mapped weights are let go of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnxcompress.declarations import array_info
 from onnxcompress.graph import Model
 from onnxcompress.importing import names_read
 from onnxcompress.runtime.session import Session, SessionSettings
-from onnxcompress.serialization import array_to_tensor
+from onnxcompress.serialization import array_to_tensor, is_packed
 
 Array = npt.NDArray[Any]
 
@@ -52,21 +52,28 @@ class _Stretch:
 
 
 def run_model(
-    model: Model, feeds: Mapping[str, Array], tensors: Sequence[str], made: WeightMakers = NONE_MADE
+    model: Model,
+    feeds: Mapping[str, Array],
+    tensors: Sequence[str],
+    made: WeightMakers = NONE_MADE,
+    *,
+    integers: bool = True,
 ) -> dict[str, Array]:
     """Return the values of `tensors` (outputs or not), computed by onnxruntime on the CPU.
 
     The weights are fed like inputs, so that a model of any size runs without a second copy of them; above 256 MB they
-    are fed to one stretch of nodes after the other. Types that onnxruntime's CPU kernels lack (bfloat16, float64) are
-    computed in float32.
+    are fed to one stretch of nodes after the other. Those of less than a byte cannot be fed. Types that onnxruntime's
+    CPU kernels lack (bfloat16, float64) are computed in float32.
 
     Args:
         model: what runs.
         feeds: one batch of inputs.
         tensors: the names of the tensors that are returned.
         made: weights that are made when they are fed, whatever stands in their place in the model.
+        integers: as in `SessionSettings`; without, a quantised model answers the same however it is written.
     """
     proto = model.skeleton()
+    _keep_packed(proto.graph, model)
     for tensor in proto.graph.initializer:
         if tensor.name in made:
             tensor.CopyFrom(array_to_tensor(tensor.name, made[tensor.name]()))
@@ -84,13 +91,23 @@ def run_model(
         alone = len(stretches) == 1
         wanted = list(tensors) if alone else sorted(stretch.makes & later)
         if wanted:
-            session = _session(proto if alone else _part(proto, stretch, values), wanted)
+            session = _session(proto if alone else _part(proto, stretch, values), wanted, integers=integers)
             values.update(zip(wanted, session.raw.run(wanted, _fed(session, values, weights, made)), strict=True))
             del session
         values = {name: value for name, value in values.items() if name in later}
         if not alone:
             model.release_mapped()
     return {name: values[name] for name in tensors}
+
+
+def _keep_packed(graph: onnx.GraphProto, model: Model) -> None:
+    """Put weights that hold several numbers to a byte in the place of the inputs that stand for them."""
+    inputs = {info.name: info for info in graph.input}
+    stored = {tensor.name for tensor in graph.initializer}
+    for name, constant in model.constants().items():
+        if name not in stored and is_packed(constant.values):
+            graph.input.remove(inputs[name])
+            graph.initializer.append(array_to_tensor(name, constant.values))
 
 
 def _fed(
@@ -162,11 +179,11 @@ def _part(proto: onnx.ModelProto, stretch: _Stretch, values: Mapping[str, Any]) 
     return part
 
 
-def _session(proto: onnx.ModelProto, tensors: Sequence[str]) -> Session:
+def _session(proto: onnx.ModelProto, tensors: Sequence[str], *, integers: bool) -> Session:
     """Return a session of a model that gives `tensors`."""
     present = {info.name for info in proto.graph.output}
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in tensors if n not in present)
-    return Session(proto.SerializeToString(deterministic=True), settings=_SETTINGS)
+    return Session(proto.SerializeToString(deterministic=True), settings=replace(_SETTINGS, integers=integers))
 
 
 def _widen(proto: onnx.ModelProto) -> None:

@@ -91,7 +91,7 @@ def verify(
         ModelError: they differ where the values overflow or come near it, or no more than the reference does from
             itself once its weights are moved by a rounding, which proves nothing.
     """
-    expected, seen = run_both(reference, candidate, feeds, made)
+    expected, seen = run_both(reference, candidate, feeds, made, integers=False)
     tensors = tuple(expected)
     worst = _worst_difference(reference, expected, seen)
     if math.isinf(worst) and not all(_is_finite(values) for values in expected.values()):
@@ -123,7 +123,7 @@ def _refuse_amplified(
         ModelError: it is such a model.
     """
     for seed in range(_ROUNDINGS_TRIED):
-        moved = run_model(reference, feeds, found.tensors, moved_weights(reference, made, seed))
+        moved = run_model(reference, feeds, found.tensors, moved_weights(reference, made, seed), integers=False)
         own = _worst_difference(reference, expected, moved)
         if own >= found.difference:
             raise ModelError(
@@ -226,12 +226,18 @@ def relative_difference(expected: Array, seen: Array, resolution: float = 0.0) -
 
 
 def run_both(
-    reference: Model, candidate: Model, feeds: Mapping[str, Array], made: WeightMakers = NONE_MADE
+    reference: Model,
+    candidate: Model,
+    feeds: Mapping[str, Array],
+    made: WeightMakers = NONE_MADE,
+    *,
+    integers: bool = True,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return what both models compute of the tensors that are compared, by the reference's names."""
+    """Return what both models compute of the tensors that are compared, by the reference's names; see `run_model`."""
     pairs = compared_tensors(reference, candidate)
-    seen = run_model(candidate, feeds, tuple(dict.fromkeys(pairs.values())))
-    return run_model(reference, feeds, tuple(pairs), made), {name: seen[own] for name, own in pairs.items()}
+    seen = run_model(candidate, feeds, tuple(dict.fromkeys(pairs.values())), integers=integers)
+    wanted = run_model(reference, feeds, tuple(pairs), made, integers=integers)
+    return wanted, {name: seen[own] for name, own in pairs.items()}
 
 
 def compared_tensors(reference: Model, candidate: Model) -> dict[str, str]:

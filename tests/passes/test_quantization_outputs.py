@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -11,7 +12,8 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.cleanup import Cleanup
 from onnxcompress.passes.quantization import Float16Conversion, Int8Quantization
-from tests.small_models import build, node, run_all, session
+from onnxcompress.passes.verification import verify
+from tests.small_models import branch, build, choice, node, run_all, session
 from tests.tiny_models import conv_net, samples
 
 
@@ -98,6 +100,29 @@ def test_a_layer_with_a_bias_behind_an_operator_that_onnx_infers_nothing_of(op: 
     assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
 
 
+def test_a_sub_graph_reads_what_is_rectified() -> None:
+    """The quantizer made the Relu part of the layer before, and the sub-graph read what that layer makes alone."""
+    generator = np.random.default_rng(0)
+    shapes = {"w": (8, 3, 3, 3), "k": (8, 8, 1, 1), "v": (4, 8, 1, 1)}
+    weights = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes = [
+        node("Conv", ["x", "w"], "a"),
+        node("Relu", ["a"], "r"),
+        node("ReduceMax", ["x"], "most", keepdims=0),
+        node("Less", ["most", "bound"], "yes"),
+        choice(branch(node("Conv", ["r", "k"], "t")), branch(node("Identity", ["r"], "t"))),
+        node("Conv", ["c", "v"], "y"),
+    ]
+    constants = {**weights, "bound": np.float32(1e9)}
+    model = build(nodes, constants, shape=("n", 3, 8, 8))
+    feeds = {"x": generator.standard_normal((8, 3, 8, 8)).astype(np.float32)}
+    context = PassContext(calibration=lambda: iter([feeds]))
+    each = Int8Quantization()
+    result = each.apply(model, each.plan(model, context), context).model
+    before, after = (run_all(each, feeds)["y"] for each in (model, result))
+    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
+
+
 def test_a_bias_that_several_layers_share_is_copied_under_a_free_name() -> None:
     """The quantizer numbers its copies, and what it came to, `b1`, was what another layer makes."""
     generator = np.random.default_rng(0)
@@ -125,3 +150,28 @@ def test_clean_up_leaves_a_quantised_file_as_small_as_it_is() -> None:
     plan = Cleanup().plan(result, PassContext())
     assert plan.decisions == ()
     assert any("product of two" in skipped.reason for skipped in plan.skipped)
+
+
+def test_a_quantised_model_is_proved_by_what_it_says_not_by_kernels_of_integers() -> None:
+    """onnxruntime fuses a layer between conversions into one of integers, which rounds elsewhere."""
+    model = Model.from_proto(conv_net())
+    context = PassContext(calibration=lambda: iter([{"x": samples()}]))
+    each = Int8Quantization()
+    quantised = each.apply(model, each.plan(model, context), context).model
+    rewritten = quantised.copy()
+    for dequantise in [
+        n for n in rewritten.nodes if n.op == "DequantizeLinear" and isinstance(n.inputs[0], gs.Constant)
+    ]:
+        whole, scales, *zero = (tensor.values for tensor in dequantise.inputs)
+        along = (-1, *[1] * (whole.ndim - 1)) if scales.ndim else ()
+        values = (
+            whole.astype(np.float32) - (zero[0].astype(np.float32).reshape(along) if zero else 0)
+        ) * scales.reshape(along)
+        made = rewritten.new_constant("float", values.astype(np.float32))
+        for reader in list(dequantise.outputs[0].outputs):
+            reader.inputs[reader.inputs.index(dequantise.outputs[0])] = made
+    rewritten.refresh_shapes()
+    feeds = {"x": samples()}
+    in_integers = [session(m.to_bytes(), optimised=True).run(None, feeds)[0] for m in (quantised, rewritten)]
+    assert np.abs(in_integers[0] - in_integers[1]).max() > 1e-3 * np.abs(in_integers[0]).max()
+    assert verify("rewrite", quantised, rewritten, feeds).passed

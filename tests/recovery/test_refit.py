@@ -73,7 +73,7 @@ def test_a_layer_behind_an_operator_that_onnx_does_not_know() -> None:
     """Of onnxruntime's own domain: onnx finds no types behind it, onnxruntime does."""
     proto = conv_net()
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    proto.graph.node[1].op_type, proto.graph.node[1].domain = "FastGelu", "com.microsoft"
+    proto.graph.node[1].op_type, proto.graph.node[1].domain = "SampleOp", "com.microsoft"
     original = Model.from_proto(proto)
     assert "c2" not in original.dtypes
     damaged = _damaged(original, 3)

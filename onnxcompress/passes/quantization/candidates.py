@@ -165,8 +165,8 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection
     if slower is not None:
         return slower
     data = node.inputs[0]
-    if node.op in _RECTIFIERS and data.name in model.captured_names():
-        return "a sub-graph reads what it rectifies"
+    if node.op in _RECTIFIERS and not model.captured_names().isdisjoint((data.name, node.outputs[0].name)):
+        return "a sub-graph reads what it rectifies or makes"  # the quantizer takes it for the layer's, and drops it
     if node.op in _RECTIFIERS and any(data is tensor for tensor in model.graph.outputs):
         return "what it rectifies is an output"  # the quantizer cuts the range of that, too
     if node.op == "Mul" and node.inputs[1] is data:
