@@ -206,3 +206,12 @@ def test_gradient_of_local_response_normalization(size: int, beta: float) -> Non
     window = sum(squares[:, offset : offset + 7] for offset in range(size))
     (expected,) = torch.autograd.grad((wide / (1.5 + 2.0 / size * window) ** beta * weights).sum(), wide)
     assert torch.allclose(gradient.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("opset", "attributes"), [(11, {}), (13, {}), (18, {"num_outputs": 3})])
+@pytest.mark.parametrize("read", ["a", "b", "c"])
+def test_parts_that_nothing_reads_count_where_a_split_gives_no_sizes(
+    opset: int, attributes: dict[str, int], read: str
+) -> None:
+    nodes = [helper.make_node("Split", ["x"], ["a", "b", "c"], axis=1, **attributes)]
+    assert run_in_both([*nodes, helper.make_node("Relu", [read], ["y"])], [2, 6, 4], {}, opset) == 0.0
