@@ -215,3 +215,10 @@ def test_parts_that_nothing_reads_count_where_a_split_gives_no_sizes(
 ) -> None:
     nodes = [helper.make_node("Split", ["x"], ["a", "b", "c"], axis=1, **attributes)]
     assert run_in_both([*nodes, helper.make_node("Relu", [read], ["y"])], [2, 6, 4], {}, opset) == 0.0
+
+
+@pytest.mark.parametrize(("scale", "opset"), [(0.7, 10), (1.3, 10), (0.7, 13), (1.3, 13)])
+def test_a_resized_length_is_counted_in_float32(scale: float, opset: int) -> None:
+    inputs = ["x", "s"] if opset == 10 else ["x", "", "s"]
+    node = helper.make_node("Resize", inputs, ["y"], mode="linear")
+    assert run_in_both([node], [1, 2, 10, 5], {"s": np.float32([1.0, 1.0, scale, 2.0])}, opset) < 1e-5
