@@ -86,7 +86,7 @@ def run_in_both(nodes: list[onnx.NodeProto], shape: list[int], weights: dict[str
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))],
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"x": x})
@@ -222,3 +222,14 @@ def test_a_resized_length_is_counted_in_float32(scale: float, opset: int) -> Non
     inputs = ["x", "s"] if opset == 10 else ["x", "", "s"]
     node = helper.make_node("Resize", inputs, ["y"], mode="linear")
     assert run_in_both([node], [1, 2, 10, 5], {"s": np.float32([1.0, 1.0, scale, 2.0])}, opset) < 1e-5
+
+
+@pytest.mark.parametrize("op", ["InstanceNormalization", "GroupNormalization"])
+@pytest.mark.parametrize("shape", [[2, 6, 1, 1], [1, 6, 1], [2, 6, 3, 2]])
+def test_a_group_of_one_number_is_its_own_mean(op: str, shape: list[int]) -> None:
+    """torch refuses it, as behind a global pool."""
+    drawn = np.random.default_rng(0)
+    weights = {name: drawn.standard_normal(6).astype(np.float32) for name in ("scale", "bias")}
+    attributes = {"num_groups": 6} if op == "GroupNormalization" else {}
+    node = helper.make_node(op, ["x", "scale", "bias"], ["y"], **attributes)
+    assert run_in_both([node], shape, weights, 21) < 1e-5
