@@ -233,3 +233,12 @@ def test_a_group_of_one_number_is_its_own_mean(op: str, shape: list[int]) -> Non
     attributes = {"num_groups": 6} if op == "GroupNormalization" else {}
     node = helper.make_node(op, ["x", "scale", "bias"], ["y"], **attributes)
     assert run_in_both([node], shape, weights, 21) < 1e-5
+
+
+@pytest.mark.parametrize("op", ["ReduceSumSquare", "ReduceLogSum", "ReduceL1", "ReduceSum"])
+def test_a_reduction_over_no_axis_still_computes_of_each_number(op: str) -> None:
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node(op, ["a", "axes"], ["y"], noop_with_empty_axes=1),
+    ]
+    assert run_in_both(nodes, [2, 3, 4], {"axes": np.int64([])}, 18) < 1e-6
