@@ -107,6 +107,10 @@ class SharedProcesses(Processes):
                 "several processes train together with accelerate, which is not installed: "
                 "pip install 'onnxcompress[distributed]'"
             ) from error
+        # Before there is a group: its functions keep, as a default, the one that is there when they are imported, as
+        # optimizers do through torch.compile. `_disband` could not end the threads of a group that is kept.
+        import torch.distributed.nn  # noqa: F401
+
         patient = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
         self._accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[patient])
         self.rank, self.size = self._accelerator.process_index, self._accelerator.num_processes
@@ -189,7 +193,7 @@ def joined(device: str) -> Iterator[SharedProcesses]:
     if together.is_first:
         together.end()
     # Later: the process may join again. Threads of a group that is still there when the interpreter goes end the
-    # process with a signal, now and then.
+    # process with SIGABRT, now and then: they need it to give up the tensors of the last message.
     atexit.unregister(_disband)
     atexit.register(_disband)
 
