@@ -79,7 +79,8 @@ class FineTuningConfig:
         at_once: samples in memory at once; None takes whole batches.
         loss: one of `LOSSES`; `auto` takes both where there are labels.
         distilled: weight w of the original's answers beside the labels.
-        smoothing: share of a label that is spread over all classes.
+        smoothing: share of a label that is spread over all classes, where labels alone teach: beside the original's
+            answers it draws the network away from them, by which it is judged as well.
         features: weight of the blocks' errors; without effect where only labels teach.
         decay: of weights.
         held_out: share of the samples that only judges; twice as much, and at least 30 or half, where they are few.
@@ -295,14 +296,14 @@ class _FineTuning:
     def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
         feeds, labels = self._data.views(positions, self._views, generator)
         if self._label_weight == 1.0 and labels is not None:
-            return self._cross_entropy(self._pair.computed(feeds), labels, self._config.smoothing)
+            return self._cross_entropy(self._pair.computed(feeds), labels, smoothing=self._config.smoothing)
         computed, errors = self._pair.compared(feeds)
         loss = self._config.features * errors.blocks.sum() + (1.0 - self._label_weight) * errors.outputs
         if self._output is not None and labels is not None:
-            loss = loss + self._label_weight * self._cross_entropy(computed, labels, self._config.smoothing)
+            loss = loss + self._label_weight * self._cross_entropy(computed, labels)
         return loss
 
-    def _cross_entropy(self, computed: Tensors, labels: Tensor, smoothing: float) -> Tensor:
+    def _cross_entropy(self, computed: Tensors, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
         logarithms = log_probabilities(self._scores(computed))
         # The cross-entropy of torch normalises again, which changes nothing.
         return functional.cross_entropy(logarithms, labels, label_smoothing=smoothing)
