@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,10 +15,10 @@ import pytest
 import torch
 
 from onnxcompress.cli import main
-from onnxcompress.errors import RecipeError
+from onnxcompress.errors import ProviderUnavailableError, RecipeError
 from onnxcompress.passes.base import LABELS
 from onnxcompress.passes.recovery.finetuning import FineTuning
-from onnxcompress.passes.recovery.processes import Processes
+from onnxcompress.passes.recovery.processes import Processes, SharedProcesses
 from tests.recovery import together
 from tests.recovery.small_classifier import original, pruned, samples
 
@@ -121,6 +122,25 @@ def test_without_accelerate_it_says_what_to_install(
     network = str(ROOT / "models" / "googlenet-digits.onnx")
     assert main([network, str(tmp_path / "out.onnx"), "--train", str(ROOT / "models" / "digits-train.npz")]) == 6
     assert "accelerate, which is not installed: pip install 'onnxcompress[distributed]'" in capsys.readouterr().err
+
+
+def test_a_process_that_is_gone_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 6: it was killed, or its machine is not there; a bug it is not."""
+
+    def broken(*given: object, **named: object) -> None:
+        raise RuntimeError("[pair.cc:537] Read error: Connection reset by peer")
+
+    together = SharedProcesses.__new__(SharedProcesses)
+    together._left = False
+    together._accelerator = SimpleNamespace(reduce=broken)
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broken)
+    message = r"trains along is not there any more .*reset by peer.*--resume"
+    with pytest.raises(ProviderUnavailableError, match=message):
+        together.sum_gradients([], torch.tensor(1.0))
+    with pytest.raises(ProviderUnavailableError, match=message):
+        together.of_first(None)
+    assert together.next_job() is None  # the first one says why
+    together.end()
 
 
 def test_alone_nothing_is_exchanged() -> None:
