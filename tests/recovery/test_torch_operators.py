@@ -242,3 +242,13 @@ def test_a_reduction_over_no_axis_still_computes_of_each_number(op: str) -> None
         helper.make_node(op, ["a", "axes"], ["y"], noop_with_empty_axes=1),
     ]
     assert run_in_both(nodes, [2, 3, 4], {"axes": np.int64([])}, 18) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
+def test_one_number_a_channel_is_normalised_by_running_statistics_in_training_too(shape: tuple[int, ...]) -> None:
+    """torch refuses it, as of a step of one sample behind a global pool."""
+    call = Call("n", "BatchNormalization", 17, training=True)
+    scale, bias, mean, variance = (torch.tensor(values) for values in ([1.0] * 3, [0.5] * 3, [1.0] * 3, [4.0] * 3))
+    y = OPERATORS["BatchNormalization"](call, torch.full(shape, 3.0), scale, bias, mean, variance)
+    assert y.reshape(-1).tolist() == pytest.approx([1.5] * 3, abs=1e-4)
+    assert (mean.tolist(), variance.tolist()) == ([1.0] * 3, [4.0] * 3)

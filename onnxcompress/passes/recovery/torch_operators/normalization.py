@@ -18,7 +18,8 @@ def batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean
     # In training torch writes the running statistics into `mean` and `variance`; its momentum weighs the new ones.
     momentum, epsilon = 1.0 - call.number("momentum", 0.9), call.number("epsilon", 1e-5)
     # Without an epsilon nothing is normalised: a scale and a shift in this form, which clean-up may write.
-    training = call.training and epsilon > 0.0
+    # One number a channel, as of one sample behind a global pool, has no statistics: the running ones hold.
+    training = call.training and epsilon > 0.0 and x.numel() > x.shape[1]
     return functional.batch_norm(x, mean, variance, scale, bias, training, momentum, epsilon)
 
 
