@@ -83,8 +83,8 @@ class Finished:
 
     @property
     def was_stopped(self) -> bool:
-        """Whether the user ended a training early."""
-        return any((stage.figures.outcome or {}).get("stopped") for stage in self.ran.stages)
+        """Whether the user ended a training early, which may go on then: one whose loss is no number cannot."""
+        return any((stage.figures.outcome or {}).get("interrupted") for stage in self.ran.stages)
 
 
 def finish(job: Job, request: Request, number: int = 0) -> Finished:

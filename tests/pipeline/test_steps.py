@@ -127,6 +127,24 @@ def test_what_a_later_step_kept_is_outdated_once_an_earlier_one_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "train.npz"]
 
 
+def test_a_training_whose_loss_is_no_number_leaves_nothing_to_go_on_from(
+    train: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come to the same end, and a lower --lr were refused as another training."""
+    from onnxcompress.passes.recovery.finetuning import _FineTuning
+
+    whole = _FineTuning._loss
+
+    def lost(self: _FineTuning, positions: object, generator: object, epoch: int) -> torch.Tensor:
+        loss: torch.Tensor = whole(self, positions, generator, epoch)
+        return loss * float("nan") if epoch == 1 else loss
+
+    monkeypatch.setattr(_FineTuning, "_loss", lost)
+    ended = run(prune=0.5, train=train, epochs=3, output=tmp_path / "out.onnx")
+    assert any("the loss became nan in epoch 2; a lower --lr may help" in each for each in ended.report.warnings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "train.npz"]
+
+
 def test_what_steps_need() -> None:
     with pytest.raises(RecipeError, match="--steps divides what is pruned: give --prune R"):
         run(steps=2, tucker="auto")

@@ -61,6 +61,21 @@ def test_accuracy_comes_back(loss: str, labels_weight: float) -> None:
     assert outcome["score"][1] < outcome["score"][0]
 
 
+def test_labels_are_smoothed_only_where_they_alone_teach() -> None:
+    """Smoothed ones draw the network away from the original's answers: no epoch came nearer to them than a refit."""
+    start = refitted(300, 5)
+    results = {
+        (loss, share): fine_tune(replace(CONFIG, loss=loss, smoothing=share, epochs=2, rate=1e-2), start)
+        for loss in ("both", "labels")
+        for share in (0.0, 0.2)
+    }
+    states = {key: result.model.to_bytes() for key, (result, _) in results.items()}
+    epochs = {key: outcome["epochs"] for key, (_, outcome) in results.items()}
+    assert epochs["both", 0.2] == epochs["both", 0.0]
+    assert states["both", 0.2] == states["both", 0.0]
+    assert epochs["labels", 0.2] != epochs["labels", 0.0]
+
+
 def refitted(count: int, seed: int) -> Model:
     model, provenance = pruned()
     context = PassContext(calibration=samples(count, seed), original=original(), provenance=provenance)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,10 +15,10 @@ import pytest
 import torch
 
 from onnxcompress.cli import main
-from onnxcompress.errors import RecipeError
+from onnxcompress.errors import ProviderUnavailableError, RecipeError
 from onnxcompress.passes.base import LABELS
 from onnxcompress.passes.recovery.finetuning import FineTuning
-from onnxcompress.passes.recovery.processes import Processes
+from onnxcompress.passes.recovery.processes import Processes, SharedProcesses
 from tests.recovery import together
 from tests.recovery.small_classifier import original, pruned, samples
 
@@ -59,7 +60,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     ended = run_together(["-m", "tests.recovery.together", str(out)])
     assert [each.returncode for each in ended] == [0, 0], ended[0].stderr + ended[1].stderr
     # With a group that outlives the interpreter a process sometimes ends by SIGABRT.
-    assert [each.stdout for each in ended] == 2 * ["group: False\n"]
+    assert [each.stdout for each in ended] == 2 * ["groups: [None] False\n"]
     model, done = pruned()[0], FineTuning(together.CONFIG)
     context = together.context()
     alone = weights(done.apply(model, done.plan(model, context), context).model.to_bytes())
@@ -121,6 +122,25 @@ def test_without_accelerate_it_says_what_to_install(
     network = str(ROOT / "models" / "googlenet-digits.onnx")
     assert main([network, str(tmp_path / "out.onnx"), "--train", str(ROOT / "models" / "digits-train.npz")]) == 6
     assert "accelerate, which is not installed: pip install 'onnxcompress[distributed]'" in capsys.readouterr().err
+
+
+def test_a_process_that_is_gone_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 6: it was killed, or its machine is not there; a bug it is not."""
+
+    def broken(*given: object, **named: object) -> None:
+        raise RuntimeError("[pair.cc:537] Read error: Connection reset by peer")
+
+    together = SharedProcesses.__new__(SharedProcesses)
+    together._left = False
+    together._accelerator = SimpleNamespace(reduce=broken)
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broken)
+    message = r"trains along is not there any more .*reset by peer.*--resume"
+    with pytest.raises(ProviderUnavailableError, match=message):
+        together.sum_gradients([], torch.tensor(1.0))
+    with pytest.raises(ProviderUnavailableError, match=message):
+        together.of_first(None)
+    assert together.next_job() is None  # the first one says why
+    together.end()
 
 
 def test_alone_nothing_is_exchanged() -> None:

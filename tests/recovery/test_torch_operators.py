@@ -86,7 +86,7 @@ def run_in_both(nodes: list[onnx.NodeProto], shape: list[int], weights: dict[str
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))],
         [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"x": x})
@@ -206,3 +206,49 @@ def test_gradient_of_local_response_normalization(size: int, beta: float) -> Non
     window = sum(squares[:, offset : offset + 7] for offset in range(size))
     (expected,) = torch.autograd.grad((wide / (1.5 + 2.0 / size * window) ** beta * weights).sum(), wide)
     assert torch.allclose(gradient.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("opset", "attributes"), [(11, {}), (13, {}), (18, {"num_outputs": 3})])
+@pytest.mark.parametrize("read", ["a", "b", "c"])
+def test_parts_that_nothing_reads_count_where_a_split_gives_no_sizes(
+    opset: int, attributes: dict[str, int], read: str
+) -> None:
+    nodes = [helper.make_node("Split", ["x"], ["a", "b", "c"], axis=1, **attributes)]
+    assert run_in_both([*nodes, helper.make_node("Relu", [read], ["y"])], [2, 6, 4], {}, opset) == 0.0
+
+
+@pytest.mark.parametrize(("scale", "opset"), [(0.7, 10), (1.3, 10), (0.7, 13), (1.3, 13)])
+def test_a_resized_length_is_counted_in_float32(scale: float, opset: int) -> None:
+    inputs = ["x", "s"] if opset == 10 else ["x", "", "s"]
+    node = helper.make_node("Resize", inputs, ["y"], mode="linear")
+    assert run_in_both([node], [1, 2, 10, 5], {"s": np.float32([1.0, 1.0, scale, 2.0])}, opset) < 1e-5
+
+
+@pytest.mark.parametrize("op", ["InstanceNormalization", "GroupNormalization"])
+@pytest.mark.parametrize("shape", [[2, 6, 1, 1], [1, 6, 1], [2, 6, 3, 2]])
+def test_a_group_of_one_number_is_its_own_mean(op: str, shape: list[int]) -> None:
+    """torch refuses it, as behind a global pool."""
+    drawn = np.random.default_rng(0)
+    weights = {name: drawn.standard_normal(6).astype(np.float32) for name in ("scale", "bias")}
+    attributes = {"num_groups": 6} if op == "GroupNormalization" else {}
+    node = helper.make_node(op, ["x", "scale", "bias"], ["y"], **attributes)
+    assert run_in_both([node], shape, weights, 21) < 1e-5
+
+
+@pytest.mark.parametrize("op", ["ReduceSumSquare", "ReduceLogSum", "ReduceL1", "ReduceSum"])
+def test_a_reduction_over_no_axis_still_computes_of_each_number(op: str) -> None:
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node(op, ["a", "axes"], ["y"], noop_with_empty_axes=1),
+    ]
+    assert run_in_both(nodes, [2, 3, 4], {"axes": np.int64([])}, 18) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
+def test_one_number_a_channel_is_normalised_by_running_statistics_in_training_too(shape: tuple[int, ...]) -> None:
+    """torch refuses it, as of a step of one sample behind a global pool."""
+    call = Call("n", "BatchNormalization", 17, training=True)
+    scale, bias, mean, variance = (torch.tensor(values) for values in ([1.0] * 3, [0.5] * 3, [1.0] * 3, [4.0] * 3))
+    y = OPERATORS["BatchNormalization"](call, torch.full(shape, 3.0), scale, bias, mean, variance)
+    assert y.reshape(-1).tolist() == pytest.approx([1.5] * 3, abs=1e-4)
+    assert (mean.tolist(), variance.tolist()) == ([1.0] * 3, [4.0] * 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -24,8 +25,10 @@ def context() -> PassContext:
 
 def main() -> None:
     """Fine-tune in the first process, take part in the others; at the end, say whether the group is still there."""
-    atexit.register(lambda: print("group:", torch.distributed.is_initialized()))
+    groups: list[weakref.ref[object]] = []
+    atexit.register(lambda: print("groups:", [each() for each in groups], torch.distributed.is_initialized()))
     with joined("cpu") as together:
+        groups.append(weakref.ref(torch.distributed.group.WORLD))
         if together.is_first:
             model, done = pruned()[0], FineTuning(CONFIG)
             Path(sys.argv[1]).write_bytes(done.apply(model, done.plan(model, context()), context()).model.to_bytes())

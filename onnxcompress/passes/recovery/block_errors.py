@@ -14,7 +14,13 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Provenance
 from onnxcompress.passes.recovery.blocks import Block
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import Output, compared_outputs, relative_error, sample_errors
+from onnxcompress.passes.recovery.output_errors import (
+    Output,
+    class_scores,
+    compared_outputs,
+    relative_error,
+    sample_errors,
+)
 from onnxcompress.passes.recovery.output_weights import output_weights
 
 
@@ -74,6 +80,24 @@ class Pair:
         answers = self.teacher.run(feeds, self._wanted)
         kept = self._kept
         return {n: t.index_select(1, kept[n]) if n in kept and n in self._cut else t for n, t in answers.items()}
+
+    def classifying(self, answers: Tensors) -> Output | None:
+        """Return the first output whose answers are class scores, None where there is none."""
+        return next(
+            (
+                output
+                for output in self.outputs
+                if output.compared not in self.weights and class_scores(answers[output.compared]) is not None
+            ),
+            None,
+        )
+
+    @torch.no_grad()
+    def original_scores(self, output: Output, feeds: Tensors) -> Tensor:
+        """Return the original's class scores (B, C) of an output that classifies."""
+        scores = class_scores(self.teacher.run(feeds, (output.compared,))[output.compared])
+        assert scores is not None
+        return scores
 
     def computed(self, feeds: Tensors, *, apart: bool = False) -> dict[str, Tensor]:
         """Return what the compressed network computes; `apart` as for `compared`."""

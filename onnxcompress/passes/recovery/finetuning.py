@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,7 @@ from onnxcompress.passes.recovery.output_errors import class_scores, divergence,
 from onnxcompress.passes.recovery.outputs import Output, compared_tensors
 from onnxcompress.passes.recovery.processes import Job, Processes, processes
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
+from onnxcompress.passes.recovery.strange_views import CHECKED, Recognition
 from onnxcompress.passes.recovery.training import FEW_JUDGE, Trainer, Training, TrainingSettings
 from onnxcompress.passes.recovery.training_data import TrainingData, fitted_keys, model_batch, split_off
 from onnxcompress.passes.recovery.training_device import memory_advice, training_device
@@ -42,7 +44,7 @@ from onnxcompress.passes.recovery.training_device import memory_advice, training
 LOSSES = ("auto", "labels", "distill", "both")
 
 # Below this multiple of what guessing gives, the labels are not this network's classes: judged on so many samples.
-_LEAST_OVER_CHANCE, _CHECKED = 2.0, 500
+_LEAST_OVER_CHANCE = 2.0
 _DOUBTED = 16
 """So many answers may have turned by chance, half of them to right. Of the epochs after a refit the best one had, of 30
 images held out, one to six fewer wrong than the start, and of a thousand others up to 8 % more wrong.
@@ -61,12 +63,6 @@ steps change little. By batches of 8, 16, 32 and 64 the best epoch after a refit
 11, 6, 2 and 1 (100 images of stripes), 24, 20, 17 and 14 (500), 4, 3, 1 and -1 (200 digits), 6, 7, 6 and 5 (500),
 3, 3, 2 and 1 (500 of CIFAR-10; with 200 batches of 16 and 64 were alike). Above 500 nothing was compared."""
 
-# Share of its accuracy that the original must keep on mirrored images for them to be trained on.
-_MIRROR_SHARE = 0.95
-_SHIFT_SHARE = 0.75
-"""The same of shifted ones. Trained with shifts, networks that kept 0.84 of it gained up to 4 points more (digits) or
-as much (CIFAR-10); where a column's place is the class, one that kept 0.71 gained 1.6 less, one that kept 0.42 4.6."""
-
 
 @dataclass(frozen=True)
 class FineTuningConfig:
@@ -79,7 +75,8 @@ class FineTuningConfig:
         at_once: samples in memory at once; None takes whole batches.
         loss: one of `LOSSES`; `auto` takes both where there are labels.
         distilled: weight w of the original's answers beside the labels.
-        smoothing: share of a label that is spread over all classes.
+        smoothing: share of a label that is spread over all classes, where labels alone teach: beside the original's
+            answers it draws the network away from them, by which it is judged as well.
         features: weight of the blocks' errors; without effect where only labels teach.
         decay: of weights.
         held_out: share of the samples that only judges; twice as much, and at least 30 or half, where they are few.
@@ -229,7 +226,8 @@ class _FineTuning:
         self._views = config.views
         self._classes = 0
         self._original_scores: list[Tensor] = []
-        self._label_weight, self._output = self._checked_loss()
+        self._classifies = self._classifying()
+        self._label_weight, self._output = self._checked_loss(self._classifies)
 
     @property
     def at_once(self) -> int:
@@ -241,9 +239,8 @@ class _FineTuning:
         """The network that is trained."""
         return self._pair.student
 
-    def _checked_loss(self) -> tuple[float, Output | None]:
-        """Return the weight of the labels, and the output they belong to."""
-        output = self._classifying()
+    def _checked_loss(self, output: Output | None) -> tuple[float, Output | None]:
+        """Return the weight of the labels, and the output they belong to: the one that classifies, or none."""
         if self._config.loss == "labels" and not self._data.has_labels:
             raise DataError("the training data have no labels, and --loss labels needs them; give --loss distill")
         if self._config.loss == "labels" and output is None:
@@ -256,22 +253,25 @@ class _FineTuning:
         feeds, _ = next(self._data.batches(self._data.held_out, self._at_once))
         self._pair.check_finite(feeds)
         answers = self._pair.expected(feeds)
-        for output in self._pair.outputs:
-            scores = class_scores(answers[output.compared])
-            if scores is not None and output.compared not in self._pair.weights:
-                self._classes = scores.shape[1]
-                self._data.check_labels(self._classes)
-                return output
-        return None
+        output = self._pair.classifying(answers)
+        if output is not None:
+            self._classes = answers[output.compared].shape[1]
+            self._data.check_labels(self._classes)
+        return output
 
     def run(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         """Train; return what came of it."""
         notes: list[str] = []
         original_accuracy = None
-        if self._output is not None:
-            original_accuracy = self._accuracy()
-            self._check_classes(original_accuracy)
-            notes = self._without_strange_views(original_accuracy)
+        if self._classifies is not None:
+            output, labelled = self._classifies, self._output is not None
+            recognition = Recognition(
+                self._data, partial(self._pair.original_scores, output), self._at_once, labelled=labelled
+            )
+            if labelled:
+                original_accuracy = recognition.rate()
+                self._check_classes(original_accuracy)
+            self._views, notes = recognition.without_strange(self._views, self._context.seed)
         settings = TrainingSettings(
             self._config.epochs,
             self._config.rate,
@@ -295,14 +295,14 @@ class _FineTuning:
     def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
         feeds, labels = self._data.views(positions, self._views, generator)
         if self._label_weight == 1.0 and labels is not None:
-            return self._cross_entropy(self._pair.computed(feeds), labels, self._config.smoothing)
+            return self._cross_entropy(self._pair.computed(feeds), labels, smoothing=self._config.smoothing)
         computed, errors = self._pair.compared(feeds)
         loss = self._config.features * errors.blocks.sum() + (1.0 - self._label_weight) * errors.outputs
         if self._output is not None and labels is not None:
-            loss = loss + self._label_weight * self._cross_entropy(computed, labels, self._config.smoothing)
+            loss = loss + self._label_weight * self._cross_entropy(computed, labels)
         return loss
 
-    def _cross_entropy(self, computed: Tensors, labels: Tensor, smoothing: float) -> Tensor:
+    def _cross_entropy(self, computed: Tensors, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
         logarithms = log_probabilities(self._scores(computed))
         # The cross-entropy of torch normalises again, which changes nothing.
         return functional.cross_entropy(logarithms, labels, label_smoothing=smoothing)
@@ -335,37 +335,15 @@ class _FineTuning:
     def _answered(self, number: int, feeds: Tensors) -> Tensor:
         """Return the original's scores of a batch of what is held out, computed once."""
         if number == len(self._original_scores):
-            self._original_scores.append(self._scores(self._pair.expected(feeds)))
+            assert self._output is not None
+            self._original_scores.append(self._pair.original_scores(self._output, feeds))
         return self._original_scores[number]
-
-    def _without_strange_views(self, accuracy: float) -> list[str]:
-        """Leave out views that the original, of this accuracy, does not recognise: they may be of other classes."""
-        notes: list[str] = []
-        if self._views.mirror and self._accuracy(self._data.mirrored) < _MIRROR_SHARE * accuracy:
-            self._views = replace(self._views, mirror=False)
-            notes.append("images are not mirrored in training: the original does not recognise mirrored ones")
-        if self._views.shift == 0.0:
-            return notes
-        shifts = Views(mirror=False, shift=self._views.shift)
-        generator = torch.Generator().manual_seed(self._context.seed)
-        if self._accuracy(lambda feeds: self._data.varied(feeds, shifts, generator)) < _SHIFT_SHARE * accuracy:
-            self._views = replace(self._views, shift=0.0)
-            notes.append("images are not shifted in training: the original does not recognise shifted ones")
-        return notes
-
-    def _accuracy(self, changed: Callable[[Tensors], Tensors] = lambda feeds: feeds) -> float:
-        """Return the share of some hundreds of samples, all where there are fewer, that the original recognises."""
-        right: list[Tensor] = []
-        for feeds, labels in self._data.batches(self._data.some(_CHECKED), self._at_once):
-            assert labels is not None
-            right.append(self._scores(self._pair.expected(changed(feeds))).argmax(1) == labels)
-        return float(torch.cat(right)[: min(_CHECKED, self._data.count)].double().mean())
 
     def _check_classes(self, accuracy: float) -> None:
         """Refuse labels that mean other classes than the model's outputs, unless so few may be missed by chance."""
         chance = 1.0 / self._classes
         least = min(_LEAST_OVER_CHANCE * chance, 0.5)
-        if accuracy < least - math.sqrt(least * (1.0 - least) / min(_CHECKED, self._data.count)):
+        if accuracy < least - math.sqrt(least * (1.0 - least) / min(CHECKED, self._data.count)):
             raise DataError(
                 f"the original recognises {accuracy:.1%} of the training labels, guessing gives {chance:.1%}: "
                 "they are not the classes of its outputs, or --preprocess is wrong; --loss distill needs no labels"

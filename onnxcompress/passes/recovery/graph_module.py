@@ -275,6 +275,6 @@ def _step(model: Model, node: Any, attributes: Mapping[str, Any]) -> Step:
     given = {tensor.name for tensor in model.graph.outputs}
     used = [bool(t.name) and (bool(t.outputs) or t.name in given) for t in node.outputs]
     outputs = 1 + max((number for number, is_used in enumerate(used) if is_used), default=0)
-    call = Call(node.name, node.op, model.opset, outputs, attributes)
+    call = Call(node.name, node.op, model.opset, outputs, attributes, len(node.outputs))
     inputs = tuple(tensor.name or None for tensor in node.inputs)
     return Step(call, function, inputs, tuple(tensor.name for tensor in node.outputs))

@@ -107,6 +107,10 @@ class SharedProcesses(Processes):
                 "several processes train together with accelerate, which is not installed: "
                 "pip install 'onnxcompress[distributed]'"
             ) from error
+        # Before there is a group: its functions keep, as a default, the one that is there when they are imported, as
+        # optimizers do through torch.compile. `_disband` could not end the threads of a group that is kept.
+        import torch.distributed.nn  # noqa: F401
+
         patient = InitProcessGroupKwargs(timeout=_LONGEST_WAIT)
         self._accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[patient])
         self.rank, self.size = self._accelerator.process_index, self._accelerator.num_processes
@@ -134,6 +138,10 @@ class SharedProcesses(Processes):
 
     def of_first(self, value: T) -> T:
         """Send an object from the first process to the others."""
+        with _all_are_there():
+            return self._sent(value)
+
+    def _sent(self, value: T) -> T:
         from accelerate.utils import broadcast_object_list
 
         received: list[T] = broadcast_object_list([value if self.is_first else None], from_process=0)
@@ -146,22 +154,43 @@ class SharedProcesses(Processes):
     def next_job(self) -> Job | None:
         """Wait for a training of the first process; None where it has no more, or ended and says why itself."""
         try:
-            return self.of_first(None)
+            return self._sent(None)
         except RuntimeError:
             return None
 
     def end(self) -> None:
         """Let the other processes go."""
         if not self._left:
-            self.of_first(None)
+            with contextlib.suppress(RuntimeError):  # whoever is gone need not be told
+                self._sent(None)
 
     def leave(self) -> None:
         """Expect nothing of the others, and send them nothing."""
         self._left, self.size = True, 1
 
     def _reduced(self, tensor: Tensor, how: str) -> Tensor:
-        result: Tensor = self._accelerator.reduce(tensor, reduction=how)
-        return result
+        with _all_are_there():
+            result: Tensor = self._accelerator.reduce(tensor, reduction=how)
+            return result
+
+
+@contextlib.contextmanager
+def _all_are_there() -> Iterator[None]:
+    """Say in plain words that another process is gone, whose connection broke.
+
+    Raises:
+        ProviderUnavailableError: it is.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ProviderUnavailableError(
+            f"a process that trains along is not there any more ({reason}); start them all again, with --resume "
+            "to go on from the last epoch"
+        ) from error
 
 
 _joined: list[Processes] = [Processes()]
@@ -189,7 +218,7 @@ def joined(device: str) -> Iterator[SharedProcesses]:
     if together.is_first:
         together.end()
     # Later: the process may join again. Threads of a group that is still there when the interpreter goes end the
-    # process with a signal, now and then.
+    # process with SIGABRT, now and then: they need it to give up the tensors of the last message.
     atexit.unregister(_disband)
     atexit.register(_disband)
 

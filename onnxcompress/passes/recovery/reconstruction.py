@@ -17,6 +17,7 @@ Deep Neural Networks, ICCV 2017.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,7 @@ from onnxcompress.passes.recovery.graph_module import GraphModule
 from onnxcompress.passes.recovery.output_errors import compared_outputs
 from onnxcompress.passes.recovery.refit_solve import held_out
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
+from onnxcompress.passes.recovery.strange_views import Recognition
 from onnxcompress.passes.recovery.training import Trainer, Training, TrainingSettings
 from onnxcompress.passes.recovery.training_data import TrainingData, model_batch, split_off
 from onnxcompress.passes.recovery.training_device import memory_advice, training_device
@@ -150,12 +152,18 @@ class _Reconstructing:
         self._context = context
         self._at_once = data.fixed_batch or config.batch
         self._weights = torch.ones(len(pair.blocks), device=pair.student.device)
+        self._views, self._notes = config.views, list[str]()
         self._apart = max(1, round(config.epochs * config.apart)) if config.apart > 0 else 0
 
     def run(self) -> dict[str, Any]:
         """Train; return what came of it."""
         first, _ = next(self._data.batches(self._data.held_out, self._at_once))
         self._pair.check_finite(first)
+        output = self._pair.classifying(self._pair.expected(first))
+        if output is not None:
+            scores = partial(self._pair.original_scores, output)
+            recognition = Recognition(self._data, scores, self._at_once, labelled=False)
+            self._views, self._notes = recognition.without_strange(self._views, self._context.seed)
         before = self._measured()
         self._weights = (before.blocks < _UNRELATED).float()
         settings = TrainingSettings(
@@ -171,7 +179,7 @@ class _Reconstructing:
         return self._outcome(training, before, after)
 
     def _loss(self, positions: Positions, generator: torch.Generator, epoch: int) -> Tensor:
-        feeds, _ = self._data.views(positions, self._config.views, generator)
+        feeds, _ = self._data.views(positions, self._views, generator)
         _, errors = self._pair.compared(feeds, apart=epoch < self._apart)
         return (errors.blocks * self._weights).sum() + errors.outputs
 
@@ -192,4 +200,5 @@ class _Reconstructing:
             {"outputs": list(block.outputs), "error": [float(first), float(last)]}
             for block, first, last in zip(self._pair.blocks, before.blocks, after.blocks, strict=True)
         ]
-        return {**training.outcome("reconstruction", self._data), "blocks": blocks}
+        outcome = training.outcome("reconstruction", self._data)
+        return {**outcome, "blocks": blocks, "notes": [*self._notes, *outcome["notes"]]}

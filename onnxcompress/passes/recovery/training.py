@@ -118,7 +118,7 @@ class Training:
 
     Attributes:
         start_score, best_score: on what is held out, of the start and of the weights that the module holds.
-        stopped: why it ended early, None where it did not.
+        stopped: why it ended early, None where it did not; `interrupted` where the user ended it, who may go on.
         by_chance: whether there were better weights than the start's, by no more than chance explains.
     """
 
@@ -127,6 +127,7 @@ class Training:
     best_score: float
     stopped: str | None = None
     by_chance: bool = False
+    interrupted: bool = False
 
     def outcome(self, name: str, data: TrainingSplit) -> dict[str, Any]:
         """Return what the report says of it, as JSON values; `name` is the training's in its notes."""
@@ -140,6 +141,7 @@ class Training:
             "epochs": self.history_json(),
             "score": [self.start_score, self.best_score],
             "stopped": self.stopped,
+            "interrupted": self.interrupted,
             "notes": notes,
         }
 
@@ -215,6 +217,7 @@ class Trainer:
         progressed = self._resumed(keeper)
         start_score = progressed.history[0].score
         stopped: str | None = None
+        interrupted = False
         try:
             for number in range(progressed.done, self._settings.epochs):
                 loss = self._epoch(number, loss_of, doing, tell)
@@ -226,6 +229,7 @@ class Trainer:
                     keeper.save(progressed)
         except KeyboardInterrupt:
             self._together.leave()
+            interrupted = True
             stopped = f"interrupted in epoch {len(progressed.history)} of {self._settings.epochs}"
         by_chance = progressed.best_score < start_score and not is_better(
             progressed.start_errors, progressed.best_errors, self._doubt
@@ -233,7 +237,7 @@ class Trainer:
         self._module.load_state(start if by_chance else progressed.best)
         self._module.eval()
         best_score = start_score if by_chance else progressed.best_score
-        return Training(tuple(progressed.history), start_score, best_score, stopped, by_chance)
+        return Training(tuple(progressed.history), start_score, best_score, stopped, by_chance, interrupted)
 
     def _resumed(self, keeper: Keeper | None) -> Progressed:
         kept = self._together.of_first(None if keeper is None else keeper.load())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,9 +45,10 @@ def split(call: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, .
     axis = call.whole("axis", 0)
     given = call.wholes("split") if sizes is None else integers(sizes)
     if given is None:
-        parts = call.whole("num_outputs", call.outputs)
-        given_size = -(-x.shape[axis] // parts)
-        return torch.split(x, given_size, axis)
+        # As many equal parts as there are outputs, read or not; of unequal ones the last is smaller.
+        parts = call.whole("num_outputs", call.declared)
+        ends = [min(part * -(-x.shape[axis] // parts), x.shape[axis]) for part in range(parts + 1)]
+        given = [end - start for start, end in pairwise(ends)]
     return torch.split(x, given, axis)
 
 

@@ -18,13 +18,14 @@ def batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean
     # In training torch writes the running statistics into `mean` and `variance`; its momentum weighs the new ones.
     momentum, epsilon = 1.0 - call.number("momentum", 0.9), call.number("epsilon", 1e-5)
     # Without an epsilon nothing is normalised: a scale and a shift in this form, which clean-up may write.
-    training = call.training and epsilon > 0.0
+    # One number a channel, as of one sample behind a global pool, has no statistics: the running ones hold.
+    training = call.training and epsilon > 0.0 and x.numel() > x.shape[1]
     return functional.batch_norm(x, mean, variance, scale, bias, training, momentum, epsilon)
 
 
 @operator("InstanceNormalization")
 def instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return functional.instance_norm(x, weight=scale, bias=bias, eps=call.number("epsilon", 1e-5))
+    return _grouped(x, x.shape[1], scale, bias, call.number("epsilon", 1e-5))
 
 
 @operator("GroupNormalization")
@@ -33,7 +34,19 @@ def group_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> T
     if call.opset < _GROUP_SCALES_PER_CHANNEL:
         repeats = x.shape[1] // groups
         scale, bias = scale.repeat_interleave(repeats), bias.repeat_interleave(repeats)
-    return functional.group_norm(x, groups, scale, bias, epsilon)
+    return _grouped(x, groups, scale, bias, epsilon)
+
+
+def _grouped(x: Tensor, groups: int, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Normalise x (B, C, ...) over groups of channels, scale (C,) and bias (C,) behind; groups may hold one number.
+
+    torch's own functions refuse those, as behind a global pool: each is its own mean, and only the bias is left.
+    """
+    # As rows of one group each: their own axis is normalised, whatever lies along it.
+    rows = x.reshape(x.shape[0], groups, -1)
+    normalised = functional.layer_norm(rows, rows.shape[2:], eps=epsilon).reshape(x.shape)
+    along = (-1, *[1] * (x.dim() - 2))
+    return normalised * scale.reshape(along) + bias.reshape(along)
 
 
 @operator("LayerNormalization")

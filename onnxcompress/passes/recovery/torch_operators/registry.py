@@ -25,7 +25,8 @@ class Call:
     Attributes:
         node: name, for messages.
         opset: of the default domain: some operators changed their meaning.
-        outputs: how many of the node's outputs are read or given out.
+        outputs: how many of the node's outputs are read or given out, up to the last of them.
+        declared: how many it has.
         training: whether BatchNormalization uses and updates statistics of the batch.
     """
 
@@ -34,6 +35,7 @@ class Call:
     opset: int
     outputs: int = 1
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    declared: int = 1
     training: bool = False
 
     def number(self, name: str, default: float) -> float:

@@ -39,7 +39,9 @@ def _targets(x: Tensor, axes: list[int], scales: Tensor | None, sizes: Tensor | 
         return [(length, length / x.shape[axis]) for axis, length in zip(axes, integers(sizes), strict=True)]
     assert scales is not None
     factors = [float(scale) for scale in scales.tolist()]
-    return [(int(x.shape[axis] * scale), scale) for axis, scale in zip(axes, factors, strict=True)]
+    # In float32, as onnxruntime and onnx's shapes have it: ten times 1.3 is 13 there, and just below it in float64.
+    lengths = [int(x.shape[axis] * scale) for axis, scale in zip(axes, scales.to(torch.float32), strict=True)]
+    return list(zip(lengths, factors, strict=True))
 
 
 def _interpolate(x: Tensor, axis: int, taps: Taps) -> Tensor:
