@@ -28,6 +28,7 @@ Shape = tuple[Dim, ...]
 _KEEP_ELEMENTS = frozenset({"Reshape", "Flatten"})
 _HAND_ON = frozenset({"Cast", "Identity", "Squeeze", "Unsqueeze"})
 _MEETING = BROADCASTING | {"Concat", "MatMul"}
+_WHOLE = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 _MOST_ENTRIES = 64
 
 _SUMMED = {"Conv": (1, 1), "ConvTranspose": (1, 0), "Gemm": (1, 0), "MatMul": (-1, 0)}
@@ -68,6 +69,7 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
         graph: nodes in topological order; symbols that its inputs and outputs declare keep their names.
         shapes: {tensor name: shape} as inferred.
     """
+    shapes = {**{tensor.name: tuple(tensor.dims) for tensor in graph.initializer}, **shapes}
     declared = (dim for info in (*graph.input, *graph.output) for dim in info.type.tensor_type.shape.dim)
     seen: set[Dim] = {dim.dim_param for dim in declared}
     summed = _summed(graph, shapes)
@@ -77,6 +79,8 @@ def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[st
     for node in graph.node:
         _follow(node, shapes, meaning, vectors)
         meaning.update(_met(node, shapes, meaning, seen))
+        if node.op_type == "Expand" and is_standard(node):
+            meaning.update(_expanded(node, shapes, vectors, seen))
         if node.op_type in _KEEP_ELEMENTS and is_standard(node) and node.input and node.output:
             before, after = shapes.get(node.input[0]), shapes.get(node.output[0])
             new = [dim for dim in after or () if isinstance(dim, str) and dim not in seen]
@@ -148,6 +152,25 @@ def _met(
     return found
 
 
+def _expanded(
+    node: onnx.NodeProto,
+    shapes: Mapping[str, Shape],
+    vectors: Mapping[str, list[Product | None]],
+    seen: Collection[Dim],
+) -> dict[str, Product]:
+    """Return what new symbols in the output of Expand stand for: the target's entry, where the input is one long."""
+    before, after, target = shapes.get(node.input[0]), shapes.get(node.output[0], ()), vectors.get(node.input[1], [])
+    if before is None:
+        return {}
+    found: dict[str, Product] = {}
+    for place in range(1, min(len(after), len(target)) + 1):
+        symbol, entry = after[-place], target[-place]
+        is_new = isinstance(symbol, str) and symbol not in seen
+        if is_new and entry is not None and entry.number > 0 and (place > len(before) or before[-place] == 1):
+            found[str(symbol)] = entry
+    return found
+
+
 def _quotient(before: Shape, others: list[Dim], meaning: Mapping[str, Product]) -> Product | None:
     return _ratio([_product(dim, meaning) for dim in before], [_product(dim, meaning) for dim in others])
 
@@ -173,7 +196,7 @@ def _ratio(factors: Sequence[Product | None], divisors: Sequence[Product | None]
 
 def _constant(tensor: onnx.TensorProto) -> list[Product | None] | None:
     """Return the entries of a short vector of whole numbers."""
-    if tensor.data_type not in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) or len(tensor.dims) > 1:
+    if tensor.data_type not in _WHOLE or len(tensor.dims) > 1:
         return None
     if any(size > _MOST_ENTRIES for size in tensor.dims):
         return None
@@ -204,5 +227,12 @@ def _follow(
             vectors[node.output[0]] = [first[each] for each in at if each is not None]
     elif node.op_type == "Concat" and all(entries is not None for entries in operands):
         vectors[node.output[0]] = [entry for entries in operands for entry in entries or ()]
+    elif node.op_type == "Where" and all(
+        entries is not None and len(entries) == len(first or ()) for entries in operands
+    ):
+        chosen = zip(*(entries or () for entries in operands), strict=True)
+        vectors[node.output[0]] = [
+            None if which is None else one if which.number else other for which, one, other in chosen
+        ]
     elif node.op_type == "Mul" and first is not None and second is not None and 1 in (len(first), len(second)):
         vectors[node.output[0]] = [_ratio([one, other]) for one in first for other in second]

@@ -171,3 +171,30 @@ def test_lengths_that_are_one_product_have_one_name() -> None:
     assert [shape and shape[1] for shape in found] == [6, 6, 12]
     assert len({shape and shape[0] for shape in found}) == 1
     assert "n" not in (found[0] or ())
+
+
+def test_what_is_repeated_for_each_sample_has_their_number() -> None:
+    """`token.expand(batch, -1, -1)` as torch exports it: -1 stands for 1, and the batch for what x has."""
+    nodes = [
+        node("Shape", ["x"], "shape"),
+        node("Gather", ["shape", "first"], "batch"),
+        node("Concat", ["batch", "keep", "keep"], "asked", axis=0),
+        node("Where", ["is_keep", "ones", "asked"], "target"),
+        node("Expand", ["token", "target"], "tokens"),
+        node("Concat", ["tokens", "x"], "all", axis=1),
+        node("Relu", ["all"], "y"),
+    ]
+    constants = {"first": [0], "keep": [-1], "ones": [1, 1, 1], "is_keep": np.array([False, True, True])}
+    model = build(nodes, {**constants, "token": np.zeros((1, 1, 6), np.float32)}, shape=("n", 4, 6))
+    assert model.shape_of("tokens") == ("n", 1, 6)
+    assert model.shape_of("all") == ("n", 5, 6)
+
+
+def test_what_an_expand_to_an_open_length_has_stays_open() -> None:
+    """Of n and m elements one is 1, or they are equal."""
+    nodes = [node("Shape", ["x"], "shape"), node("Gather", ["shape", "second"], "m")]
+    nodes += [node("Concat", ["m", "m", "six"], "target", axis=0)]
+    nodes += [node("Expand", ["x", "target"], "e"), node("Relu", ["e"], "y")]
+    found = build(nodes, {"second": [1], "six": [6]}, shape=("n", "m", 6)).shape_of("e")
+    assert found is not None
+    assert found[0] not in ("n", "m")

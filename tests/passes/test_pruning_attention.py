@@ -201,3 +201,27 @@ def test_channels_of_heads_are_ranked_by_their_activations() -> None:
     result = pruning.apply(model, pruning.plan(model, context), context)
     left = next(n for n in result.model.nodes if n.name == "q").inputs[1].values
     assert np.array_equal(left, constants["q.w"][[0, 1, 2, 6, 7, 8]])
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_a_token_that_is_repeated_for_each_sample_leaves_with_what_it_stands_beside(places: int) -> None:
+    """The class token of a vision transformer at an open batch, before the tokens of the image."""
+    constants: Constants = {"rows": np.array([0, 8, 64]), "first": np.array([0]), "token": weight(1, places, 8)}
+    constants |= {"rest": np.array([places, 8]), "positions": weight(1, 64 + places, 8), "w": weight(8, 5)}
+    nodes = [
+        conv("a", "x", constants, 6, 8),
+        node("Reshape", ["a", "rows"], "flat"),
+        node("Transpose", ["flat"], "image", perm=[0, 2, 1]),
+        node("Shape", ["image"], "shape"),
+        node("Gather", ["shape", "first"], "batch"),
+        node("Concat", ["batch", "rest"], "target", axis=0),
+        node("Expand", ["token", "target"], "tokens"),
+        node("Concat", ["tokens", "image"], "all", axis=1),
+        node("Add", ["all", "positions"], "placed"),
+        node("MatMul", ["placed", "w"], "y"),
+    ]
+    pruned = prune(built(nodes, constants))
+    constants_left = {name: tensor.shape for name, tensor in pruned.constants().items()}
+    assert convolutions(pruned) == {"a": (4, 6, 1, 1)}
+    assert constants_left["token"] == (1, places, 4)
+    assert constants_left["w"] == (4, 5)

@@ -337,7 +337,10 @@ def _is_open_or_absurd(count: int | None) -> bool:
 
 @operator("Expand")
 def expand(analysis: ChannelAnalysis, node: gs.Node) -> None:
-    """Carried; an axis that grows from one to many gets new channels, which may leave with those they meet."""
+    """Carried; an axis that grows from one to many gets new channels, which may leave with those they meet.
+
+    So do those of a constant that is repeated for each sample, such as a class token: along its last axis.
+    """
     before, after = analysis.shape(node.inputs[0]), analysis.shape(node.outputs[0])
     labels = analysis.of(node.inputs[0])
     if before is None or after is None:
@@ -353,6 +356,9 @@ def expand(analysis: ChannelAnalysis, node: gs.Node) -> None:
             return
     elif len(after) >= 3 and 1 in new and len(new) == 1:
         carried = Labels.along(1, analysis.fresh(int(after[1])))  # type: ignore[arg-type]
+    elif isinstance(node.inputs[0], gs.Constant) and not new and (own := [i for i, b in enumerate(lengths) if b != 1]):
+        carried = Labels.along(own[-1], analysis.fresh(int(lengths[own[-1]] or 0)))
+        analysis.slice(node, 0, carried.shifted(-grown))
     else:
         analysis.freeze_counted(node, 1)
         return
