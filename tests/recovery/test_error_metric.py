@@ -30,15 +30,15 @@ def calibration(images: int, seed: int) -> Samples:
     return lambda: ({"x": data[at : at + 16]} for at in range(0, images, 16))
 
 
-def network(*, resized: bool = False) -> Model:
+def network(*, unknown: bool = False) -> Model:
     """Sixteen filters, half of them loud; the classes are read from the others."""
     generator = np.random.default_rng(5)
     first = 0.3 * generator.standard_normal((16, 3, 3, 3))
     second = generator.standard_normal((5, 16, 1, 1))
     first[:LOUD] *= 3.0
     second[:, :LOUD] *= 1e-3
-    behind = [node("Resize", ["q", "", "scales"], "r", mode="nearest")] if resized else [node("Identity", ["q"], "r")]
-    constants = {"w": first, "b": np.zeros(16), "v": second, "scales": np.ones(4)}
+    behind = [node("ThresholdedRelu" if unknown else "Identity", ["q"], "r")]
+    constants = {"w": first, "b": np.zeros(16), "v": second}
     return build(
         [
             node("Conv", ["x", "w", "b"], "h", pads=[1, 1, 1, 1]),
@@ -94,7 +94,7 @@ def test_moments_are_shrunk_as_far_as_images_disagree() -> None:
 
 
 def test_behind_an_unknown_operator_nothing_is_weighed() -> None:
-    model = network(resized=True)
+    model = network(unknown=True)
     layers = find_refit_layers(model, model, PassContext())[0]
     assert {layer.output for layer in layers if layer.node in weighable(model, layers, calibration(8, 1))} == {"s"}
     assert weighable(model, [], calibration(8, 1)) == frozenset()
