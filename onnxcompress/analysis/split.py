@@ -10,7 +10,7 @@ class Split(NamedTuple):
 
     Attributes:
         rank_in, rank_out: None where there is no such factor; a matrix split in two has a `rank_out` only.
-        spans: leading axes of the kernel that the input factor spans.
+        spans: axes of the kernel that the input factor spans, as in `linalg.spanning`.
     """
 
     rank_in: int | None

@@ -1,4 +1,4 @@
-"""Input factors that span leading axes of the kernel: kH x 1, 1 x kW, 1x1 compute what one kernel computes."""
+"""Input factors that span axes of the kernel: kH x 1, 1 x kW, 1x1 compute what one kernel computes, as 1 x kW first."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from tests.passes.tucker_models import conv_model, difference, input_of, run, we
 SPANNED = [
     (name, spans)
     for name, (op, weight, _, _) in CASES.items()
-    for spans in range(1, len(weight) - 2)
-    if op == "Conv" and np.prod(weight[2 : 2 + spans]) > 1 and np.prod(weight[2 + spans :]) > 1
+    if op == "Conv"
+    for at in range(1, len(weight) - 2)
+    if np.prod(weight[2 : 2 + at]) > 1 and np.prod(weight[2 + at :]) > 1
+    for spans in (at, at + 2 - len(weight))
 ]
 
 
@@ -48,7 +50,7 @@ def split(model: Model, ranks: tuple[int, int], spans: int, factors: tuple[str, 
 
 def full_ranks(model: Model, spans: int) -> tuple[int, int]:
     (site,) = find_conv_sites(model, PassContext())[0]
-    spanned = int(np.prod(site.kernel_shape[:spans]))
+    spanned = int(np.prod(site.kernel_shape[:spans] if spans > 0 else site.kernel_shape[spans:]))
     return site.in_channels // site.groups * spanned, site.out_channels // site.groups
 
 
@@ -58,8 +60,9 @@ def test_full_rank_reproduces_the_convolution(name: str, spans: int) -> None:
     model, x = conv_model(weight_of(*weight), shape, **attributes), input_of(*shape)
     result = split(model, full_ranks(model, spans), spans)
     first, core, last = (node.inputs[1].shape[2:] for node in result.model.nodes)
-    assert list(first) == [*weight[2 : 2 + spans], *(1 for _ in weight[2 + spans :])]
-    assert list(core) == [*(1 for _ in weight[2 : 2 + spans]), *weight[2 + spans :]]
+    kernel, at = weight[2:], spans % len(shape[2:])
+    begin, end = [*kernel[:at], *(1 for _ in kernel[at:])], [*(1 for _ in kernel[:at]), *kernel[at:]]
+    assert [list(first), list(core)] == ([begin, end] if spans > 0 else [end, begin])
     assert set(last) == {1}
     assert difference(run(model, x), run(result.model, x)) < TOLERANCE
 
@@ -91,7 +94,15 @@ def test_the_self_check_sees_one_changed_weight_of_a_spanning_factor() -> None:
 
 @pytest.mark.parametrize(
     ("weight", "ranks", "spans"),
-    [((8, 6, 3, 3), (19, 8), 1), ((8, 6, 3, 3), (6, 8), 2), ((8, 6, 1, 5), (6, 8), 1), ((8, 6, 5), (6, 8), 1)],
+    [
+        ((8, 6, 3, 3), (19, 8), 1),
+        ((8, 6, 3, 3), (19, 8), -1),
+        ((8, 6, 3, 3), (6, 8), 2),
+        ((8, 6, 3, 3), (6, 8), -2),
+        ((8, 6, 1, 5), (6, 8), 1),
+        ((8, 6, 1, 5), (6, 8), -1),
+        ((8, 6, 5), (6, 8), 1),
+    ],
 )
 def test_a_plan_that_spans_what_it_cannot_is_refused(weight, ranks, spans) -> None:
     model = conv_model(weight_of(*weight), (1, 6, *(9 for _ in weight[2:])))

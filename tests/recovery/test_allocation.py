@@ -114,11 +114,27 @@ def test_the_error_of_a_choice_is_what_its_truncation_misses() -> None:
     energy = np.einsum("do,do->", slope, own.xx @ slope)
     choices = layer_choices(own, slope, LayerSize(8, 16, (3, 3), (8, 8), (8, 8)), 2)
     assert choices[0].error == 0.0
-    assert {choice.spans for choice in choices} == {0, 1}
+    assert {choice.spans for choice in choices} == {0, 1, -1}
     for choice in choices[1:]:
         missed = slope - truncated(own, slope, (3, 3), choice)
         error = np.einsum("do,do->", missed, own.xx @ missed) / energy
         np.testing.assert_allclose(choice.error, error, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_last_axis_is_spanned_where_that_is_clearly_better(order: tuple[int, int]) -> None:
+    """Of a kernel that is a factor of the first axis behind one of the last, or the other way around."""
+    generator = np.random.default_rng(0)
+    factor, core = generator.standard_normal((3, 8, 4)), generator.standard_normal((3, 4, 16))
+    kernel = np.einsum("hro,wir->hwio", core, factor).transpose(*order, 2, 3)  # the first maps along w, and then h
+    x = generator.standard_normal((4000, 72)).astype(np.float32)
+    own = accumulate(x, x[:, :1]).centred()
+    size = LayerSize(8, 16, (3, 3), (8, 8), (8, 8))
+    choices = layer_choices(own, kernel.reshape(72, 16), size, 2)
+    exact = {choice.spans for choice in choices if choice.rank_in == 4 and choice.error < 1e-6}
+    assert exact == {-1 if order == (0, 1) else 1}
+    if order == (1, 0):
+        assert all(choice.spans >= 0 for choice in choices)
 
 
 def test_a_matrix_that_reads_windows_is_sampled_image_by_image() -> None:

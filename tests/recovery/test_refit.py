@@ -94,13 +94,14 @@ def test_a_split_model_comes_nearer_on_new_samples(rounds: int) -> None:
     assert _error(original, refitted, unseen) < 0.8 * _error(original, split, unseen)
 
 
+@pytest.mark.parametrize("spans", [1, -1])
 @pytest.mark.parametrize("out", [("out",), ()])
-def test_a_split_that_spans_a_part_of_the_kernel_comes_nearer_on_new_samples(out: tuple[str, ...]) -> None:
+def test_a_split_that_spans_a_part_of_the_kernel_comes_nearer_on_new_samples(out: tuple[str, ...], spans: int) -> None:
     original = Model.from_proto(conv_net())
     split = original
     for layer in [each for each in original.nodes if each.op == "Conv"]:
         outputs, inputs = layer.inputs[1].shape[:2]
-        decision = {"node": layer.name, "kind": "tucker", "spans": 1, "factors": ["in", "core", *out]}
+        decision = {"node": layer.name, "kind": "tucker", "spans": spans, "factors": ["in", "core", *out]}
         decision |= {"ranks": [max(2, 3 * inputs // 2), outputs - 2 * len(out)]}
         tucker = TuckerDecomposition(TuckerConfig())
         split = tucker.apply(split, Plan("tucker", (decision,)), PassContext()).model

@@ -20,6 +20,7 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
+from onnxcompress.linalg.spanning import spanned_last
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
 from onnxcompress.passes.recovery.allocation_samples import sample_batch
@@ -35,7 +36,7 @@ from onnxcompress.passes.recovery.refit_layers import (
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_samples import LayerRows
-from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, joined, spanned_last
+from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, joined
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
 from onnxcompress.passes.recovery.refit_waves import BatchFiles, Part, Waves
@@ -300,7 +301,7 @@ class _Refitting:
 
         def ordered(slope: Matrix) -> Matrix:
             flat = slope.reshape(-1, slope.shape[-1])
-            return np.ascontiguousarray(spanned_last(flat.T, layer.spanned, layer.positions).T)
+            return np.ascontiguousarray(spanned_last(flat.T, layer.kernel_shape, layer.spans).T)
 
         flat, prior = ordered(current[0]), ordered(prior_slope(layer, current, self._context.provenance)[0])
         shape = self._shape(layer, nodes)

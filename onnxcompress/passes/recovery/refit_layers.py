@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from onnxcompress.analysis.bias import adder_behind, constant_position, differs_by_row
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.graph import Model
+from onnxcompress.linalg.spanning import joined_kernel, parted_kernel, spannable, spanned_positions
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.links import has_input
 from onnxcompress.operators import CONVOLUTIONS, LAYERS, is_standard
@@ -43,7 +44,7 @@ class RefitLayer:
         input, output: tensor names, the same in both models.
         chain: names of the compressed model's nodes from input to output.
         core: position in the chain of the node with the original's kernel, but for the axes that the first one spans.
-        spanned: positions of the kernel that the input factor spans; 1 where it spans none, or there is none.
+        spans: axes of the kernel that the input factor spans, as in `linalg.spanning`.
         adder: name of the compressed model's Add that holds a MatMul's bias, None where there is none.
         groups: of the original's convolution, of which some may have left; above 1 only for a chain of one node.
         attributes: the original's strides, pads, dilations, auto_pad, output_padding.
@@ -63,13 +64,18 @@ class RefitLayer:
     kernel_shape: tuple[int, ...]
     original: Matrix
     follows_relu: bool
-    spanned: int = 1
+    spans: int = 0
     adder: str | None = None
 
     @property
     def has_constant(self) -> bool:
         """Whether a constant can be added to the outputs: a MatMul has no place for one without an Add behind it."""
         return self.op != "MatMul" or self.adder is not None
+
+    @property
+    def spanned(self) -> int:
+        """Positions of the kernel that the input factor spans."""
+        return spanned_positions(self.kernel_shape, self.spans)
 
     @property
     def is_convolution(self) -> bool:
@@ -234,7 +240,7 @@ def chain_slope(model: Model, nodes: list[gs.Node], core: int) -> Matrix:
     slope = slope_of(model, nodes[core])
     if core > 0:
         slope = np.einsum("air,gkro->gakio", slope_of(model, nodes[0])[0], slope)
-        slope = slope.reshape(len(slope), -1, *slope.shape[3:])
+        slope = joined_kernel(slope, 1, *(node.inputs[1].shape[2:] for node in (nodes[0], nodes[core])))
     if core < len(nodes) - 1:
         slope = slope @ slope_of(model, nodes[-1])[0, 0]
     return slope
@@ -274,9 +280,10 @@ def _layer(
     if groups > 1 and len(chain) > 1:
         return "a grouped convolution that was split"
     kernel = tuple(int(size) for size in node.inputs[1].shape[2:])
-    core = _core_of(chain, kernel, node.op)
-    if core is None:
+    found = _core_of(chain, kernel, node.op)
+    if found is None:
         return "no node between its input and output has its kernel"
+    core, spans = found
     readers = made.outputs
     only_relu = bool(readers) and all(reader.op == "Relu" for reader in readers)
     return RefitLayer(
@@ -291,23 +298,22 @@ def _layer(
         kernel_shape=kernel,
         original=slope_of(original, node),
         follows_relu=only_relu and not any(made is out for out in original.graph.outputs),
-        spanned=math.prod(chain[0].inputs[1].shape[2:]) if core > 0 else 1,
+        spans=spans,
         adder=adder,
     )
 
 
-def _core_of(chain: list[gs.Node], kernel: tuple[int, ...], op: str) -> int | None:
-    """Return which node of a chain holds the kernel, alone or behind a first one that spans its leading axes."""
+def _core_of(chain: list[gs.Node], kernel: tuple[int, ...], op: str) -> tuple[int, int] | None:
+    """Return which node of a chain holds the kernel, and which axes of it the first one spans."""
     shapes = [tuple(int(size) for size in node.inputs[1].shape[2:]) for node in chain]
     whole = [at for at, shape in enumerate(shapes) if shape == kernel]
     if op == "ConvTranspose":  # its factors are none
-        return next((at for at in whole if chain[at].op == op), None)
+        return next(((at, 0) for at in whole if chain[at].op == op), None)
     if whole:
         # Of a split matrix any node could be the core: the first keeps strides and pads, the other is the factor.
-        return whole[0] if math.prod(kernel) == 1 or len(chain) < _LONGEST_CHAIN else 1
-    ones = (1,) * len(kernel)
-    spans = [at for at in range(1, len(kernel)) if shapes[0] == (*kernel[:at], *ones[at:])]
-    return 1 if len(chain) > 1 and any(shapes[1] == (*ones[:at], *kernel[at:]) for at in spans) else None
+        return (whole[0] if math.prod(kernel) == 1 or len(chain) < _LONGEST_CHAIN else 1), 0
+    spanning = (spans for spans in spannable(kernel) if tuple(shapes[:2]) == parted_kernel(kernel, spans))
+    return next(((1, spans) for spans in spanning), None)
 
 
 def _chain(model: Model, producers: Mapping[str, gs.Node], tensor: str, output: str) -> list[gs.Node] | str:

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.linalg.moments import Rows
+from onnxcompress.linalg.spanning import spanned_last
 from onnxcompress.passes.recovery.refit_layers import RefitLayer
-from onnxcompress.passes.recovery.refit_solve import Samples, held_out, spanned_last
+from onnxcompress.passes.recovery.refit_solve import Samples, held_out
 
 _JUDGED_ROWS, _JUDGED_BYTES = 8192, 2**28
 
@@ -38,7 +39,7 @@ class LayerRows:
 
     def add(self, images: int, inputs: Rows) -> None:
         """Take the inputs (n, K I) of the next images, the rows of one beside each other."""
-        ordered = spanned_last(inputs, self._layer.spanned, self._layer.positions)
+        ordered = spanned_last(inputs, self._layer.kernel_shape, self._layer.spans)
         fitted, judging = self._parted(images, len(inputs))
         if not self._parts:
             self._rows = np.empty((len(self._rows), ordered.shape[1]), np.float32)  # takes memory as it is written to

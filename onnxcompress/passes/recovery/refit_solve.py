@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -174,18 +173,6 @@ def mapped_inputs(inputs: Rows, first: Matrix) -> Rows:
         return rows
 
     return in_blocks(mapped, len(inputs), positions * factor.shape[1])
-
-
-def spanned_last(rows: npt.NDArray[Any], spanned: int, positions: int) -> npt.NDArray[Any]:
-    """Return features (..., K I) in the order of an input factor that spans leading positions of the kernel.
-
-    The kernel's positions K = (spanned, rest), then channels, become rest, then spanned and channels: what is left of
-    the kernel, and the features that the input factor maps.
-    """
-    if spanned == 1:
-        return rows
-    split = rows.reshape(*rows.shape[:-1], spanned, positions // spanned, -1)
-    return np.ascontiguousarray(np.moveaxis(split, -3, -2)).reshape(rows.shape)
 
 
 def fit_chain(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
+from onnxcompress.linalg.spanning import spanned_positions
 from onnxcompress.passes.tucker.sites import ConvSite
 
 
@@ -76,13 +76,13 @@ def tucker_cost(
         site: the convolution.
         rank_in, rank_out: per group.
         with_in, with_out: whether the factor is a convolution of its own; without it the core has the full channels.
-        spans: leading axes of the kernel that the input factor spans.
+        spans: axes of the kernel that the input factor spans, as in `linalg.spanning`.
     """
     groups = site.groups
     inner_in = groups * rank_in if with_in else site.in_channels
     inner_out = groups * rank_out if with_out else site.out_channels
     whole = site.in_channels * site.out_channels // groups * site.kernel_size
-    spanned = math.prod(site.kernel_shape[:spans])
+    spanned = spanned_positions(site.kernel_shape, spans)
     core = inner_in * inner_out // groups * (site.kernel_size // spanned)
     first = site.in_channels * spanned * rank_in if with_in else 0
     last = site.out_channels * rank_out if with_out else 0

@@ -5,7 +5,6 @@ The core is the original convolution between fewer channels; the two 1x1 convolu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -18,6 +17,7 @@ from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.linalg import KernelSpectra, kernel_spectra
 from onnxcompress.linalg.parallel import parallel_map
+from onnxcompress.linalg.spanning import spannable, spanned_positions
 from onnxcompress.linalg.tucker import load_tensor_algebra
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Skipped
 from onnxcompress.passes.tucker.cache import WeightCache, remeasured
@@ -356,24 +356,17 @@ def _planned(sites: dict[str, ConvSite], decision: Decision) -> tuple[ConvSite, 
     where = f"plan: node '{node}'"
     if node not in sites:
         raise RecipeError(f"{where} is no convolution with constant weights in this model; it is another model's plan")
-    if spans and not ("in" in factors and spans in spannable(sites[node])):
+    site = sites[node]
+    if spans and not ("in" in factors and site.op == "Conv" and spans in spannable(site.kernel_shape)):
         raise RecipeError(f"{where}: an input factor cannot span {spans} axes of its kernel")
-    _check_ranks(sites[node], (rank_in, rank_out), where, spans)
-    return sites[node], SplitShape(rank_in, rank_out, with_in="in" in factors, with_out="out" in factors, spans=spans)
+    _check_ranks(site, (rank_in, rank_out), where, spans)
+    return site, SplitShape(rank_in, rank_out, with_in="in" in factors, with_out="out" in factors, spans=spans)
 
 
 def _check_ranks(site: ConvSite, ranks: tuple[int, int], where: str, spans: int = 0) -> None:
     most_in, most_out = group_channels(site)
-    most_in *= math.prod(site.kernel_shape[:spans])
+    most_in *= spanned_positions(site.kernel_shape, spans)
     for name, rank, size in zip(("rank_in", "rank_out"), ranks, (most_in, most_out), strict=True):
         if not 1 <= rank <= size:
             of = " of a group" if site.groups > 1 else ""
             raise RecipeError(f"{where}: {name} is {rank}, expected 1 to {size} (the channels{of})")
-
-
-def spannable(site: ConvSite) -> tuple[int, ...]:
-    """Return how many leading axes of a convolution's kernel an input factor may span, besides none."""
-    if site.op != "Conv":
-        return ()
-    kernel = site.kernel_shape
-    return tuple(at for at in range(1, len(kernel)) if math.prod(kernel[:at]) > 1 and math.prod(kernel[at:]) > 1)

@@ -7,10 +7,10 @@ With x the input, K a group's kernel (O, I, k...) and K ~= core x_1 U_out x_2 U_
 The first 1x1 maps I channels to R_in, the core keeps kernel, strides, pads and dilations, the last 1x1 maps R_out to O
 and adds the bias. A grouped convolution gives three grouped ones, group by group.
 
-The input factor may span leading axes of the kernel as well as the input channels: a kernel (O, I, kH, kW) is then
-looked at as (O, I kH, kW), and the split is kH x 1, 1 x kW, 1x1 (M. Jaderberg et al., Speeding up Convolutional Neural
-Networks with Low Rank Expansions, BMVC 2014; X. Zhang et al., TPAMI 2016). The first convolution then has strides,
-pads and dilations of the spanned axes, the core those of the others.
+The input factor may span leading or trailing axes of the kernel as well as the input channels: a kernel (O, I, kH, kW)
+is then looked at as (O, I kH, kW), and the split is kH x 1, 1 x kW, 1x1, or the other way round (M. Jaderberg et al.,
+Speeding up Convolutional Neural Networks with Low Rank Expansions, BMVC 2014; X. Zhang et al., TPAMI 2016). The first
+convolution then has strides, pads and dilations of the spanned axes, the core those of the others.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.linalg import KernelSpectra, Tucker2, kernel_spectra, tucker2
+from onnxcompress.linalg.spanning import parted_kernel, spanned_axes
 from onnxcompress.linalg.spectrum import Matrix, energy
 from onnxcompress.linalg.tucker import INPUT_MODE, OUTPUT_MODE, mode_products
 from onnxcompress.passes.tucker.sites import Array, ConvSite, as_stored
@@ -34,7 +35,7 @@ class SplitShape:
         rank_in, rank_out: per group.
         with_in, with_out: whether that factor becomes a convolution of its own; a factor at full rank can be multiplied
             back into the core.
-        spans: how many leading axes of the kernel the input factor spans; R_in is then at most I times their size.
+        spans: axes of the kernel that the input factor spans (`linalg.spanning`); R_in is at most I times their size.
     """
 
     rank_in: int
@@ -79,9 +80,9 @@ def decompose(site: ConvSite, split: SplitShape, spectra: Sequence[KernelSpectra
 def split_weights(site: ConvSite, split: SplitShape, groups: Sequence[Tucker2]) -> SplitWeights:
     """Lay out the decompositions of a convolution's groups as ONNX weights."""
     ones = (1,) * len(site.kernel_shape)
-    spanned, rest = site.kernel_shape[: split.spans], site.kernel_shape[split.spans :]
+    of_first, of_core = parted_kernel(site.kernel_shape, split.spans)
     cores = [_core(group, split) for group in groups]
-    cores = [core.reshape(*core.shape[:2], *ones[: split.spans], *rest) for core in cores]
+    cores = [core.reshape(*core.shape[:2], *of_core) for core in cores]
     if site.op == "ConvTranspose":
         core = np.concatenate([np.swapaxes(c, 0, 1) for c in cores])
     else:
@@ -93,7 +94,7 @@ def split_weights(site: ConvSite, split: SplitShape, groups: Sequence[Tucker2]) 
         return as_stored(weight, site.weight.dtype)
 
     return SplitWeights(
-        first=stored(first.reshape(len(first), -1, *spanned, *ones[split.spans :])) if split.with_in else None,
+        first=stored(first.reshape(len(first), -1, *of_first)) if split.with_in else None,
         core=stored(core),
         last=stored(last.reshape(*last.shape, *ones)) if split.with_out else None,
         relative_error=_pooled_error(site, groups),
@@ -101,9 +102,13 @@ def split_weights(site: ConvSite, split: SplitShape, groups: Sequence[Tucker2]) 
 
 
 def spanning(kernels: Matrix, spans: int) -> Matrix:
-    """Return kernels (G, O, I, k...) as (G, O, I k_1 .. k_spans, the other axes)."""
-    groups, outputs = kernels.shape[:2]
-    return kernels.reshape(groups, outputs, -1, *kernels.shape[3 + spans :])
+    """Return kernels (G, O, I, k...) as (G, O, I and the spanned axes, the other axes)."""
+    axes = range(3, kernels.ndim)
+    spanned = [axes[axis] for axis in spanned_axes(spans, len(axes))]
+    rest = [axis for axis in axes if axis not in spanned]
+    ordered = kernels.transpose(0, 1, 2, *spanned, *rest)
+    spread: Matrix = ordered.reshape(*kernels.shape[:2], -1, *(kernels.shape[axis] for axis in rest))
+    return spread
 
 
 def _core(group: Tucker2, split: SplitShape) -> Matrix:

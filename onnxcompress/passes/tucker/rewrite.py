@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.linalg.spanning import spanned_axes
 from onnxcompress.links import has_input
 from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights
 from onnxcompress.passes.tucker.sites import (
@@ -78,7 +79,8 @@ def replace_conv(model: Model, node: gs.Node, groups: int, split: SplitShape, co
     """
     bias = [node.inputs[2]] if has_input(node, 2) else []
     kernel = [int(size) for size in node.inputs[1].shape[2:]]
-    spanned, rest = range(split.spans), range(split.spans, len(kernel))
+    spanned = spanned_axes(split.spans, len(kernel))
+    rest = [axis for axis in range(len(kernel)) if axis not in spanned]
     of_core = _along(node.attrs, rest, kernel) if split.spans else dict(node.attrs)
     attributes = {
         "in": _along(node.attrs, spanned, kernel) if split.spans else {},
@@ -100,7 +102,7 @@ def replace_conv(model: Model, node: gs.Node, groups: int, split: SplitShape, co
     replace_by_chain(model, node, links)
 
 
-def _along(attributes: Mapping[str, Any], axes: range, kernel: Sequence[int]) -> dict[str, Any]:
+def _along(attributes: Mapping[str, Any], axes: Collection[int], kernel: Sequence[int]) -> dict[str, Any]:
     """Return a convolution's attributes for some axes of its kernel; along the others nothing happens."""
     count = len(kernel)
     kept = dict(attributes)

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.cost import sample_shapes
 from onnxcompress.graph import Model, Shape
+from onnxcompress.linalg.spanning import spanned_axes
 from onnxcompress.linalg.spectrum import Matrix, working
 from onnxcompress.links import has_input
 from onnxcompress.operators import CONVOLUTIONS, is_standard
@@ -83,11 +84,12 @@ class ConvSite:
         return self.groups > 1 and 1 in (self.in_channels // self.groups, self.out_channels // self.groups)
 
     def positions_behind(self, spans: int) -> int | None:
-        """Return the positions behind an input factor that spans so many axes of the kernel, None if not known."""
+        """Return the positions behind an input factor that spans axes of the kernel, None if not known."""
         if spans == 0 or self.sizes is None:
             return None if spans else self.in_positions
         given, made = self.sizes
-        of_each = math.prod(made[:spans]) * math.prod(given[spans:])
+        axes = spanned_axes(spans, len(given))
+        of_each = math.prod(made[axis] if axis in axes else given[axis] for axis in range(len(given)))
         # One sample of the model may be several of the layer, as where it is cut into windows.
         return None if self.in_positions is None else self.in_positions // max(math.prod(given), 1) * of_each
 

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.analysis.split import WHOLE, Split
 from onnxcompress.graph import Model
+from onnxcompress.linalg.spanning import parted_kernel
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.tucker.decomposition import group_channels, split_cost, why_not_split
 from onnxcompress.passes.tucker.factors import SplitShape, SplitWeights
@@ -94,16 +95,15 @@ def _convolution_weights(site: ConvSite, split: SplitShape) -> SplitWeights:
     groups, kernel = site.groups, site.kernel_shape
     inputs, outputs = group_channels(site)
     ones = (1,) * len(kernel)
-    spanned, rest = kernel[: split.spans], kernel[split.spans :]
-    of_core = (*ones[: split.spans], *rest)
+    of_first, of_core = parted_kernel(kernel, split.spans)
     if site.op == "ConvTranspose":
         core = (groups * split.rank_in, split.rank_out, *of_core)
     else:
         core = (groups * split.rank_out, split.rank_in, *of_core)
-    first = (groups * split.rank_in, inputs, *spanned, *ones[split.spans :])
+    first = (groups * split.rank_in, inputs, *of_first)
     return SplitWeights(
-        first=_filled(site.weight, first, inputs * math.prod(spanned)) if split.with_in else None,
-        core=_filled(site.weight, core, split.rank_in * math.prod(rest)),
+        first=_filled(site.weight, first, inputs * math.prod(of_first)) if split.with_in else None,
+        core=_filled(site.weight, core, split.rank_in * math.prod(of_core)),
         last=_filled(site.weight, (groups * outputs, split.rank_out, *ones), split.rank_out)
         if split.with_out
         else None,

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnxcompress.errors import PassError
 from onnxcompress.graph import Model
+from onnxcompress.linalg.spanning import joined_kernel
 from onnxcompress.linalg.spectrum import Matrix, energy, energy_of_difference, working_type
 from onnxcompress.passes.base import Decision, PassResult
 from onnxcompress.passes.execution import WeightMakers
@@ -104,12 +105,11 @@ def _kernel(chain: list[tuple[gs.Node, Matrix]], decision: Mapping[str, Any]) ->
     if "in" in weights:
         first = weights["in"][1]
         spread = first.reshape(groups, blocks.shape[2], first.shape[1], -1)
-        # The input factor's positions come first: it spans leading axes of the kernel, or none.
-        # (G, R_out P, R_in) by (G, R_in, I Q), and the core's positions behind the channels again.
+        # (G, R_out P, R_in) by (G, R_in, I Q), and the positions behind the channels again.
         _, outputs, inputs, positions = blocks.shape
         rows = np.swapaxes(blocks, 2, 3).reshape(groups, -1, inputs) @ spread.reshape(groups, inputs, -1)
         rows = rows.reshape(groups, outputs, positions, *spread.shape[2:])
-        blocks = np.moveaxis(rows, 2, -1).reshape(groups, outputs, spread.shape[2], -1)
+        blocks = joined_kernel(np.moveaxis(rows, 2, -1), 3, first.shape[2:], shape)
         shape = [a * b for a, b in zip(first.shape[2:], shape, strict=True)]
     if "out" in weights:
         last = weights["out"][1]
