@@ -4,10 +4,10 @@ onnx's inference gives a length that it does not know a symbol, a new one for ev
 Reshape's target. `[batch, -1, height, width]`, read from Shape, then hides a count of channels that does not depend on
 the input, and `[-1, 14, length]` the batch. With lengths as products of numbers and symbols, a single new symbol in a
 Reshape's output is the input's product divided by that of the other lengths. Entries of a target that are products
-of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them. Where operands
-meet along lengths that turn out to be one, the result has that one. Of several symbols,
-as in `[batch, height, width, -1]` with all three read from Shape, the channels are told by the layer that reads them:
-its weight has as many.
+of lengths themselves (`[batch * frames, channels, -1]`) are followed through what computes them. Where operands meet
+along lengths that turn out to be one, the result has that one; an Expand's has the entries of its target. Of several
+symbols, as in `[batch, height, width, -1]` with all three read from Shape, the channels are told by the layer that
+reads them: its weight has as many.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def may_be_equal(first: Dim, second: Dim) -> bool:
 
 
 def open_lengths(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, Dim]:
-    """Return {symbol: what it stands for} of the symbols that inference made for lengths of Reshapes and Flattens.
+    """Return {symbol: what it stands for} of the symbols that inference made for lengths that follow from others.
 
     Args:
         graph: nodes in topological order; symbols that its inputs and outputs declare keep their names.

@@ -259,17 +259,13 @@ def _instance_normalization(site: Site) -> Mapping[int, str]:
 
 
 def _group_normalization(site: Site) -> Mapping[int, str]:
-    """From opset 21 on with a scale for each channel, before that for each group."""
-    shape, scale, tape = site.shape(0), site.constant(1), site.tape
-    if shape is None or scale is None:
+    """With a scale for each channel: that of opset 18, for each group, is read as InstanceNormalization."""
+    shape, tape = site.shape(0), site.tape
+    if shape is None:
         return {}
     groups = [0, int(site.attributes["num_groups"]), -1]
-    g = site.g
-    if scale.size == shape[1]:
-        g = tape.add("Mul", g, scale.reshape(-1, *[1] * (len(shape) - 2)))
-    g = tape.add("Reshape", g, groups)
-    if scale.size != shape[1]:
-        g = tape.add("Mul", g, scale.reshape(-1, 1))
+    scale = tape.add("Reshape", site.node.input[1], [-1, *[1] * (len(shape) - 2)])
+    g = tape.add("Reshape", tape.add("Mul", site.g, scale), groups)
     (found,) = _normalised(site, g, [2], tape.add("Reshape", site.x, groups)).values()
     return {0: tape.reshaped_as(found, site.x)}
 

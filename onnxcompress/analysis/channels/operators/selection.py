@@ -115,12 +115,6 @@ def split(analysis: ChannelAnalysis, node: gs.Node) -> None:
     analysis.on_removal(node, expanded, new_sizes)
 
 
-def _on_several_axes(labels: Labels) -> str | None:
-    """Return why a part of them is no part of the filters, None where it is."""
-    count = len(labels.axes)
-    return f"along one of the {count} axes that they lie on" if count > 1 else None
-
-
 @operator("Slice")
 def slice_(analysis: ChannelAnalysis, node: gs.Node) -> None:
     """A range of the labels, with any step."""
@@ -244,7 +238,9 @@ def gather(analysis: ChannelAnalysis, node: gs.Node) -> None:
         _pick_rows(analysis, node, expanded, axis, indices.values)
         return
     if indices is None or len(indices.shape) != 1 or expanded is None or len(expanded.axes) > 1:
-        why = (indices is not None and _on_several_axes(labels)) or "by number"
+        count = len(labels.axes)
+        several = indices is not None and count > 1
+        why = f"along one of the {count} axes that they lie on" if several else "by number"
         analysis.freeze(labels.ids, f"'{node.name}' picks some of them {why}")
         return
     picked = np.asarray(indices.values, np.int64) % len(expanded.ids)
