@@ -7,7 +7,7 @@ Values that a function gives attributes which a call leaves out are lost on onnx
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 import onnx.inliner
@@ -15,6 +15,8 @@ import onnx.inliner
 from onnxcompress.errors import ModelError
 from onnxcompress.operators import is_standard
 from onnxcompress.subgraphs import with_inner_nodes
+
+_SHARED_FROM_BYTES = 1024
 
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -31,7 +33,36 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     for function in copied.functions:
         _take_versions(function, versions)
     _give_defaults(copied)
-    return onnx.inliner.inline_local_functions(copied)
+    whole = onnx.inliner.inline_local_functions(copied)
+    _share_weights(whole.graph, given={name for node in proto.graph.node for name in node.output})
+    return whole
+
+
+def _share_weights(graph: onnx.GraphProto, given: Collection[str]) -> None:
+    """Give all calls of a function the one weight that its body holds, in place.
+
+    Args:
+        graph: as it is once inlined; copies of a weight lose their readers.
+        given: what the graph's own nodes made before.
+    """
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type != "Constant" or not is_standard(node) or node.output[0] in given:
+            continue
+        content = node.attribute[0].SerializeToString(deterministic=True)
+        if len(content) >= _SHARED_FROM_BYTES and _is_weight(node.attribute[0]):
+            same[node.output[0]] = first.setdefault(content, node.output[0])
+    for node in with_inner_nodes(graph.node):
+        node.input[:] = [same.get(name, name) for name in node.input]
+
+
+def _is_weight(attribute: onnx.AttributeProto) -> bool:
+    """Whether a constant is no other layer's by chance: its rows differ."""
+    if attribute.name != "value" or len(attribute.t.dims) < 2 or attribute.t.data_location != onnx.TensorProto.DEFAULT:
+        return False
+    values = onnx.numpy_helper.to_array(attribute.t)
+    return not bool((values == values[:1]).all())
 
 
 def _give_defaults(proto: onnx.ModelProto) -> None:

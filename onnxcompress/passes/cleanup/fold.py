@@ -5,14 +5,15 @@ Two kinds. Shape arithmetic of which every element is static, though it starts f
 that the constant has the very bits that would have been computed at run time.
 
 A constant may not be larger than what it was computed from, small ones apart: a compressor that unpacks weights helps
-nobody. For the same reason quantised weights stay packed, and scales that are the product of two others stay so. What
-is random, holds a sub-graph or is of another domain stays, but for an If whose condition is known (`branches`).
+nobody. For the same reason weights stored in half precision or quantised stay packed, and scales that are the product
+of two others stay so. What is made of the same weight twice is one again. What is random, holds a sub-graph or is of
+another domain stays, but for an If whose condition is known (`branches`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,9 +38,13 @@ ALWAYS_FOLDED_BYTES = 16 * 1024
 MAX_FOLDED_BYTES = 512 * 1024 * 1024
 """Larger ones stay: they would be held several times over while they are computed."""
 
+_SMALL_BYTES = 1024
+"""Smaller tensors are neither shared nor left packed: a file saves next to nothing by it."""
+
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
 _WITH_SUB_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _UNPACKS_WEIGHTS = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 _STATIC, _CONSTANT, _DECIDED = "shape arithmetic", "constants", "condition"
 
 
@@ -63,7 +68,9 @@ class ConstantFolding(Rule):
                 else:
                     decided.add(node.name)
                 continue
-            if not candidates.consider(node) and _is_static(node, shape_values, pinned):
+            if candidates.consider(node) or (candidates.skipped.get(node.name) and _unpacks(model, node)):
+                continue
+            if _is_static(node, shape_values, pinned):
                 if reason := excluded([node], context):
                     candidates.skipped[node.name] = reason
                     continue
@@ -97,6 +104,7 @@ class ConstantFolding(Rule):
         values |= known
         folded = [node for node, kind in planned if kind != _DECIDED]
         outputs = [tensor for node in folded for tensor in node.outputs if tensor.name]
+        same = _made_twice(folded, values)
         cut_links(folded)
         remove_nodes(model, folded)
         for tensor in outputs:
@@ -104,6 +112,10 @@ class ConstantFolding(Rule):
                 tensor.to_constant(np.array(values[tensor.name]))
             elif tensor.outputs:
                 raise RecipeError(f"plan: clean-up folds '{tensor.name}', which is not constant in this model")
+        for tensor, first in same:
+            for reader in list(tensor.outputs):
+                for position in [at for at, read in enumerate(reader.inputs) if read is tensor]:
+                    reader.inputs[position] = first
         decided = [node for node, kind in planned if kind == _DECIDED]
         for node in decided:
             if not is_decided(model, node):
@@ -111,6 +123,27 @@ class ConstantFolding(Rule):
         if decided:
             take_branches(model, {node.name for node in decided})
         return {}
+
+
+def _made_twice(nodes: Iterable[gs.Node], values: Mapping[str, Array]) -> list[tuple[gs.Tensor, gs.Tensor]]:
+    """Return weights that are made once more of what another was made of, each with that one.
+
+    They are a layer's that is applied several times, and stay one: see `importing`. Equal rows may be so by chance.
+    """
+    sources: dict[str, frozenset[int]] = {}
+    first: dict[tuple[Any, ...], gs.Tensor] = {}
+    found: list[tuple[gs.Tensor, gs.Tensor]] = []
+    for node in nodes:
+        own = [frozenset({id(t.values)}) if isinstance(t, gs.Constant) else sources.get(t.name) for t in node.inputs]
+        for tensor in node.outputs:
+            sources[tensor.name] = frozenset().union(*(each or () for each in own))
+            made = values.get(tensor.name)
+            if made is None or made.ndim < 2 or made.nbytes < _SMALL_BYTES or (made == made[:1]).all():
+                continue
+            other = first.setdefault((sources[tensor.name], made.dtype, made.shape), tensor)
+            if other is not tensor and values[other.name].tobytes() == made.tobytes():
+                found.append((tensor, other))
+    return found
 
 
 def _is_product_of_scales(node: gs.Node) -> bool:
@@ -126,6 +159,13 @@ def _is_product_of_scales(node: gs.Node) -> bool:
 
 def _reads_scale(reader: gs.Node, tensor: gs.Tensor) -> bool:
     return reader.op in _UNPACKS_WEIGHTS and any(read is tensor for read in reader.inputs[1:2])
+
+
+def _unpacks(model: Model, node: gs.Node) -> bool:
+    """Whether a node makes stored numbers wider for arithmetic only, as it does weights in half precision."""
+    if node.op not in ("Cast", "CastLike") or not isinstance(node.inputs[0], gs.Constant):
+        return False
+    return model.dtypes.get(node.outputs[0].name) in _FLOATS and model.dtype_of(node.inputs[0]) != np.dtype(np.bool_)
 
 
 def _is_static(node: gs.Node, shape_values: ShapeValues, pinned: frozenset[str]) -> bool:
@@ -187,7 +227,8 @@ class _Candidates:
         if None in sizes:
             return "the size of its output is not known"
         total = sum(size for size in sizes if size is not None)
-        if total > MAX_FOLDED_BYTES or (total > ALWAYS_FOLDED_BYTES and total > source):
+        always = _SMALL_BYTES if _unpacks(self._model, node) else ALWAYS_FOLDED_BYTES
+        if total > MAX_FOLDED_BYTES or (total > always and total > source):
             return f"its output of {total} bytes is larger than may be stored for {source} bytes of input"
         return excluded([node], self._context)
 
