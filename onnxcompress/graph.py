@@ -33,16 +33,18 @@ from onnxcompress.operators import is_standard
 from onnxcompress.serialization import (
     PROTOBUF_LIMIT_BYTES,
     Array,
-    array_to_tensor,
     check_output_path,
     parse_proto,
     read_proto,
+    tensor_dtype,
+    write_proto,
+)
+from onnxcompress.tensor_bytes import (
+    array_to_tensor,
+    model_size,
     release_mapped,
     serialized,
-    serialized_size,
-    tensor_dtype,
-    varint_size,
-    write_proto,
+    with_weights,
 )
 
 Signature = tuple[tuple[str, int | None, Shape | None], ...]
@@ -284,7 +286,7 @@ class Model:
             ModelError: it is invalid.
         """
         made, own = Model.from_proto(proto), self._envelope
-        envelope = replace(made._envelope, inputs=own.inputs, outputs=own.outputs)
+        envelope = replace(made._envelope, model=own.renewed(made._envelope), inputs=own.inputs, outputs=own.outputs)
         self.__dict__.update({**made.__dict__, "_envelope": envelope, "input_shapes": self.input_shapes})
 
     def remove_unused(self) -> None:
@@ -332,6 +334,7 @@ class Model:
     def skeleton(self) -> onnx.ModelProto:
         """Return the model with every large weight replaced by a graph input of its type: small at any model size."""
         proto, weights = self._export()
+        del proto.graph.initializer[:]
         listed = {info.name for info in proto.graph.input}
         for name, array in weights.items():
             if array.nbytes <= _FOLDED_INTO_SKELETON_BYTES:
@@ -343,9 +346,7 @@ class Model:
 
     def to_proto(self) -> onnx.ModelProto:
         """Return the whole model, weights included (below 2 GB only)."""
-        proto, weights = self._export()
-        proto.graph.initializer.extend(array_to_tensor(name, array) for name, array in weights.items())
-        return proto
+        return with_weights(*self._export())
 
     def to_bytes(self) -> bytes:
         """Return the whole model serialized, the same bytes every time (below 2 GB only)."""
@@ -363,12 +364,7 @@ class Model:
     @property
     def size_bytes(self) -> int:
         """The size of the file that `save` writes without a side file, in bytes, without making it."""
-        proto, weights = self._export()
-        sizes = (serialized_size(name, array) for name, array in weights.items())
-        graph = int(proto.graph.ByteSize())
-        # A message inside another stands behind a tag of one byte and its own length.
-        full = graph + sum(1 + varint_size(size) + size for size in sizes)
-        return int(proto.ByteSize()) - graph - varint_size(graph) + full + varint_size(full)
+        return model_size(*self._export())
 
     def release_mapped(self) -> None:
         """Let go of the memory of external data that was read; it is read again from its files when needed."""
@@ -392,7 +388,7 @@ class Model:
         write_proto(proto, weights, path, external=is_external, spared=spared)
 
     def _export(self) -> tuple[onnx.ModelProto, dict[str, Array]]:
-        """Return the protobuf without initializers, and the initializers."""
+        """Return the protobuf, of the initializers with what is said of them alone, and their values."""
         envelope = self._envelope
         proto = onnx.ModelProto()
         proto.CopyFrom(envelope.model)
@@ -411,6 +407,7 @@ class Model:
         listed = {info.name for info in envelope.defaults}
         if envelope.model.ir_version < _FIRST_IR_WITH_FREE_INITIALIZERS:
             listed |= set(weights)
+        graph.initializer.extend(note for name, note in envelope.notes.items() if name in weights)
         graph.input.extend(array_info(name, array) for name, array in weights.items() if name in listed)
         for node in self.nodes:
             if not is_standard(node):

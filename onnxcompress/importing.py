@@ -51,6 +51,16 @@ class Envelope:
     defaults: tuple[onnx.ValueInfoProto, ...]
     value_info: Mapping[str, onnx.ValueInfoProto]
     extras: Mapping[str, NodeExtras] = field(default_factory=dict)
+    notes: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def renewed(self, made: Envelope) -> onnx.ModelProto:
+        """Return what stands around the graph, for a graph that a tool made of it, with what it needs now."""
+        model: onnx.ModelProto = _copied(self.model)
+        model.ir_version = made.model.ir_version
+        del model.opset_import[:], model.graph.quantization_annotation[:]
+        model.opset_import.extend(made.model.opset_import)
+        model.graph.quantization_annotation.extend(made.model.graph.quantization_annotation)
+        return model
 
 
 def import_graph(proto: onnx.ModelProto, path: Path | None) -> tuple[gs.Graph, Envelope, dict[str, gs.Constant]]:
@@ -105,8 +115,19 @@ def import_graph(proto: onnx.ModelProto, path: Path | None) -> tuple[gs.Graph, E
         defaults=tuple(_copied(info) for info in graph.input if info.name in arrays),
         value_info={info.name: opened(info, "tensor") for info in graph.value_info},
         extras=extras,
+        notes={tensor.name: note for tensor in graph.initializer if (note := _note(tensor)) is not None},
     )
     return gs.Graph(nodes, inputs, results, opset=opset), surroundings, captured
+
+
+def _note(tensor: onnx.TensorProto) -> onnx.TensorProto | None:
+    """Return what a file says of a weight beside its values, None where that is nothing."""
+    if not tensor.doc_string and not tensor.metadata_props:
+        return None
+    note = onnx.TensorProto(name=tensor.name, metadata_props=tensor.metadata_props)
+    if tensor.doc_string:
+        note.doc_string = tensor.doc_string
+    return note
 
 
 def _envelope(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,21 +9,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.side_files import own_side_files, remove_unneeded, side_file_name
 from onnxcompress.subgraphs import with_sub_graphs
+from onnxcompress.tensor_bytes import (
+    PACKED_TYPES,
+    bytes_of,
+    described,
+    notes_of,
+    release_mapped,
+    serialized,
+)
+from onnxcompress.tensor_bytes import array_to_tensor as array_to_tensor
+from onnxcompress.tensor_bytes import is_packed as is_packed
 
 Array = npt.NDArray[Any]
 
@@ -35,13 +44,7 @@ IN_MEMORY_BYTES = 2**28
 
 _EXTERNAL_ALIGNMENT = 4096
 _LONGEST_OF_NOTHING = 2**24  # a length beside a length of 0: no data vouch for it
-_SMALL_BYTES = 4096
 _NAME_START_BYTES = 100
-_SUB_BYTE_TYPES = frozenset(
-    getattr(onnx.TensorProto, name)
-    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
-    if hasattr(onnx.TensorProto, name)
-)
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -107,7 +110,7 @@ def load_array(tensor: onnx.TensorProto, model: Path | None) -> Array:
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
     if external:
         return _map_external(tensor, count * dtype.itemsize, dtype, model)
-    if tensor.data_type not in _SUB_BYTE_TYPES:
+    if tensor.data_type not in PACKED_TYPES:
         seen = len(tensor.raw_data) if tensor.HasField("raw_data") else _typed_length(tensor) * dtype.itemsize
         if seen != count * dtype.itemsize:
             raise ModelError(
@@ -157,13 +160,6 @@ def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], mod
     return mapped.view(dtype).reshape(tuple(tensor.dims))
 
 
-def release_mapped(array: Array) -> None:
-    """Let go of the memory of an array that lies in a mapped file; it is read again from there when needed."""
-    mapping = getattr(array, "_mmap", None)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED)
-
-
 def external_files(proto: onnx.ModelProto) -> list[str]:
     """Return the relative paths of the files that a model's external data lie in.
 
@@ -184,101 +180,6 @@ def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         yield from each.initializer
         for attribute in (attribute for node in each.node for attribute in node.attribute):
             yield from (attribute.t, *attribute.tensors)
-
-
-def array_to_tensor(name: str, array: Array) -> onnx.TensorProto:
-    """Return `array` as an onnx tensor, in its own element type."""
-    if array.dtype == object:
-        return onnx.numpy_helper.from_array(array, name)
-    return onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-
-
-def serialized_size(name: str, array: Array) -> int:
-    """Return the bytes of `array_to_tensor`, without copying large arrays."""
-    return len(_head(name, array)) + _bytes_behind_head(array)
-
-
-def _head(name: str, array: Array) -> bytes:
-    """Return the bytes of `array_to_tensor`: all of them of a small array, those before the values of another."""
-    if _is_small(array):
-        return bytes(array_to_tensor(name, array).SerializeToString(deterministic=True))
-    described = bytes(_described(name, array).SerializeToString(deterministic=True))
-    return described + _lead(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, array.nbytes)
-
-
-def _bytes_behind_head(array: Array) -> int:
-    return 0 if _is_small(array) else int(array.nbytes)
-
-
-def _is_small(array: Array) -> bool:
-    """Whether an array is copied without a thought, or cannot be written as it lies in memory."""
-    return array.nbytes < _SMALL_BYTES or is_packed(array)
-
-
-def is_packed(array: Array) -> bool:
-    """Whether a tensor holds strings, or several numbers to a byte, and an array does not."""
-    return array.dtype == object or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) in _SUB_BYTE_TYPES
-
-
-def _described(name: str, array: Array) -> onnx.TensorProto:
-    """Return the tensor of an array but for its values, which are the last field of it."""
-    return onnx.TensorProto(name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
-
-
-def varint_size(number: int) -> int:
-    """Return how many bytes protobuf writes a length in: seven bits each."""
-    return max(1, -(-number.bit_length() // 7))
-
-
-def serialized(proto: onnx.ModelProto, weights: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a model with `weights` as its initializers, piece by piece, without a copy of large ones.
-
-    Together they are what `proto.SerializeToString(deterministic=True)` gives with all of them in it. Memory that a
-    mapped weight took is let go of before the next one.
-    """
-    heads = {name: _head(name, array) for name, array in weights.items()}
-    sizes = {name: len(heads[name]) + _bytes_behind_head(array) for name, array in weights.items()}
-    model_before, model_after = _parted(proto, onnx.ModelProto.GRAPH_FIELD_NUMBER)
-    before, after = _parted(proto.graph, onnx.GraphProto.INITIALIZER_FIELD_NUMBER)
-    inner = sum(1 + varint_size(size) + size for size in sizes.values())
-    yield model_before + _lead(onnx.ModelProto.GRAPH_FIELD_NUMBER, len(before) + inner + len(after)) + before
-    for name, array in weights.items():
-        yield _lead(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, sizes[name]) + heads[name]
-        if not _is_small(array):
-            yield _bytes_of(array)
-            release_mapped(array)
-    yield after + model_after
-
-
-def _parted(message: Message, field: int) -> tuple[bytes, bytes]:
-    """Return the serialized fields of a message before `field`, and those behind it; `field` is in neither."""
-    before, after = type(message)(), type(message)()
-    before.CopyFrom(message)
-    before.DiscardUnknownFields()
-    after.CopyFrom(message)
-    for each in message.DESCRIPTOR.fields:
-        if each.number >= field:
-            before.ClearField(each.name)
-        if each.number <= field:
-            after.ClearField(each.name)
-    return before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
-
-
-def _lead(field: int, length: int) -> bytes:
-    """Return what protobuf writes in front of a field of so many bytes: its tag and length."""
-    return _varint(field << 3 | 2) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    rest = []
-    while number > 127:
-        rest.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*rest, number])
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def check_output_path(path: Path, *, overwrite: bool) -> None:
@@ -356,7 +257,7 @@ def _umask() -> int:
 def write_proto(
     proto: onnx.ModelProto, weights: dict[str, Array], path: Path, *, external: bool, spared: Iterable[Path] = ()
 ) -> None:
-    """Write `proto` (without weights) and `weights` to `path`, atomically.
+    """Write `proto` (without weights, but with what `notes_of` finds) and `weights` to `path`, atomically.
 
     With `external` the weights (but strings and four-bit numbers) go to a side file whose name carries their hash: an
     earlier model of the same name keeps its own side file until the new model stands in its place; then it is removed,
@@ -378,15 +279,19 @@ def write_proto(
     with atomic_file(side_file) as stream:
         for name, offset in offsets.items():
             stream.seek(offset)
-            stream.write(_bytes_of(weights[name]))
+            stream.write(bytes_of(weights[name]))
             release_mapped(weights[name])
         stream.truncate(max(stream.tell(), 1))
+    notes = notes_of(proto)
+    del proto.graph.initializer[:]
     try:
         for name, array in weights.items():
             is_beside = name in offsets
             tensor = (
                 _external_tensor(name, array, location, offsets[name]) if is_beside else array_to_tensor(name, array)
             )
+            if name in notes:
+                tensor.MergeFrom(notes[name])
             proto.graph.initializer.append(tensor)
         with atomic_file(path) as stream:
             stream.write(proto.SerializeToString(deterministic=True))
@@ -404,13 +309,13 @@ def _layout(weights: dict[str, Array]) -> tuple[dict[str, int], str]:
         offsets[name] = position
         position += array.nbytes
         digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
-        digest.update(_bytes_of(array))
+        digest.update(bytes_of(array))
         release_mapped(array)
     return offsets, digest.hexdigest()
 
 
 def _external_tensor(name: str, array: Array, location: str, offset: int) -> onnx.TensorProto:
-    tensor = _described(name, array)
+    tensor = described(name, array)
     tensor.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)

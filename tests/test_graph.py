@@ -62,6 +62,17 @@ def test_metadata_opsets_and_documentation_stay() -> None:
     assert list(back.graph.node) == list(proto.graph.node)
 
 
+def test_what_is_said_of_weights_stays() -> None:
+    proto = proto_of([helper.make_node("Add", ["x", "c"], ["y"], "add")], {"c": np.ones(4)})
+    proto.graph.initializer[0].doc_string = "ones"
+    proto.graph.initializer[0].metadata_props.add(key="scale", value="1")
+    model = Model.from_proto(proto)
+    for back in (model.to_proto(), onnx.load_from_string(model.to_bytes())):
+        assert list(back.graph.initializer) == list(proto.graph.initializer)
+    assert model.size_bytes == len(model.to_bytes())
+    assert len(model.skeleton().graph.initializer) == 1
+
+
 def test_sub_graphs_and_tensor_attributes_stay() -> None:
     branches = [
         helper.make_graph([helper.make_node(op, ["x"], [out], doc_string="inside")], out, [], [info(out, [2, 4])])

@@ -16,14 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.serialization import (
-    array_to_tensor,
     atomic_file,
     check_output_path,
     load_array,
     read_proto,
-    serialized,
     write_proto,
 )
+from onnxcompress.tensor_bytes import array_to_tensor, model_size, serialized
 from tests.tiny_models import conv_net
 from tests.versions import has_bfloat16
 
@@ -327,6 +326,29 @@ def test_pieces_are_the_bytes_that_protobuf_makes() -> None:
     whole.graph.initializer.extend(array_to_tensor(name, array) for name, array in weights.items())
     assert b"".join(pieces) == whole.SerializeToString(deterministic=True)
     assert len(proto.graph.initializer) == 0
+
+
+def test_what_is_said_of_weights_is_written_with_them(tmp_path: Path) -> None:
+    """Behind values that are streamed, in tensors that are small or packed, and beside those in another file."""
+    proto, weights = streamed()
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    whole.graph.initializer.extend(array_to_tensor(name, array) for name, array in weights.items())
+    for number, tensor in enumerate(whole.graph.initializer):
+        note = onnx.TensorProto(name=tensor.name)
+        if number % 2:
+            note.doc_string = f"on {tensor.name}"
+        note.metadata_props.add(key="of", value=tensor.name)
+        proto.graph.initializer.append(note)
+        tensor.MergeFrom(note)
+    expected = whole.SerializeToString(deterministic=True)
+    assert b"".join(serialized(proto, weights)) == expected
+    copied = onnx.ModelProto.FromString(proto.SerializeToString())
+    assert model_size(copied, weights) == len(expected)
+    write_proto(proto, weights, tmp_path / "m.onnx", external=True)
+    written = onnx.load(tmp_path / "m.onnx", load_external_data=False).graph.initializer
+    given = {t.name: (t.doc_string, list(t.metadata_props)) for t in whole.graph.initializer}
+    assert {t.name: (t.doc_string, list(t.metadata_props)) for t in written} == given
 
 
 def test_fields_that_this_onnx_does_not_know_are_streamed_once() -> None:

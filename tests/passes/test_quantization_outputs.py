@@ -33,6 +33,25 @@ def test_lengths_that_a_model_leaves_open_stay_open(each: Int8Quantization | Flo
     assert list(result.graph.input) == list(proto.graph.input)
 
 
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("each", [Int8Quantization(), Float16Conversion()])
+def test_a_quantised_model_says_of_itself_what_the_given_one_did(
+    each: Int8Quantization | Float16Conversion, opset: int
+) -> None:
+    proto = conv_net()
+    proto.opset_import[0].version = opset
+    proto.producer_name, proto.producer_version, proto.domain, proto.model_version = "someone", "1.2", "org", 7
+    proto.doc_string, proto.graph.name, proto.graph.doc_string = "a model", "digits", "a graph"
+    helper.set_model_props(proto, {"classes": "[1, 2]"})
+    model = Model.from_proto(proto)
+    context = PassContext(calibration=lambda: iter([{"x": samples()}]))
+    result = each.apply(model, each.plan(model, context), context).model.to_proto()
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        assert getattr(result, field) == getattr(proto, field)
+    assert [(each.key, each.value) for each in result.metadata_props] == [("classes", "[1, 2]")]
+    assert (result.graph.name, result.graph.doc_string) == ("digits", "a graph")
+
+
 @pytest.mark.parametrize(("opset", "ir_version"), [(7, 3), (8, 3), (9, 4)])
 @pytest.mark.parametrize("each", [Int8Quantization(), Float16Conversion()])
 def test_an_old_file_that_lists_its_weights_as_inputs(

@@ -11,7 +11,8 @@ from onnxcompress.analysis.channels.analysis import ChannelAnalysis
 from onnxcompress.analysis.channels.labels import Ids, Labels, Mask, regular_shape
 from onnxcompress.errors import PassError
 from onnxcompress.graph import Model
-from onnxcompress.serialization import Array, release_mapped
+from onnxcompress.serialization import Array
+from onnxcompress.tensor_bytes import release_mapped
 
 FIRST_OPSET_WITH_WHERE = 9
 

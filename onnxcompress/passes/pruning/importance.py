@@ -27,7 +27,7 @@ from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Samples
-from onnxcompress.serialization import release_mapped
+from onnxcompress.tensor_bytes import release_mapped
 
 Scores = npt.NDArray[np.float64]
 

@@ -29,7 +29,7 @@ from onnxcompress.passes.tucker.ranks import DEFAULT_FLOOR, DEFAULT_MIN_RANK, ke
 from onnxcompress.passes.tucker.rewrite import replace_conv, require_distinct, split_constants
 from onnxcompress.passes.tucker.sites import ConvSite, find_conv_sites
 from onnxcompress.passes.tucker.spec import RankSpec, parse_tucker_spec
-from onnxcompress.serialization import release_mapped
+from onnxcompress.tensor_bytes import release_mapped
 
 _Times = Mapping[str, Mapping[Split, float]]
 """{node: {split, or the whole: milliseconds}}."""

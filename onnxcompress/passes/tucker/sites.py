@@ -18,7 +18,7 @@ from onnxcompress.linalg.spectrum import Matrix, working
 from onnxcompress.links import has_input
 from onnxcompress.operators import CONVOLUTIONS, is_standard
 from onnxcompress.passes.base import PassContext, Skipped
-from onnxcompress.serialization import release_mapped
+from onnxcompress.tensor_bytes import release_mapped
 
 Array = npt.NDArray[Any]
 

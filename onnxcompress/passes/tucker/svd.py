@@ -35,7 +35,7 @@ from onnxcompress.passes.tucker.sites import (
     as_stored,
 )
 from onnxcompress.passes.tucker.spec import RankSpec, parse_svd_spec
-from onnxcompress.serialization import release_mapped
+from onnxcompress.tensor_bytes import release_mapped
 
 _FLAT = 1e-3
 _FIRST_OPSET_OF_GEMM_WITHOUT_C = 11

@@ -18,7 +18,7 @@ from onnxcompress.linalg.spectrum import Matrix, energy, energy_of_difference, w
 from onnxcompress.passes.base import Decision, PassResult
 from onnxcompress.passes.execution import WeightMakers
 from onnxcompress.passes.verification import Verification, verify
-from onnxcompress.serialization import release_mapped
+from onnxcompress.tensor_bytes import release_mapped
 
 Array = npt.NDArray[Any]
 
