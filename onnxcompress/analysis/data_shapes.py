@@ -46,13 +46,16 @@ _AS_FIRST = frozenset({"Scatter", "ScatterElements", "ScatterND"})
 """Their output has the shape of their first input."""
 
 
+_WORDS = onnx.TensorProto.STRING
+
+
 @dataclass(frozen=True)
 class DataShapes:
     """What a graph's tensors have of the data; both hold names.
 
     Attributes:
         valued: their values depend on what the model's inputs hold, not only on their shapes.
-        shaped: their shapes do.
+        shaped: their shapes do; so count outputs that hold no numbers, but words, sequences or maps.
         reads: {node: names that it reads, those that its sub-graphs take from outside included}.
     """
 
@@ -78,6 +81,7 @@ def data_shapes(model: Model) -> DataShapes:
         if by_shape or not _follows_data(node, names, valued, shaped, nested.get(node.name)):
             continue
         shaped.update(tensor.name for tensor in node.outputs if not _is_known(model, tensor))
+    shaped.update(tensor.name for tensor in model.graph.outputs if not holds_numbers(model, tensor))
     return DataShapes(frozenset(valued - {""}), frozenset(shaped - {""}), reads)
 
 
@@ -99,6 +103,11 @@ def _follows_data(
 def _is_known(model: Model, tensor: gs.Tensor) -> bool:
     shape = model.shape_of(tensor)
     return shape is not None and all(isinstance(length, int) for length in shape)
+
+
+def holds_numbers(model: Model, tensor: gs.Tensor) -> bool:
+    """Whether a tensor is one of numbers, and no words, sequence or map."""
+    return isinstance(tensor, gs.Constant) or model.dtypes.get(tensor.name, _WORDS) != _WORDS
 
 
 def nested_nodes(model: Model) -> dict[str, onnx.NodeProto]:

@@ -136,7 +136,7 @@ class Reference:
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
         made_from = [name for name in self.open_outputs.made_from if name in outputs]
         given = {name: array for name, array in outputs.items() if name not in made_from}
-        told = [name for name, array in given.items() if array.dtype.kind == "f"] or list(given)
+        told = [n for n, array in given.items() if array.dtype.kind == "f"] or ([] if made_from else list(given))
         self.left_out |= self.open_outputs.names.intersection(told)
         compared = [name for name in told if name not in self.left_out] + made_from
         self._files = {name: ArrayFile() for name in compared}

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxcompress.analysis.data_shapes import holds_numbers
 from onnxcompress.errors import DataError, ModelError, PassError
 from onnxcompress.graph import Model
 from onnxcompress.lengths import may_agree
 from onnxcompress.passes.execution import NONE_MADE, WIDENED, WeightMakers, run_model
+from onnxcompress.passes.recovery.outputs import stand_ins
 from onnxcompress.passes.rounding import moved_weights
 from onnxcompress.runtime.providers import one_line
 from onnxcompress.runtime.session import Session
@@ -241,7 +243,10 @@ def run_both(
 
 
 def compared_tensors(reference: Model, candidate: Model) -> dict[str, str]:
-    """Return {tensor: the candidate's name for it} of the graph outputs, and of the float tensors before saturation."""
+    """Return {tensor: the candidate's name for it} of the graph outputs, and of the float tensors before saturation.
+
+    Words, sequences and maps cannot be compared: the float tensors that they are made from are.
+    """
     pairs: dict[str, str] = {}
     computed = {t.name for node in candidate.nodes for t in node.outputs}
     for output, own in zip(reference.graph.outputs, candidate.graph.outputs, strict=True):
@@ -252,8 +257,11 @@ def compared_tensors(reference: Model, candidate: Model) -> dict[str, str]:
             same = its_own.tensor.name if renamed and its_own.tensor is not None else name
             if same in computed and may_agree(reference.shape_of(before.tensor), candidate.shape_of(same)):
                 pairs[name] = same
-        if reference.dtype_of(output).kind in "fV":
+        if holds_numbers(reference, output) and reference.dtype_of(output).kind in "fV":
             pairs[output.name] = output.name
+    if not all(holds_numbers(reference, output) for output in reference.graph.outputs):
+        same = (name for name in stand_ins(reference) if name in computed)
+        pairs |= {n: n for n in same if may_agree(reference.shape_of(n), candidate.shape_of(n))}
     return pairs or {t.name: t.name for t in reference.graph.outputs}
 
 

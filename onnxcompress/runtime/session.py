@@ -20,7 +20,7 @@ from onnxcompress.runtime.providers import (
     plain_message,
     preload_libraries,
 )
-from onnxcompress.runtime.tensors import Array, TensorInfo, classifies, fixed_batch, tensor_info
+from onnxcompress.runtime.tensors import Array, classifies, fixed_batch, is_readable, tensor_info
 
 ModelSource = bytes | str | os.PathLike[str]
 """A serialised model, or the path of one (needed above 2 GB, and where weights lie in side files)."""
@@ -81,7 +81,9 @@ class Session:
         preload_libraries(provider)
         self.raw = _start(model, provider, self.settings)
         self.inputs = tuple(tensor_info(i.name, i.type, i.shape) for i in self.raw.get_inputs())
-        self.outputs = tuple(_output_info(o) for o in self.raw.get_outputs())
+        # Words, sequences and maps are no numbers to compare: what is made of them beside is.
+        given = [output for output in self.raw.get_outputs() if is_readable(output.type)]
+        self.outputs = tuple(tensor_info(o.name, o.type, o.shape) for o in given)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -106,9 +108,12 @@ class Session:
 
         Raises:
             DataError: onnxruntime refuses the inputs.
-            ModelError: the model fails while it runs.
+            ModelError: the model fails while it runs, or gives nothing that can be read.
         """
         names = list(outputs) if outputs is not None else [info.name for info in self.outputs]
+        if not names:
+            first = self.raw.get_outputs()[0]
+            tensor_info(first.name, first.type, first.shape)
         with self.failures():
             return dict(zip(names, self.raw.run(names, dict(feeds)), strict=True))
 
@@ -128,10 +133,6 @@ class Session:
     def end_profiling(self) -> Path:
         """Stop the profiler and return the file it wrote."""
         return Path(self.raw.end_profiling())
-
-
-def _output_info(output: Any) -> TensorInfo:
-    return tensor_info(output.name, output.type, output.shape)
 
 
 def _start(model: ModelSource, provider: Provider, settings: SessionSettings) -> Any:

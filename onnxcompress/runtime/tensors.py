@@ -64,13 +64,18 @@ def shown_shape(shape: Sequence[int | str | None]) -> str:
     return "[" + ",".join("?" if size is None else str(size) for size in shape) + "]"
 
 
+def is_readable(onnxruntime_type: str) -> bool:
+    """Whether a value of a type, as onnxruntime calls it, is a dense tensor of numbers."""
+    return onnxruntime_type in _DTYPES
+
+
 def tensor_info(name: str, onnxruntime_type: str, shape: Sequence[int | str | None] | None) -> TensorInfo:
     """Return the description of one of onnxruntime's `NodeArg`s.
 
     Raises:
         ModelError: it is no dense tensor of numbers.
     """
-    if onnxruntime_type not in _DTYPES:
+    if not is_readable(onnxruntime_type):
         raise ModelError(f"'{name}' is a {onnxruntime_type}; only dense tensors of numbers can be fed and read")
     sizes = tuple(size if isinstance(size, str) or (size is not None and size >= 0) else None for size in shape or ())
     return TensorInfo(name, np.dtype(_DTYPES[onnxruntime_type]), sizes)
