@@ -7,7 +7,7 @@ Values that a function gives attributes which a call leaves out are lost on onnx
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import onnx
 import onnx.inliner
@@ -34,8 +34,17 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         _take_versions(function, versions)
     _give_defaults(copied)
     whole = onnx.inliner.inline_local_functions(copied)
+    _import_what_bodies_use(whole, proto.functions)
     _share_weights(whole.graph, given={name for node in proto.graph.node for name in node.output})
     return whole
+
+
+def _import_what_bodies_use(whole: onnx.ModelProto, functions: Iterable[onnx.FunctionProto]) -> None:
+    """Let a model import the domains that only its functions did, in place."""
+    imported = {_domain(opset) for opset in whole.opset_import}
+    used = {_domain(node) for node in with_inner_nodes(whole.graph.node)} - imported
+    versions = {_domain(opset): opset.version for function in functions for opset in function.opset_import}
+    whole.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in versions.items() if d in used)
 
 
 def _share_weights(graph: onnx.GraphProto, given: Collection[str]) -> None:

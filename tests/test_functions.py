@@ -102,3 +102,13 @@ def test_attributes_that_a_call_leaves_out_have_their_functions_defaults() -> No
     for model in (proto.SerializeToString(), found.to_bytes()):
         (made,) = session(model).run(None, x0)
         np.testing.assert_allclose(made, np.full((2, 4), -0.5 * 0.9 * 0.7 * 0.5), rtol=1e-6)
+
+
+def test_a_domain_that_only_a_function_imports_is_imported_by_the_model() -> None:
+    body = [helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Own", ["b"], ["c"], domain="com.example")]
+    proto = calling(body, function=17, model=17)
+    proto.functions[0].opset_import.append(helper.make_opsetid("com.example", 3))
+    found = Model.from_proto(proto)
+    assert [(node.domain, node.op) for node in found.nodes] == [(None, "Relu"), ("com.example", "Own")]
+    imported = {opset.domain: opset.version for opset in found.to_proto().opset_import}
+    assert imported == {"": 17, "local": 1, "com.example": 3}
