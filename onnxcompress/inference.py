@@ -39,6 +39,10 @@ _STAND_INS = {
 }
 """Operators that onnx infers nothing of (some only in some opsets), and one of the same shapes, with its inputs."""
 
+_ML = "ai.onnx.ml"
+_ML_STAND_INS = {"Scaler": "Cast", "Normalizer": "Cast", "Imputer": "Identity"}
+"""Operators of classic machine learning that change neither shape nor, but for the first two (float32), type."""
+
 
 def infer(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     """Return {tensor name: shape} and {tensor name: onnx element type}; `proto` is used up.
@@ -135,6 +139,29 @@ def _stand_in(graph: onnx.GraphProto) -> None:
         if is_standard(node) and node.op_type in _STAND_INS:
             node.op_type, inputs = _STAND_INS[node.op_type]
             del node.input[inputs:], node.attribute[:]
+        elif node.domain == _ML and node.op_type in _ML_STAND_INS:
+            node.op_type, node.domain = _ML_STAND_INS[node.op_type], ""
+            del node.attribute[:]
+            if node.op_type == "Cast":
+                node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT))
+        elif node.domain == _ML:
+            _declare_types(graph, node)
+
+
+def _declare_types(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """Declare what a node of an operator without inference of its own makes, where that is of one type always."""
+    declared = {info.name for info in (*graph.value_info, *graph.output)}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, node.domain)
+    except onnx.defs.SchemaError:
+        return
+    for name, output in zip(node.output, schema.outputs, strict=False):
+        if (
+            output.type_str == "tensor(float)"
+            and name not in declared
+            and not schema.has_type_and_shape_inference_function
+        ):
+            graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
 
 
 def _settle_given_outputs(graph: onnx.GraphProto) -> None:

@@ -18,6 +18,35 @@ from tests.tiny_models import conv_net
 FLOAT = TensorProto.FLOAT
 
 
+ML = {"domain": "ai.onnx.ml"}
+
+
+@pytest.mark.parametrize(
+    ("made", "shape"),
+    [
+        (node("Scaler", ["x"], "m", offset=[0.5], scale=[2.0], **ML), ("n", 4)),
+        (node("Normalizer", ["x"], "m", norm="L2", **ML), ("n", 4)),
+        (node("Imputer", ["x"], "m", imputed_value_floats=[0.0], replaced_value_float=-1.0, **ML), ("n", 4)),
+        (node("LinearRegressor", ["x"], "m", coefficients=[1.0] * 16, targets=4, **ML), None),
+    ],
+    ids=lambda each: each.op_type if hasattr(each, "op_type") else "",
+)
+def test_what_stands_behind_classic_machine_learning_is_inferred(
+    made: Any, shape: tuple[int | str, ...] | None
+) -> None:
+    nodes = [made, node("Relu", ["m"], "r"), node("MatMul", ["r", "w"], "y")]
+    weights = [helper.make_tensor("w", TensorProto.FLOAT, [4, 2], [1.0] * 8)]
+    given, wanted = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", size]) for n, size in (("x", 4), ("y", 2))
+    )
+    graph = helper.make_graph(nodes, "g", [given], [wanted], weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = Model.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    assert model.shapes.get("r") == shape
+    assert model.dtypes["r"] == TensorProto.FLOAT
+    assert model.shapes["y"] == ("n", 2)
+
+
 @pytest.mark.parametrize("opset", [9, 11, 13, 14, 15, 17, 21])
 def test_shape_arithmetic_is_followed_in_every_opset(opset: int) -> None:
     """Below opset 15 onnx's inference loses what is computed from Shape."""
