@@ -11,6 +11,7 @@ from onnxcompress.analysis.bias import differs_by_row
 from onnxcompress.analysis.lrn import is_window
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
+from onnxcompress.links import has_input
 from onnxcompress.operators import LAYERS, is_standard
 from onnxcompress.passes.base import PassContext, Skipped
 from onnxcompress.serialization import PROTOBUF_LIMIT_BYTES
@@ -109,6 +110,34 @@ def why_float_is_faster(node: gs.Node, providers: Collection[str]) -> str | None
     return f"{groups} groups of {channels} to {filters // groups} channels: a CPU is faster in float"
 
 
+def why_kernels_differ(node: gs.Node) -> str | None:
+    """Say that onnxruntime computes something else of a node in eight bits, or cannot; None where it does not."""
+    if node.op == "Resize" and node.attrs.get("mode", "nearest") == "cubic":
+        return "what a cubic Resize makes beyond its input's range wraps around in eight bits"
+    if node.op == "AveragePool":
+        if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
+            return "with ceil_mode and count_include_pad eight bits are divided by another number"
+        if any(step != 1 for step in node.attrs.get("dilations", ())):
+            return "AveragePool with dilations has no 8-bit kernel"
+    if node.op == "Clip":
+        return _why_cuts_otherwise(node)
+    return None
+
+
+def _why_cuts_otherwise(clip: gs.Node) -> str | None:
+    """Say that a Clip does not fall away in eight bits: the range that stands for it always has zero in it."""
+    low, high = (clip.attrs.get(name) for name in ("min", "max"))
+    for position in (1, 2):
+        if not has_input(clip, position):
+            continue
+        if not isinstance(clip.inputs[position], gs.Constant):
+            return "its bounds are computed"
+        bound = float(clip.inputs[position].values)
+        low, high = (bound, high) if position == 1 else (low, bound)
+    beyond = (low is not None and low > 0) or (high is not None and high < 0)
+    return "it cuts zero off, which a range of eight bits holds" if beyond else None
+
+
 def float_tensors(model: Model, nodes: Iterable[gs.Node]) -> dict[str, gs.Node]:
     """Return the tensors, computed in float32, that the nodes read and write, each with the first node that does."""
     found: dict[str, gs.Node] = {}
@@ -161,9 +190,9 @@ def _why_not(model: Model, node: gs.Node, context: PassContext, made: Collection
         return "excluded (--exclude)"
     if is_window(node):
         return "the sum of squares of an LRN spans too many magnitudes for eight bits"
-    slower = why_float_is_faster(node, context.providers)
-    if slower is not None:
-        return slower
+    told = why_float_is_faster(node, context.providers) or why_kernels_differ(node)
+    if told is not None:
+        return told
     data = node.inputs[0]
     if node.op in _RECTIFIERS and not model.captured_names().isdisjoint((data.name, node.outputs[0].name)):
         return "a sub-graph reads what it rectifies or makes"  # the quantizer takes it for the layer's, and drops it

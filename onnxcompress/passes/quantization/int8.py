@@ -36,6 +36,7 @@ from onnxcompress.passes.quantization.curves import curves
 from onnxcompress.passes.quantization.given_outputs import set_given_outputs_apart
 from onnxcompress.passes.quantization.opset import declare_types, unshare_biases, with_opset
 from onnxcompress.passes.quantization.quantised import quantised_nodes, told_quantised
+from onnxcompress.passes.quantization.results import keep_results
 from onnxcompress.passes.quantization.shields import shield_float_nodes
 from onnxcompress.passes.quantization.sparing import spared_nodes
 from onnxcompress.passes.quantization.spelling import write_plainly
@@ -185,7 +186,8 @@ class Int8Quantization(Pass):
         nodes = [str(decision["node"]) for decision in plan.decisions]
         write_plainly(proto.graph, nodes, model.shapes)
         quantized = _quantized(proto, nodes, ranges, symmetric=symmetric)
-        shield_float_nodes(quantized.graph)
+        keep_results(quantized.graph, set(nodes))
+        shield_float_nodes(quantized.graph, set(nodes))
         if unsigned:
             _shift_weights(quantized.graph)
         # TensorRT, for which activations are symmetric, reads scales as it builds its engine.

@@ -10,9 +10,13 @@ import onnx
 from onnxcompress.errors import ModelError
 from onnxcompress.operators import is_standard
 from onnxcompress.passes.quantization.compact import tensor_names
+from onnxcompress.subgraphs import with_inner_nodes
 
 _FIRST_OPSET = 13
 """The first in which a DequantizeLinear has a scale for each channel."""
+
+_LAST_OPSET = 27
+"""The last whose conversions to and from eight bits onnxruntime (1.32) has kernels for."""
 
 _WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -26,6 +30,8 @@ def with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((entry.version for entry in proto.opset_import if is_standard(entry)), 0)
     proto.ir_version = max(proto.ir_version, 4)  # before, every initializer had to be listed as an input
     weights_are_no_inputs(proto)
+    if opset > _LAST_OPSET:
+        _lower(proto, opset)
     if opset >= _FIRST_OPSET:
         return proto
     try:
@@ -37,6 +43,14 @@ def with_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
     _restore_names(proto.graph, converted.graph)
     return converted
+
+
+def _lower(proto: onnx.ModelProto, opset: int) -> None:
+    """Name the last opset of which runtimes have the conversions, where all operators are the same in it, in place."""
+    nodes = [node for node in with_inner_nodes(proto.graph.node) if is_standard(node)]
+    known = all(onnx.defs.has(node.op_type, opset, "") for node in nodes)
+    if known and all(onnx.defs.get_schema(node.op_type, opset, "").since_version <= _LAST_OPSET for node in nodes):
+        next(entry for entry in proto.opset_import if is_standard(entry)).version = _LAST_OPSET
 
 
 def weights_are_no_inputs(proto: onnx.ModelProto) -> None:

@@ -14,7 +14,7 @@ constant: what the projections of PyTorch's attention read whose batch comes sec
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 
 import onnx
@@ -23,16 +23,19 @@ from onnxcompress.importing import names_captured
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LOOKED_PAST = frozenset({"Clip", "Relu"})
+_OTHERWISE_IN_EIGHT_BITS = frozenset({"AveragePool", "Resize"})
+"""See `candidates.why_kernels_differ`."""
 _MOVED_PAST = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
-def shield_float_nodes(graph: onnx.GraphProto) -> None:
+def shield_float_nodes(graph: onnx.GraphProto, nodes: Collection[str]) -> None:
     """Put an activation of slope one behind layers, and in front of pools, that onnxruntime would quantise.
 
-    So it does in front of what a DequantizeLinear must not be moved past.
+    So it does in front of what a DequantizeLinear must not be moved past, and of what is something else in eight bits.
 
     Args:
         graph: of a QDQ model in topological order; is changed.
+        nodes: the names of the nodes that compute in eight bits.
     """
     constants = {tensor.name for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
@@ -63,7 +66,9 @@ def shield_float_nodes(graph: onnx.GraphProto) -> None:
         if node.op_type in _LAYERS and node.input[1] in constants and _is_quantised(result, readers, outputs):
             node.output[0] = fresh(result)
             nodes.append(_shield(node.output[0], result, node.output[0]))
-        elif node.op_type == "MaxPool" and any(each.op_type != "QuantizeLinear" for each in readers[result]):
+        elif (node.op_type in _OTHERWISE_IN_EIGHT_BITS and node.name not in nodes) or (
+            node.op_type == "MaxPool" and any(each.op_type != "QuantizeLinear" for each in readers[result])
+        ):
             source, node.input[0] = node.input[0], fresh(node.input[0])
             nodes.insert(-1, _shield(source, node.input[0], node.input[0]))
     del graph.node[:]

@@ -1,7 +1,8 @@
 """Operators as onnxruntime's quantizer and optimiser take them.
 
-Of a Gemm the quantizer forgets `beta`, and wants a number of the bias for each column. Of a Pad with `axes` the
-optimiser, which lays eight-bit tensors out with their channels last, rearranges lengths as if each axis had one.
+Of a Gemm the quantizer forgets `beta`, and wants a number of the bias for each column. An AveragePool in eight bits
+knows no `dilations`. Of a Pad with `axes` the optimiser, which lays eight-bit tensors out with their channels last,
+rearranges lengths as if each axis had one.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from onnxcompress.passes.quantization.inner import free_name
 
 
 def write_plainly(graph: onnx.GraphProto, nodes: Collection[str], shapes: Mapping[str, Shape]) -> None:
-    """Write Gemms without `alpha` and `beta`, with a bias of all columns, and Pads without `axes`.
+    """Write Gemms plainly, with a bias of all columns, Pads without `axes`, and pools without `dilations`.
 
     Args:
         graph: is changed; what else reads the constants keeps them.
-        nodes: the names of the Gemms that are meant.
+        nodes: the names of the nodes that are meant, but for Pads.
         shapes: of the graph's tensors, as far as they are known.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     taken = {*constants, *(info.name for info in graph.input), *(n for node in graph.node for n in node.output)}
     for node in graph.node:
+        if node.op_type == "AveragePool" and node.name in nodes:
+            kept = [attribute for attribute in node.attribute if attribute.name != "dilations"]  # all of them 1
+            del node.attribute[:]
+            node.attribute.extend(kept)
         if node.op_type == "Pad" and len(node.input) > 3 and node.input[0] in shapes:
             _pad_every_axis(graph, node, len(shapes[node.input[0]]), constants, taken)
         if node.op_type != "Gemm" or node.name not in nodes or not set(node.input[1:]) <= constants.keys() | {""}:
