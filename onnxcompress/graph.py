@@ -216,6 +216,10 @@ class Model:
         at = self._position(node)
         self.graph.nodes[at:at] = list(new_nodes)
 
+    def insert_behind(self, node: gs.Node, new_nodes: Sequence[gs.Node]) -> None:
+        """Insert nodes, in their order, behind `node`."""
+        self.graph.nodes[(at := self._position(node) + 1) : at] = list(new_nodes)
+
     def replace_node(self, node: gs.Node, new_nodes: Sequence[gs.Node]) -> None:
         """Put nodes, in their order, where `node` stood. Their outputs must already be `node`'s outputs, or unused."""
         at = self._position(node)

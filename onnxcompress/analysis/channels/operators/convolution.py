@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from onnxcompress.analysis.channels.analysis import ChannelAnalysis
     from onnxcompress.analysis.channels.surgery import Surgery
 
+_FIRST_OPSET_WITH_PADS_AS_INPUT = 11
+
 
 @operator("Conv")
 def conv(analysis: ChannelAnalysis, node: gs.Node) -> None:
@@ -43,6 +45,8 @@ def _convolution(analysis: ChannelAnalysis, node: gs.Node, *, transposed: bool) 
     if groups < 1 or inputs % groups or outputs % groups:
         analysis.freeze_inputs(node, f"{groups} groups do not divide {inputs} inputs and {outputs} outputs")
         return
+    if not transposed and _along_channels(analysis, node):
+        return
     before = _input_ids(analysis, node, inputs)
     after = analysis.fresh(outputs)
     analysis.set(node.outputs[0], Labels.along(1, after))
@@ -64,6 +68,56 @@ def _convolution(analysis: ChannelAnalysis, node: gs.Node, *, transposed: bool) 
         analysis.slice(node, 2, Labels.along(0, after))
     if groups > 1:
         _group(analysis, node, groups, before, after)
+
+
+def _along_channels(analysis: ChannelAnalysis, node: gs.Node) -> bool:
+    """Follow a convolution that slides along the channels, one result for each (ECA's attention); False for others.
+
+    Those that leave are zeros to their neighbours: the pruned network puts zeros in their places before the node, and
+    takes the results of the others behind it.
+    """
+    labels, before, after = analysis.of(node.inputs[0]), *map(analysis.shape, (node.inputs[0], node.outputs[0]))
+    expanded = None if labels is None else labels.expanded()
+    if expanded is None or len(expanded.axes) != 1 or expanded.axes[0] < 2 or before is None or after is None:
+        return False
+    (axis,), ids = expanded.axes, expanded.ids
+    if before[axis] != len(ids) or after[axis] != len(ids) or any(s != 1 for s in node.attrs.get("strides", ())):
+        return False
+    analysis.consume(node, 0, expanded)
+    analysis.set(node.outputs[0], expanded)
+
+    def in_their_places(surgery: Surgery, pruned: gs.Node) -> None:
+        kept = surgery.kept(ids)
+        places = np.where(kept, np.cumsum(kept) - 1, kept.sum())  # behind the others stands one zero
+        model, source, result = surgery.model, pruned.inputs[0], pruned.outputs[0]
+        padded, spread, whole = (model.new_variable(f"{pruned.name}_{part}") for part in ("padded", "spread", "whole"))
+        pads = np.zeros(2 * len(before), np.int64)
+        pads[len(before) + axis] = 1
+        is_attribute = model.opset < _FIRST_OPSET_WITH_PADS_AS_INPUT
+        given = [] if is_attribute else [model.new_constant(f"{pruned.name}_pads", pads)]
+        attributes = {"pads": pads.tolist()} if is_attribute else {}
+        gathered = [
+            (spread, padded, places, "places"),
+            (result, whole, np.flatnonzero(kept), "kept"),
+        ]
+        pruned.inputs[0] = spread
+        pruned.outputs[0] = whole
+        pad = gs.Node("Pad", model.unique_name(f"{pruned.name}_pad"), attributes, [source, *given], [padded])
+        first, last = (
+            gs.Node(
+                "Gather",
+                model.unique_name(f"{pruned.name}_gather_{part}"),
+                {"axis": axis},
+                [read, model.new_constant(f"{pruned.name}_{part}", indices.astype(np.int64))],
+                [made],
+            )
+            for made, read, indices, part in gathered
+        )
+        model.insert_before(pruned, [pad, first])
+        model.insert_behind(pruned, [last])
+
+    analysis.on_removal(node, expanded, in_their_places)
+    return True
 
 
 def _window(analysis: ChannelAnalysis, node: gs.Node) -> None:
