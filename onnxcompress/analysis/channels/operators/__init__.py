@@ -5,6 +5,7 @@ from onnxcompress.analysis.channels.operators import (  # noqa: F401  (each impo
     dense,
     einsum,
     elementwise,
+    gathering,
     layout,
     normalization,
     recurrent,
