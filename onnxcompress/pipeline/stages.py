@@ -52,6 +52,10 @@ class Stage:
     self_check: Verification | None = None
 
 
+_LEFT_OUT = {"fp16": "softmax", "int8": "share"}
+"""In half precision the sums would be coarser than what they replace; what is turned in the graph has no eight bits."""
+
+
 def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
     """Return the passes that a recipe asks for, in the order in which they run, recovery and quantisation at the end.
 
@@ -76,9 +80,8 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
             passes.append(SvdDecomposition(SvdConfig(parse_svd_spec(recipe.svd))))
     splits = bool(recipe.target) or (recipe.tucker, recipe.svd) != ("off", "off")
     tidying: list[Pass] = [LinearMerging()] if splits and LinearMerging.name in cleanup else []
-    lowering = Lowering(CleanupConfig(cleanup))
-    # In half precision its sums would be coarser than what they replace.
-    if lowering.config.steps and recipe.quantize != "fp16":
+    lowering = Lowering(CleanupConfig(tuple(step for step in cleanup if step != _LEFT_OUT.get(recipe.quantize))))
+    if lowering.config.steps:
         tidying.append(lowering)
     return (*passes, *recovery_passes(recipe, recovery), *tidying, *_quantization_of(recipe))
 

@@ -37,7 +37,7 @@ _PERCENT = Number("percent from 0 to 100, such as 5.0", minimum=0.0, maximum=100
 
 CLEANUP = Steps(
     *("identity", "fold", "reshape", "transpose", "split", "pad", "batchnorm", "scale"),
-    *("merge", "conv2d", "activation", "lrn", "blocked", "unused", "softmax"),
+    *("merge", "conv2d", "activation", "lrn", "blocked", "unused", "softmax", "share"),
 )
 """The steps of the clean-up, in the order in which they run."""
 

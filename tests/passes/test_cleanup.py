@@ -192,8 +192,8 @@ def test_every_step_can_be_switched_off() -> None:
     nodes += [node("Transpose", ["l"], "t", perm=[0, 2, 1, 3]), node("Transpose", ["t"], "turned", perm=[0, 2, 3, 1])]
     model = build(nodes, constants, outputs=["y", "z", "bounded", "scaled", "largest", "part", "turned"])
     done = {decision["step"] for decision in clean(model)[1].decisions}
-    # These take what wins a race, and here there is none; the last one comes when all else is done.
-    assert done == set(STEPS) - {"blocked", "conv2d", "softmax"}
+    # These take what wins a race, and here there is none; the last ones come when all else is done.
+    assert done == set(STEPS) - {"blocked", "conv2d", "softmax", "share"}
     for step in STEPS:
         others = tuple(s for s in STEPS if s != step)
         assert {d["step"] for d in clean(model, *others)[1].decisions} <= done - {step}

@@ -140,7 +140,8 @@ def test_it_comes_behind_compression_and_its_gain_is_not_compressions(tmp_path: 
     names = [stage.pass_name for stage in result.report.stages]
     assert names == ["cleanup", "prune", "tucker", "refit", "lowering"]
     assert ops(result.model)[-5:] == WRITTEN
-    (step,) = result.report.stages[-1].steps
+    step, share = result.report.stages[-1].steps
+    assert (share.step, share.changes) == ("share", 0)
     assert (step.step, step.changes, step.why) == ("softmax", 1, "1.30 x on CPU, timed in the network")
     assert result.report.latency[0].credit is not None
     assert [check.pass_name for check in result.report.self_checks][-1] == "lowering"

@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
-from onnxcompress.passes.cleanup import Cleanup
+from onnxcompress.passes.cleanup import Cleanup, Lowering
 from tests.passes.cleanup_models import assert_same_bits, clean, ops, reasons, weight
 from tests.small_models import build, node
 
@@ -82,3 +83,68 @@ def test_weights_that_are_stored_narrow_stay_so_however_many_of_them_are_small(k
     assert sum("larger than may be stored" in reason for reason in reasons(plan).values()) == 8
     assert cleaned.weight_bytes < 1.2 * model.weight_bytes
     assert_same_bits(model, cleaned)
+
+
+def tied(table: Any, head: Any = None) -> Model:
+    """Return a network whose last layer is its embedding turned around: as it is, or as two weights."""
+    nodes = [
+        node("ReduceMean", ["x"], "m", axes=[1], keepdims=0),
+        node("Cast", ["m"], "ids", to=TensorProto.INT64),
+        node("Gather", ["table", "ids"], "e"),
+        node("MatMul", ["e", "w"], "h"),
+        node("Relu", ["h"], "r"),
+        *([node("Transpose", ["table"], "head", perm=[1, 0])] if head is None else []),
+        node("MatMul", ["r", "head"], "y", name="scores"),
+    ]
+    constants = {"table": table, "w": weight(32, 32), **({} if head is None else {"head": head})}
+    return build(nodes, constants, shape=("n", 8))
+
+
+def lowered(model: Model) -> tuple[Model, list[str]]:
+    cleaned, _ = clean(model)
+    result, plan = clean(cleaned, kind=Lowering)
+    assert_same_bits(model, result)
+    return result, [str(decision["step"]) for decision in plan.decisions]
+
+
+def test_an_embedding_that_is_the_last_layer_is_stored_once() -> None:
+    model = tied(weight(600, 32))
+    cleaned, _ = clean(model)
+    assert cleaned.size_bytes > 1.8 * model.size_bytes  # two layers, for the passes in between
+    result, steps = lowered(model)
+    assert steps == ["share"]
+    assert result.size_bytes < 1.01 * model.size_bytes
+    assert ops(result)[-2:] == ["Transpose", "MatMul"]
+
+
+def test_equal_weights_are_stored_once_and_what_only_looks_alike_is_not() -> None:
+    values = weight(64, 64)
+    others = [values.copy(), values.copy(), values.copy(), -values]
+    others[1][3, 4] += 1.0
+    others[3][0, 0], others[3][-1, -1] = values[0, 0], values[-1, -1]
+    names = ["w", *(f"w{number}" for number in range(4))]
+    nodes = []
+    for number, name in enumerate(names):
+        nodes += [node("MatMul", [f"r{number - 1}" if number else "x", name], f"y{number}")]
+        nodes += [node("Tanh", [f"y{number}"], f"r{number}")]
+    model = build(nodes, dict(zip(names, [values, *others], strict=True)), shape=("n", 64))
+    result, steps = lowered(model)
+    assert steps == ["share", "share"]
+    read = [each.inputs[1].name for each in result.nodes if each.op == "MatMul"]
+    assert read == ["w", "w", "w1", "w", "w3"]
+
+
+def test_tables_that_differ_or_are_small_stay_two() -> None:
+    table = weight(600, 32)
+    other = table.T.copy()
+    other[5, 7] += 1.0
+    assert lowered(tied(table, other))[1] == []
+    assert lowered(tied(weight(60, 32)))[1] == []
+
+
+def test_a_plan_of_other_weights_is_refused() -> None:
+    table = weight(600, 32)
+    model, other = (tied(table, head) for head in (table.T.copy(), -table.T))
+    plan = Lowering().plan(model, PassContext())
+    with pytest.raises(RecipeError, match=r"^plan: clean-up stores 'head' once, which this model does not twice"):
+        Lowering().apply(other, plan, PassContext())

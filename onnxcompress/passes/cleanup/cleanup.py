@@ -27,6 +27,7 @@ from onnxcompress.passes.cleanup.merge import LinearMerging
 from onnxcompress.passes.cleanup.padding import PadFolding
 from onnxcompress.passes.cleanup.reshape import ReshapeSettling
 from onnxcompress.passes.cleanup.rule import Rule
+from onnxcompress.passes.cleanup.share import WeightSharing
 from onnxcompress.passes.cleanup.softmax import SoftmaxWriting
 from onnxcompress.passes.cleanup.split import SequenceSplitting
 from onnxcompress.passes.cleanup.transpose import MovementShortening
@@ -51,6 +52,7 @@ RULES: Mapping[str, type[Rule]] = {
         BlockedForms,
         UnusedRemoval,
         SoftmaxWriting,
+        WeightSharing,
     )
 }
 STEPS = tuple(RULES)
