@@ -64,11 +64,11 @@ def test_steps_are_chosen_by_name_and_a_plan_replays_them(tmp_path: Path) -> Non
     options: dict[str, Any] = {"prune": 0.5, "cleanup": "auto,-lrn", "latency": False}
     first = onnxcompress.compress(lrn_network().to_proto(), save_plan=tmp_path / "plan.json", **options)
     steps = [step.step for step in first.report.stages[0].steps]
-    assert steps == [step for step in STEPS if step not in ("lrn", "softmax")]
+    assert steps == [step for step in STEPS if step not in ("lrn", "softmax", "share")]
     assert [decision["step"] for decision in first.report.stages[0].decisions] == ["identity"]
     second = onnxcompress.compress(lrn_network().to_proto(), plan=tmp_path / "plan.json", latency=False)
     assert first.model.to_bytes() == second.model.to_bytes()
-    assert [step.changes for step in second.report.stages[0].steps] == [1] + [0] * (len(STEPS) - 3)
+    assert [step.changes for step in second.report.stages[0].steps] == [1] + [0] * (len(STEPS) - 4)
 
 
 def test_a_replay_does_what_was_decided_without_a_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
