@@ -394,10 +394,9 @@ class Model:
     def _export(self) -> tuple[onnx.ModelProto, dict[str, Array]]:
         """Return the protobuf, of the initializers with what is said of them alone, and their values."""
         envelope = self._envelope
-        proto = onnx.ModelProto()
-        proto.CopyFrom(envelope.model)
-        graph = proto.graph
         weights = {name: self.values(tensor) for name, tensor in self.constants().items()}
+        proto = envelope.around(weights)
+        graph = proto.graph
         for node in self.nodes:
             exported = OnnxExporter.export_node(node)
             extras = envelope.extras.get(node.name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import Message
@@ -52,6 +53,14 @@ class Envelope:
     value_info: Mapping[str, onnx.ValueInfoProto]
     extras: Mapping[str, NodeExtras] = field(default_factory=dict)
     notes: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
+    trained: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def around(self, weights: Mapping[str, npt.NDArray[Any]]) -> onnx.ModelProto:
+        """Return a new model of what stands around the graph; how to train other weights than these is of no use."""
+        model: onnx.ModelProto = _copied(self.model)
+        if any(name not in weights or weights[name].shape != shape for name, shape in self.trained.items()):
+            model.ClearField("training_info")
+        return model
 
     def renewed(self, made: Envelope) -> onnx.ModelProto:
         """Return what stands around the graph, for a graph that a tool made of it, with what it needs now."""
@@ -115,9 +124,16 @@ def import_graph(proto: onnx.ModelProto, path: Path | None) -> tuple[gs.Graph, E
         defaults=tuple(_copied(info) for info in graph.input if info.name in arrays),
         value_info={info.name: opened(info, "tensor") for info in graph.value_info},
         extras=extras,
+        trained={name: tuple(arrays[name].shape) for name in sorted(_trained(proto) & arrays.keys())},
         notes={tensor.name: note for tensor in graph.initializer if (note := _note(tensor)) is not None},
     )
     return gs.Graph(nodes, inputs, results, opset=opset), surroundings, captured
+
+
+def _trained(proto: onnx.ModelProto) -> set[str]:
+    """Return the weights that a model's own training sets or updates."""
+    bound = ((*each.initialization_binding, *each.update_binding) for each in proto.training_info)
+    return {entry.key for own in bound for entry in own}
 
 
 def _note(tensor: onnx.TensorProto) -> onnx.TensorProto | None:

@@ -62,6 +62,20 @@ def test_metadata_opsets_and_documentation_stay() -> None:
     assert list(back.graph.node) == list(proto.graph.node)
 
 
+def test_how_to_train_a_model_stays_as_long_as_its_weights_are_what_they_were() -> None:
+    proto = proto_of([helper.make_node("Add", ["x", "c"], ["y"], "add")], {"c": np.ones(4)})
+    info_of_training = proto.training_info.add()
+    step = helper.make_node("Sub", ["c", "c"], ["next"])
+    info_of_training.algorithm.CopyFrom(helper.make_graph([step], "step", [], [info("next", [4])]))
+    info_of_training.update_binding.add(key="c", value="next")
+    model = Model.from_proto(proto)
+    assert list(model.to_proto().training_info) == list(proto.training_info)
+    model.set_input(model.nodes[0], 1, np.zeros(4, np.float32))
+    assert list(model.to_proto().training_info) == list(proto.training_info)
+    model.set_input(model.nodes[0], 1, np.zeros(1, np.float32))
+    assert not model.to_proto().training_info
+
+
 def test_what_is_said_of_weights_stays() -> None:
     proto = proto_of([helper.make_node("Add", ["x", "c"], ["y"], "add")], {"c": np.ones(4)})
     proto.graph.initializer[0].doc_string = "ones"
