@@ -19,7 +19,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnxcompress.declarations import opened
 from onnxcompress.errors import ModelError
 from onnxcompress.operators import LAYERS, is_standard
-from onnxcompress.serialization import load_array
+from onnxcompress.serialization import load_array, take_in
 from onnxcompress.sparse_tensors import load_sparse
 from onnxcompress.subgraphs import of_attribute, with_inner_nodes
 
@@ -104,7 +104,7 @@ def import_graph(proto: onnx.ModelProto, path: Path | None) -> tuple[gs.Graph, E
         if constant is not None:
             tensors[constant.name] = constant
             continue
-        plain, extra = _split_node(node_proto)
+        plain, extra = _split_node(node_proto, path)
         plain.name = name
         if extra != NodeExtras():
             extras[name] = extra
@@ -309,7 +309,7 @@ def _share_layers(nodes: Sequence[gs.Node]) -> None:
             node.inputs[2] = bias
 
 
-def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
+def _split_node(node: onnx.NodeProto, path: Path | None) -> tuple[onnx.NodeProto, NodeExtras]:
     """Split a node into what graphsurgeon carries and what it would lose."""
     plain = onnx.NodeProto(op_type=node.op_type, input=node.input, output=node.output)
     if not is_standard(node):
@@ -322,6 +322,8 @@ def _split_node(node: onnx.NodeProto) -> tuple[onnx.NodeProto, NodeExtras]:
                 f"attribute '{attribute.ref_attr_name}', but stands in no function; the file is damaged"
             )
         (plain.attribute if _is_plain(attribute) else opaque).append(_in_short(_copied(attribute)))
+    for attribute in opaque:
+        take_in(attribute, path)
     captured = dict.fromkeys(name for attribute in opaque for name in _captured(attribute))
     metadata = tuple((entry.key, entry.value) for entry in node.metadata_props)
     docs = tuple((attribute.name, attribute.doc_string) for attribute in plain.attribute if attribute.doc_string)

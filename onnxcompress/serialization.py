@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 
 from onnxcompress.errors import ModelError, RecipeError
 from onnxcompress.side_files import own_side_files, remove_unneeded, side_file_name
-from onnxcompress.subgraphs import with_sub_graphs
+from onnxcompress.subgraphs import of_attribute, with_sub_graphs
 from onnxcompress.tensor_bytes import (
     PACKED_TYPES,
     bytes_of,
@@ -158,6 +158,17 @@ def _map_external(tensor: onnx.TensorProto, size: int, dtype: np.dtype[Any], mod
         return np.zeros(tuple(tensor.dims), dtype)
     mapped = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(size,))
     return mapped.view(dtype).reshape(tuple(tensor.dims))
+
+
+def take_in(attribute: onnx.AttributeProto, model: Path | None) -> None:
+    """Put the external data of an attribute's tensors, those of its graphs included, into it; see `load_array`."""
+    inner = (tensor for graph in of_attribute(attribute) for tensor in _all_tensors(graph))
+    for tensor in (attribute.t, *attribute.tensors, *inner):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            values = load_array(tensor, model)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = bytes(bytes_of(values))
 
 
 def external_files(proto: onnx.ModelProto) -> list[str]:

@@ -23,6 +23,7 @@ from onnxcompress.serialization import (
     write_proto,
 )
 from onnxcompress.tensor_bytes import array_to_tensor, model_size, serialized
+from tests.small_models import session
 from tests.tiny_models import conv_net
 from tests.versions import has_bfloat16
 
@@ -373,3 +374,33 @@ def test_packed_weights_stay_in_the_file(tmp_path: Path) -> None:
     assert within == {"words", "nibbles"}
     for name, array in weights.items():
         np.testing.assert_array_equal(load_array(tensors[name], tmp_path / "m.onnx"), array)
+
+
+def test_external_data_inside_sub_graphs_are_read_with_them(tmp_path: Path) -> None:
+    """As exporters write whose decoders are the branches of an If: initializers and Constants there."""
+    weight = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float32)
+    branches = []
+    for op in ("Add", "Mul"):
+        made = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(weight[0].copy(), f"{op}.k"))
+        nodes = [made, helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node(op, ["a", "k"], [f"{op}.y"])]
+        info = helper.make_tensor_value_info(f"{op}.y", TensorProto.FLOAT, None)
+        branches.append(helper.make_graph(nodes, op, [], [info], [numpy_helper.from_array(weight, "w")]))
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "zero"], ["which"]),
+        helper.make_node("If", ["which"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    given, wanted = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 40]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [given], [wanted], [numpy_helper.from_array(np.float32(0), "zero")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    expected = [session(proto.SerializeToString()).run(None, {"x": sign * abs(weight)})[0] for sign in (1, -1)]
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="m.data", size_threshold=0, convert_attribute=True)
+    (tmp_path / "other").mkdir()
+    Model.load(path).save(tmp_path / "other" / "m.onnx")
+    seen = [session((tmp_path / "other" / "m.onnx").read_bytes()).run(None, {"x": s * abs(weight)})[0] for s in (1, -1)]
+    for one, other in zip(seen, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(ModelError, match=r"external data 'm\.data' is missing"):
+        Model.load(path)
