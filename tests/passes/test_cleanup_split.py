@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcompress.errors import RecipeError
+from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.cleanup import Cleanup
 from tests.passes.cleanup_models import assert_same_bits, clean, ops
 from tests.passes.test_pruning_graphs import Constants, conv, prune, shapes
 from tests.small_models import build, node
@@ -61,3 +64,39 @@ def test_what_stays_says_why(shape: tuple[int | str, ...], reader: str, reason: 
     cleaned, plan = clean(build(nodes, constants, shape=shape), "split")
     assert ops(cleaned) == ["SplitToSequence", reader]
     assert [each.reason for each in plan.skipped] == [f"split: {reason}"]
+
+
+def test_a_list_that_is_only_joined_is_a_concat() -> None:
+    constants: Constants = {}
+    nodes = [
+        conv("a", "x", constants, 6, 4),
+        conv("b", "x", constants, 6, 8),
+        node("SequenceConstruct", ["b", "a", "b"], "list"),
+        node("ConcatFromSequence", ["list"], "joined", axis=-3),
+        conv("c", "joined", constants, 20, 3),
+    ]
+    model = build(nodes, constants)
+    cleaned, _ = clean(model)
+    assert ops(cleaned) == ["Conv", "Conv", "Concat", "Conv"]
+    assert_same_bits(model, cleaned, h=8, w=8)
+    assert shapes(prune(cleaned)) == {"a": (2, 6, 1, 1), "b": (4, 6, 1, 1), "c": (3, 10, 1, 1)}
+
+
+@pytest.mark.parametrize("way", ["stacked", "read again"])
+def test_a_list_that_is_stacked_or_read_again_stays(way: str) -> None:
+    nodes = [
+        node("SequenceConstruct", ["x", "x"], "list"),
+        node("ConcatFromSequence", ["list"], "y", axis=0, new_axis=int(way == "stacked")),
+        *([node("SequenceAt", ["list", "first"], "z")] if way == "read again" else []),
+    ]
+    outputs = ["y", "z"] if way == "read again" else ["y"]
+    cleaned, _ = clean(build(nodes, {"first": np.array(0)}, shape=(2, 6, 8, 8), outputs=outputs), "split")
+    assert ops(cleaned)[:2] == ["SequenceConstruct", "ConcatFromSequence"]
+
+
+def test_a_plan_for_a_list_of_another_model_is_refused() -> None:
+    join = node("ConcatFromSequence", ["list"], "y", name="join", axis=1)
+    model = build([node("SequenceConstruct", ["x", "x"], "list"), join], shape=(2, 6, 8, 8))
+    other = build([node("Concat", ["x", "x"], "y", name="join", axis=1)], shape=(2, 6, 8, 8))
+    with pytest.raises(RecipeError, match=r"^plan: clean-up joins a list at 'join', which this model has not there"):
+        Cleanup().apply(other, Cleanup().plan(model, PassContext()), PassContext())

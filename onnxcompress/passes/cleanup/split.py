@@ -1,6 +1,7 @@
 """A sequence of parts, each of which is read by its place, is a Split: exporters write torch's `chunk` and `split` so.
 
     SplitToSequence(x, sizes) -> s;  SequenceAt(s, 0), SequenceAt(s, 1), …    =    Split(x, sizes)
+    SequenceConstruct(a, b, …) -> s;  ConcatFromSequence(s)                   =    Concat(a, b, …)
 
 The sizes are known before the run: given one by one, or by one number and a known length, the last part the smaller.
 Nothing else knows sequences: not what follows channels, nor what counts MACs or quantises.
@@ -14,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxcompress.errors import RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.links import has_input
 from onnxcompress.operators import is_standard
@@ -39,6 +41,11 @@ class SequenceSplitting(Rule):
         """Yield sequences of known parts; one that stays says why."""
         pinned = pinned_names(model)
         for node in model.nodes:
+            if node.op == "ConcatFromSequence" and (made := _listed(node, pinned)) is not None:
+                if (reason := excluded([node, made], context)) is not None:
+                    yield Skipped(node.name, reason)
+                else:
+                    yield {"node": node.name, "op": node.op, "axis": _axis(node), "sizes": []}
             if node.op != "SplitToSequence" or not is_standard(node):
                 continue
             sizes = _sizes(model, node)
@@ -56,12 +63,36 @@ class SequenceSplitting(Rule):
         """Put a Split in place of each planned node and of what reads it.
 
         Raises:
-            RecipeError: the plan names nodes that the model does not have.
+            RecipeError: the plan names nodes that the model does not have, or that are others in it.
         """
-        nodes = {node.name: node for node in model.nodes}
+        nodes, pinned = {node.name: node for node in model.nodes}, pinned_names(model)
         for node, decision in [(planned_node(nodes, each), each) for each in plan.decisions]:
+            if decision["op"] == "ConcatFromSequence":
+                made = _listed(node, pinned) if node.op == decision["op"] else None
+                if made is None:
+                    raise RecipeError(f"plan: clean-up joins a list at '{node.name}', which this model has not there")
+                _join(model, made, node)
+                continue
             _write(model, node, int(decision["axis"]), [int(size) for size in decision["sizes"]])
         return {}
+
+
+def _listed(node: gs.Node, pinned: frozenset[str]) -> gs.Node | None:
+    """Return the node that lists what a ConcatFromSequence joins along an axis, where nothing else reads the list."""
+    made = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    if made is None or made.op != "SequenceConstruct" or not (is_standard(made) and is_standard(node)):
+        return None
+    is_alone = len(node.inputs[0].outputs) == 1 and node.inputs[0].name not in pinned
+    return made if is_alone and not node.attrs.get("new_axis", 0) else None
+
+
+def _join(model: Model, made: gs.Node, node: gs.Node) -> None:
+    parts, result = list(made.inputs), node.outputs[0]
+    made.inputs.clear()
+    made.outputs.clear()
+    node.outputs.clear()
+    model.replace_node(node, [gs.Node("Concat", node.name, {"axis": _axis(node)}, parts, [result])])
+    remove_nodes(model, [made])
 
 
 def _write(model: Model, node: gs.Node, axis: int, sizes: list[int]) -> None:
