@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import NoReturn
 
 from onnxcompress.cli_options import parse_arguments
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError, RecipeError, Terminated, lacking
+from onnxcompress.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    OnnxCompressError,
+    RecipeError,
+    Terminated,
+    interruption,
+    lacking,
+)
 from onnxcompress.standard_streams import open_closed_streams, tell, tolerated
+from onnxcompress.termination import ENDING, signals_handled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,25 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_closed_streams()
     _make_streams_forgiving()
     try:
-        with _termination_as_exception(), _library_warnings_hidden():
+        with signals_handled(*ENDING), _library_warnings_hidden():
             return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except BaseException as error:
+        return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Say why the run ended, and return its exit code."""
+    interrupt = interruption(error)
+    if interrupt is not None:
+        _say(str(interrupt) if isinstance(interrupt, Terminated) else "interrupted")
         return EXIT_INTERRUPTED
-    except Terminated as stop:
-        _say(": ".join(["interrupted by SIGTERM", *map(str, stop.args)]))
-        return EXIT_INTERRUPTED
-    except OnnxCompressError as error:
-        if error.exit_code == EXIT_BUG:
-            return _bug(error)
-        _say(f"error: {error}")
-        return error.exit_code
-    except (Exception, SystemExit) as error:
-        lack = lacking(error)
-        if lack is None:
-            return _bug(error)
-        _say(f"error: {lack}")
-        return lack.exit_code
+    lack = error if isinstance(error, OnnxCompressError) else lacking(error)
+    if lack is None or lack.exit_code == EXIT_BUG:
+        return _bug(error)
+    _say(f"error: {lack}")
+    return lack.exit_code
 
 
 def _run(arguments: list[str]) -> int:
@@ -88,26 +92,6 @@ def _make_streams_forgiving() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-
-
-@contextlib.contextmanager
-def _termination_as_exception() -> Iterator[None]:
-    """SIGTERM unwinds the run, so that temporary files are removed.
-
-    Unlike Ctrl-C it does not end a training with the best so far: whoever kills a run wants no OUT of it.
-    """
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,30 @@ EXIT_INTERRUPTED = 130
 
 
 class Terminated(BaseException):
-    """The process was told to end (SIGTERM): nothing is written any more, not even what an interrupt would keep."""
+    """The process was told to end: nothing is written any more, not even what an interrupt would keep.
+
+    Args:
+        by: the signal's name.
+        left: what the run leaves for the next one.
+    """
+
+    def __init__(self, by: str, left: str = "") -> None:
+        super().__init__(by, left)
+        self.by = by
+        self._left = left
+
+    def __str__(self) -> str:
+        return f"interrupted by {self.by}{': ' if self._left else ''}{self._left}"
+
+
+def interruption(error: BaseException) -> KeyboardInterrupt | Terminated | None:
+    """Return the interrupt that an error came of: compiled modules raise errors of their own in its place."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, (KeyboardInterrupt, Terminated)):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
 
 
 class OnnxCompressError(Exception):

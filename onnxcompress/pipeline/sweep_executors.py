@@ -6,7 +6,6 @@ import contextlib
 import logging
 import multiprocessing
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -15,9 +14,10 @@ from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
 
 from onnxcompress.errors import EXIT_BUG, ProviderUnavailableError
-from onnxcompress.pipeline.sweep_work import Outcome, Task, limit_worker, run_task
+from onnxcompress.pipeline.sweep_work import Outcome, Task, limit_worker, run_in_worker, run_task
 from onnxcompress.report.progress import Progress
 from onnxcompress.report.text import duration
+from onnxcompress.termination import ENDING, signals_handled
 
 _CONNECT_SECONDS = 10
 
@@ -72,11 +72,11 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
             return
         task = waiting.popleft()
         try:
-            future = executors[number].submit(run_task, task)
+            future = executors[number].submit(run_in_worker, task)
         except BrokenProcessPool:
             executors[number].shutdown()
             executors[number] = _process(number, workers)
-            future = executors[number].submit(run_task, task)
+            future = executors[number].submit(run_in_worker, task)
         running[future] = number, task
 
     try:
@@ -170,20 +170,14 @@ def _without_its_log() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_stop() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block by a KeyboardInterrupt that nothing inside it catches; what a training has
-    saved stays for the next time."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Ctrl-C ends the block by a KeyboardInterrupt that nothing inside it catches, and what tells the process to end
+    by `Terminated`; what a training has saved stays for the next time."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _Stop
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with signals_handled(signal.SIGINT, by=stop), signals_handled(*ENDING):
+            yield
     except _Stop:
         raise KeyboardInterrupt from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

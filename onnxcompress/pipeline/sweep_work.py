@@ -21,6 +21,7 @@ from onnxcompress.pipeline.source import ModelLike, read_source
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.json_file import report_to_json
 from onnxcompress.report.progress import Progress, no_progress
+from onnxcompress.termination import ENDING, signals_handled
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,12 @@ def _compressed(task: Task, tell: Progress) -> tuple[dict[str, Any], bytes | Non
     )
     value = report_to_json(replace(result.report, layers=()))
     return {"report": value}, result.model.to_bytes() if task.output is None else None
+
+
+def run_in_worker(task: Task) -> Outcome:
+    """Run a task in a process of its own; one that is told to end clears away what it has begun to write."""
+    with signals_handled(*ENDING):
+        return run_task(task)
 
 
 def limit_worker(number: int, workers: int) -> None:
