@@ -139,7 +139,8 @@ def compress(
     if saved is None:
         context = with_latency(context, source, asked, providers[0])
     else:
-        context = with_latency_of_plan(context, source, asked, providers[0], saved)
+        with saved.blamed(str(asked.plan), source):
+            context = with_latency_of_plan(context, source, asked, providers[0], saved)
     job = Job(source, original_cost, context, data_sets, providers, tell)
     try:
         done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)
