@@ -67,12 +67,24 @@ def location(given: str | Path | RemoteFile) -> Location:
     return RemoteFile(given) if isinstance(given, str) and _ADDRESS.match(given) else Path(given)
 
 
+def check_is_path(given: object) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+        RecipeError: it is no text and no path, or holds a NUL.
+    """
+    if not isinstance(given, (str, Path, RemoteFile)) or "\0" in str(given):
+        raise RecipeError(f"{given!r:.60} is not the path of a file or folder")
+
+
 def file_location(given: str | Path | RemoteFile) -> Location:
     """Return the location of a single file.
 
     Raises:
-        RecipeError: `given` is text that names a folder by its last character, or `-`: there are no standard streams.
+        RecipeError: `given` is no path, or text that names a folder by its last character, or `-`: there are no
+            standard streams.
     """
+    check_is_path(given)
     if given == "-":
         raise RecipeError("'-': standard input and output are not used; give the path of a file (./- for this name)")
     if isinstance(given, str) and not _ADDRESS.match(given) and given.endswith(_ENDS_OF_FOLDERS):
