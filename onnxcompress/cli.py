@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -13,11 +14,10 @@ from onnxcompress.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_OK,
-    OnnxCompressError,
     RecipeError,
     Terminated,
+    explained,
     interruption,
-    lacking,
 )
 from onnxcompress.standard_streams import open_closed_streams, tell, tolerated
 from onnxcompress.termination import ENDING, signals_handled
@@ -40,11 +40,11 @@ def _told(error: BaseException) -> int:
     if interrupt is not None:
         _say(str(interrupt) if isinstance(interrupt, Terminated) else "interrupted")
         return EXIT_INTERRUPTED
-    lack = error if isinstance(error, OnnxCompressError) else lacking(error)
-    if lack is None or lack.exit_code == EXIT_BUG:
+    told = explained(error)
+    if told is None or told.exit_code == EXIT_BUG:
         return _bug(error)
-    _say(f"error: {lack}")
-    return lack.exit_code
+    _say(f"error: {told}")
+    return told.exit_code
 
 
 def _run(arguments: list[str]) -> int:
@@ -57,6 +57,7 @@ def _run(arguments: list[str]) -> int:
         os.getcwd()
     except OSError as error:
         raise RecipeError("the current folder does not exist any more; change into another one") from error
+    _check_epoch()
     from onnxcompress import cli_commands
 
     commands = {
@@ -66,6 +67,16 @@ def _run(arguments: list[str]) -> int:
         "sweep": cli_commands.run_sweep,
     }
     return commands[namespace.command](namespace)
+
+
+def _check_epoch() -> None:
+    """NumPy reads this variable when it is loaded, and fails without a word on where the number came from."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        if given is not None:
+            time.gmtime(int(given))
+    except (ValueError, OverflowError, OSError):
+        raise RecipeError(f"SOURCE_DATE_EPOCH is '{given}', no number of seconds; correct it or unset it") from None
 
 
 def _say(message: str) -> None:

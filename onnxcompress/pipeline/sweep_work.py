@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, OnnxCompressError, lacking
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, explained
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.measure import open_data
 from onnxcompress.pipeline.recovery import CHECKPOINT_SUFFIX
@@ -65,7 +65,7 @@ def run_task(task: Task, tell: Progress = no_progress) -> Outcome:
     try:
         value, content = _compressed(task, tell)
     except Exception as error:
-        told = error if isinstance(error, OnnxCompressError) else lacking(error)
+        told = explained(error)
         reason = f"a bug ({type(error).__name__}: {error})" if told is None else str(told)
         code = EXIT_BUG if told is None else told.exit_code
         value = {"reason": " ".join(reason.split()), "exit_code": code}
