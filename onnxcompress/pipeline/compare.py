@@ -102,6 +102,8 @@ def compare(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=environment.peak_rss_bytes(),
     )
+    for source in (first, second):
+        source.check_unchanged()
     write_together(report_files(report, asked))
     return report
 

@@ -160,6 +160,7 @@ def compress(
     report = replace(done.report, layers=layers, profile=profile, seconds=time.perf_counter() - started)
     report = replace(report, warnings=(*report.warnings, *untimed), peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(done.request, source, stages)
+    source.check_unchanged()
     tell("writing", 0, None)
     report = _write(done.request, done.compressed, plan, report, source.files)
     # Only now: a run that is killed after its training need not train again.

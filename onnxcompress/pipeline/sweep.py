@@ -120,6 +120,7 @@ def sweep(
                 kept[outcome.name] = asked.store.keep(by_name[outcome.name], outcome)
     if asked.recipe.latency:
         _time_models(asked, kept, tell)
+        asked.source.check_unchanged()
     points = []
     for point in asked.grid:
         file = asked.store.model_path(point.name, asked.keys[point.name])
