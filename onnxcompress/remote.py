@@ -152,7 +152,7 @@ def read_json(path: Location, wanted: str) -> Any:
     copy = fetch_file(path, RecipeError) if isinstance(path, RemoteFile) else None
     file = path if copy is None else copy.path
     try:
-        text = Path(str(file)).read_text(encoding="utf-8")
+        text = Path(str(file)).read_text(encoding="utf-8-sig")
         return json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror or error})") from error

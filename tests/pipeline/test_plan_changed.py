@@ -136,3 +136,10 @@ def test_what_fails_on_a_plan_as_it_was_made_is_a_bug(
     del older["digest"]
     assert replayed(older) == 2
     assert "it is not of this model and version" in capsys.readouterr().err
+
+
+def test_a_mark_that_editors_put_at_the_beginning(plan: dict[str, Any]) -> None:
+    Path("changed.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(plan).encode())
+    assert main(["in.onnx", "again.onnx", "--plan", "changed.json", *OPTIONS]) == 0
+    Path("recipe.toml").write_bytes(b"\xef\xbb\xbfprune = 0.25\n")
+    assert main(["in.onnx", "again.onnx", "--recipe", "recipe.toml", *OPTIONS]) == 0
