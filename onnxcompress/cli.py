@@ -8,12 +8,14 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from onnxcompress.cli_options import parse_arguments
 from onnxcompress.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    Notice,
     RecipeError,
     Terminated,
     explained,
@@ -107,8 +109,18 @@ def _make_streams_forgiving() -> None:
 
 @contextlib.contextmanager
 def _library_warnings_hidden() -> Iterator[None]:
-    """Warnings of libraries are for developers; `python -W` brings them back."""
+    """Warnings of libraries are for developers; `python -W` brings them back. Our own are lines like others."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            _say(f"warning: {message}")
+        else:
+            shown(message, category, *where, **more)
+
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show
         yield

@@ -100,6 +100,10 @@ class PassError(OnnxCompressError):
     exit_code = EXIT_BUG
 
 
+class Notice(UserWarning):
+    """A warning about a run, given while it goes on: what to do where it seems to stand still."""
+
+
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _NO_FOLDER = "No usable temporary directory"

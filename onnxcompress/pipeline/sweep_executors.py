@@ -7,19 +7,24 @@ import logging
 import multiprocessing
 import signal
 import time
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
+from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, ProviderUnavailableError
+from onnxcompress.errors import EXIT_BUG, Notice, ProviderUnavailableError
 from onnxcompress.pipeline.sweep_work import Outcome, Task, limit_worker, run_in_worker, run_task
 from onnxcompress.report.progress import Progress
 from onnxcompress.report.text import duration
 from onnxcompress.termination import ENDING, signals_handled
 
 _CONNECT_SECONDS = 10
+_NO_WORKERS = (
+    "--scheduler {}: the cluster has no workers; the sweep waits until one is started (dask worker {}), Ctrl-C ends it"
+)
 
 
 class Clock:
@@ -137,6 +142,8 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
         futures = {client.submit(run_task, task, pure=False, retries=1): task for task in tasks}
         try:
             tell(clock.text(), 0, len(tasks))
+            if not _has_workers(client):
+                warnings.warn(Notice(_NO_WORKERS.format(address, address)), stacklevel=2)
             for number, future in enumerate(distributed.as_completed(futures), 1):
                 if future.cancelled():
                     raise ProviderUnavailableError(
@@ -154,6 +161,17 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
                 tell(clock.text(), number, len(tasks))
         finally:
             client.cancel(list(futures))
+
+
+def _has_workers(client: Any) -> bool:
+    """Wait for the first worker of a cluster that is starting."""
+    end = time.monotonic() + _CONNECT_SECONDS
+    with contextlib.suppress(OSError):  # a scheduler that is gone is told by the futures
+        while not client.nthreads():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+    return True
 
 
 @contextlib.contextmanager
