@@ -12,16 +12,21 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, Notice, ProviderUnavailableError
+from onnxcompress.errors import EXIT_BUG, Notice, ProviderUnavailableError, RecipeError
 from onnxcompress.pipeline.sweep_work import Outcome, Task, limit_worker, run_in_worker, run_task
 from onnxcompress.report.progress import Progress
 from onnxcompress.report.text import duration
 from onnxcompress.termination import ENDING, signals_handled
 
 _CONNECT_SECONDS = 10
+_NOT_STARTED = (
+    "--jobs: no process of the sweep came up. Each runs the script that started it: call sweep in it under "
+    "if __name__ == '__main__':, or leave jobs out"
+)
 _NO_WORKERS = (
     "--scheduler {}: the cluster has no workers; the sweep waits until one is started (dask worker {}), Ctrl-C ends it"
 )
@@ -67,9 +72,14 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
     """Run tasks in `jobs` processes, each with its part of the cores; outcomes come as they finish.
 
     Each process is an executor of its own: where one is killed, as on lack of memory, its point is lost and no other.
+
+    Raises:
+        RecipeError: no process comes up, as from a script that starts a sweep again when it is imported.
     """
     workers, clock, finished, waiting = min(jobs, len(tasks)), Clock(len(tasks)), 0, deque(tasks)
-    executors = [_process(number, workers) for number in range(workers)]
+    context = multiprocessing.get_context("spawn")
+    came_up = context.Event()
+    executors = [_process(number, workers, came_up) for number in range(workers)]
     running: dict[Future[Outcome], tuple[int, Task]] = {}
 
     def start(number: int) -> None:
@@ -80,7 +90,7 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
             future = executors[number].submit(run_in_worker, task)
         except BrokenProcessPool:
             executors[number].shutdown()
-            executors[number] = _process(number, workers)
+            executors[number] = _process(number, workers, came_up)
             future = executors[number].submit(run_in_worker, task)
         running[future] = number, task
 
@@ -94,6 +104,8 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
+                    if not came_up.is_set():
+                        raise RecipeError(_NOT_STARTED) from None
                     reason = "its process ended without a word, as on lack of memory; try fewer --jobs"
                     outcome = Outcome(task.name, task.key, {"reason": reason, "exit_code": EXIT_BUG, "seconds": None})
                 start(number)
@@ -111,10 +123,11 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _process(number: int, workers: int) -> ProcessPoolExecutor:
-    """Return an executor of one process, one of so many."""
+def _process(number: int, workers: int, came_up: Event) -> ProcessPoolExecutor:
+    """Return an executor of one process, one of so many, which tells by an event that it came up."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=limit_worker, initargs=(number, workers))
+    arguments = (number, workers, came_up)
+    return ProcessPoolExecutor(1, mp_context=context, initializer=limit_worker, initargs=arguments)
 
 
 def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Generator[Outcome, None, None]:

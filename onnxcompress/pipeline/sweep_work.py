@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,12 @@ def run_in_worker(task: Task) -> Outcome:
         return run_task(task)
 
 
-def limit_worker(number: int, workers: int) -> None:
+def limit_worker(number: int, workers: int, came_up: Event) -> None:
     """Give a worker process, one of so many, its own part of the cores, and let it end with the one that started it.
 
     Ctrl-C is left to that one.
     """
+    came_up.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
