@@ -34,6 +34,7 @@ from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
 from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings, judged_lines
+from onnxcompress.report.decisions import decision_line
 from onnxcompress.report.dry_run import untrained_lines
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
 from onnxcompress.report.progress import Progress, told_stream
@@ -255,6 +256,8 @@ def _run_passes(
         kept = _stamp(checkpoints[number])
         with blamed():
             result, stage, context = run_pass(each, model, context, plan, planned_only=asked.dry_run and each.trains)
+            if plan is not None:  # what it says of itself is read where the result is written already
+                list(map(decision_line, stage.figures.decisions))
         if _stamp(checkpoints[number]) != kept:
             # It trained: what a later training has kept began with other weights, as after Ctrl-C in this one.
             context = replace(context, resume=False)

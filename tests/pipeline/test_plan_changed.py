@@ -81,6 +81,9 @@ def test_an_edited_plan_is_carried_out_and_said_to_be_one(
         lambda value: decision(value, TUCKER).update(groups=0),
         lambda value: decision(value, TUCKER).update(factors=[]),
         lambda value: decision(value, TUCKER).pop("kind"),
+        lambda value: decision(value, PRUNE).update(filters=None),
+        lambda value: decision(value, TUCKER).update(macs=["x", 1]),
+        lambda value: decision(value, TUCKER).update(channels=3),
         lambda value: decision(value, INT8).update(ranges={"x": [None, 1.0]}),
         lambda value: value.update(passes={}),
     ],
@@ -89,7 +92,7 @@ def test_a_damaged_plan_is_refused_in_one_line(
     change: Change, plan: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(plan)
-    assert replayed(plan) == 2
+    assert replayed(plan, "-v") == 2
     error = capsys.readouterr().err
     assert error.startswith("onnxcompress: error: ")
     assert len(error.splitlines()) == 1
