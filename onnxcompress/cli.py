@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import NoReturn
+from typing import Any
 
 from onnxcompress.cli_options import parse_arguments
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, OnnxCompressError, RecipeError, Terminated, lacking
+from onnxcompress.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    Notice,
+    RecipeError,
+    Terminated,
+    explained,
+    interruption,
+)
 from onnxcompress.standard_streams import open_closed_streams, tell, tolerated
+from onnxcompress.termination import ENDING, signals_handled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,25 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_closed_streams()
     _make_streams_forgiving()
     try:
-        with _termination_as_exception(), _library_warnings_hidden():
+        with signals_handled(*ENDING), _library_warnings_hidden():
             return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except BaseException as error:
+        return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Say why the run ended, and return its exit code."""
+    interrupt = interruption(error)
+    if interrupt is not None:
+        _say(str(interrupt) if isinstance(interrupt, Terminated) else "interrupted")
         return EXIT_INTERRUPTED
-    except Terminated as stop:
-        _say(": ".join(["interrupted by SIGTERM", *map(str, stop.args)]))
-        return EXIT_INTERRUPTED
-    except OnnxCompressError as error:
-        if error.exit_code == EXIT_BUG:
-            return _bug(error)
-        _say(f"error: {error}")
-        return error.exit_code
-    except (Exception, SystemExit) as error:
-        lack = lacking(error)
-        if lack is None:
-            return _bug(error)
-        _say(f"error: {lack}")
-        return lack.exit_code
+    told = explained(error)
+    if told is None or told.exit_code == EXIT_BUG:
+        return _bug(error)
+    _say(f"error: {told}")
+    return told.exit_code
 
 
 def _run(arguments: list[str]) -> int:
@@ -53,6 +59,7 @@ def _run(arguments: list[str]) -> int:
         os.getcwd()
     except OSError as error:
         raise RecipeError("the current folder does not exist any more; change into another one") from error
+    _check_epoch()
     from onnxcompress import cli_commands
 
     commands = {
@@ -62,6 +69,16 @@ def _run(arguments: list[str]) -> int:
         "sweep": cli_commands.run_sweep,
     }
     return commands[namespace.command](namespace)
+
+
+def _check_epoch() -> None:
+    """NumPy reads this variable when it is loaded, and fails without a word on where the number came from."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        if given is not None:
+            time.gmtime(int(given))
+    except (ValueError, OverflowError, OSError):
+        raise RecipeError(f"SOURCE_DATE_EPOCH is '{given}', no number of seconds; correct it or unset it") from None
 
 
 def _say(message: str) -> None:
@@ -91,29 +108,19 @@ def _make_streams_forgiving() -> None:
 
 
 @contextlib.contextmanager
-def _termination_as_exception() -> Iterator[None]:
-    """SIGTERM unwinds the run, so that temporary files are removed.
-
-    Unlike Ctrl-C it does not end a training with the best so far: whoever kills a run wants no OUT of it.
-    """
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
 def _library_warnings_hidden() -> Iterator[None]:
-    """Warnings of libraries are for developers; `python -W` brings them back."""
+    """Warnings of libraries are for developers; `python -W` brings them back. Our own are lines like others."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            _say(f"warning: {message}")
+        else:
+            shown(message, category, *where, **more)
+
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show
         yield

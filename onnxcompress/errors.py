@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -17,7 +17,33 @@ EXIT_INTERRUPTED = 130
 
 
 class Terminated(BaseException):
-    """The process was told to end (SIGTERM): nothing is written any more, not even what an interrupt would keep."""
+    """The process was told to end: nothing is written any more, not even what an interrupt would keep.
+
+    Args:
+        by: the signal's name.
+        left: what the run leaves for the next one.
+    """
+
+    def __init__(self, by: str, left: str = "") -> None:
+        super().__init__(by, left)
+        self.by = by
+        self._left = left
+
+    def __str__(self) -> str:
+        return f"interrupted by {self.by}{': ' if self._left else ''}{self._left}"
+
+
+def interruption(error: BaseException) -> KeyboardInterrupt | Terminated | None:
+    """Return the interrupt that an error came of: compiled modules raise errors of their own in its place."""
+    return next((each for each in _origins(error) if isinstance(each, (KeyboardInterrupt, Terminated))), None)
+
+
+def _origins(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came of, the last first."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 class OnnxCompressError(Exception):
@@ -74,17 +100,43 @@ class PassError(OnnxCompressError):
     exit_code = EXIT_BUG
 
 
+class Notice(UserWarning):
+    """A warning about a run, given while it goes on: what to do where it seems to stand still."""
+
+
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _NO_FOLDER = "No usable temporary directory"
-_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "can't start new thread")
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "can't start new thread",
+    "std::bad_alloc",
+    "Arena alloc failed",  # protobuf, reading
+    "Failed to serialize proto",
+    "Failed to allocate memory for requested buffer",
+    "failed to map segment from shared object",
+)
+
+
+def explained(error: BaseException) -> OnnxCompressError | None:
+    """Return the error that the user is told; None of a bug.
+
+    Where memory ran out this is said, whatever was made of it on the way, such as a file that is no model.
+    """
+    lacks = (lacking(each) for each in _origins(error) if _is_of_memory(each))
+    return next(lacks, error if isinstance(error, OnnxCompressError) else lacking(error))
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    is_foreign = isinstance(error, Exception) and not isinstance(error, OnnxCompressError)
+    return isinstance(error, MemoryError) or (is_foreign and any(text in str(error) for text in _NO_MEMORY))
 
 
 def lacking(error: BaseException) -> DataError | None:
     """Return what to say where the machine ran out of something that nobody foresaw; None of any other error."""
     seen = " ".join(str(error).split())
     shown = f" ({seen})" if seen else ""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(text in seen for text in _NO_MEMORY)):
+    if _is_of_memory(error):
         return DataError(
             f"this machine's memory does not suffice{shown}; give --samples N with fewer, a smaller --batch, or more "
             "memory (see its limits: ulimit -v)"

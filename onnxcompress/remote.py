@@ -67,12 +67,24 @@ def location(given: str | Path | RemoteFile) -> Location:
     return RemoteFile(given) if isinstance(given, str) and _ADDRESS.match(given) else Path(given)
 
 
+def check_is_path(given: object) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+        RecipeError: it is no text and no path, or holds a NUL.
+    """
+    if not isinstance(given, (str, Path, RemoteFile)) or "\0" in str(given):
+        raise RecipeError(f"{given!r:.60} is not the path of a file or folder")
+
+
 def file_location(given: str | Path | RemoteFile) -> Location:
     """Return the location of a single file.
 
     Raises:
-        RecipeError: `given` is text that names a folder by its last character, or `-`: there are no standard streams.
+        RecipeError: `given` is no path, or text that names a folder by its last character, or `-`: there are no
+            standard streams.
     """
+    check_is_path(given)
     if given == "-":
         raise RecipeError("'-': standard input and output are not used; give the path of a file (./- for this name)")
     if isinstance(given, str) and not _ADDRESS.match(given) and given.endswith(_ENDS_OF_FOLDERS):
@@ -140,11 +152,25 @@ def read_json(path: Location, wanted: str) -> Any:
     copy = fetch_file(path, RecipeError) if isinstance(path, RemoteFile) else None
     file = path if copy is None else copy.path
     try:
-        return json.loads(Path(str(file)).read_text(encoding="utf-8"))
+        text = Path(str(file)).read_text(encoding="utf-8-sig")
+        return json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: is not JSON ({' '.join(str(error).split())}); give {wanted}") from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a table, of which JSON's reader would keep the last of several entries of one name."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands twice in one table")
+    return table
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def fetch_beside(copy: Copy, name: str, failure: type[OnnxCompressError]) -> None:

@@ -186,6 +186,17 @@ def test_compare_and_inspect(path: Path, tmp_path: Path) -> None:
     assert {group.name for group in inspection.groups} == {"first", "second", "classifier"}
 
 
+@pytest.mark.parametrize(("first", "second"), [("n", 1), ("n", 5), (2, 5), (3, "n")])
+def test_one_of_two_models_may_fix_its_batch(first: int | str, second: int | str) -> None:
+    given = {"data": [{"x": samples(8)}], "latency": False}
+    accuracy = onnxcompress.compare(conv_net(batch=first), conv_net(seed=1, batch=second), **given).accuracy
+    open_batch = onnxcompress.compare(conv_net(), conv_net(seed=1), **given).accuracy
+    assert accuracy is not None
+    assert open_batch is not None
+    assert (accuracy.samples, accuracy.agreement) == (8, open_batch.agreement)
+    assert accuracy.kl == pytest.approx(open_batch.kl)
+
+
 def test_public_names_are_importable_in_any_order() -> None:
     import onnxcompress.pipeline.compress
     import onnxcompress.pipeline.inspect

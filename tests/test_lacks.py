@@ -13,9 +13,11 @@ from typing import Any
 import onnx
 import onnxruntime
 import pytest
+from google.protobuf.message import DecodeError, EncodeError
 
+import onnxcompress
 from onnxcompress.cli import main
-from onnxcompress.errors import lacking
+from onnxcompress.errors import DataError, ModelError, PassError, RecipeError, lacking
 from onnxcompress.pipeline import job, sweep_work
 from onnxcompress.runtime.session import Session
 from tests.tiny_models import conv_net, save_data
@@ -25,6 +27,7 @@ MEMORY, FILES = "memory does not suffice", "raise the limit (ulimit -n)"
 
 _WITHOUT_FILES = """
 import resource, sys
+import onnxcompress
 from onnxcompress.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 sys.exit(main(sys.argv[1:]))
@@ -93,6 +96,61 @@ def test_a_point_of_a_sweep_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None
     point = json.loads(kept.read_text())
     assert MEMORY in point["reason"]
     assert "traceback" not in point
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ModelError("in.onnx: is not an ONNX model"), DecodeError("Error parsing message: Arena alloc failed")),
+        (ModelError("its shapes contradict each other"), EncodeError("Failed to serialize proto")),
+        (DataError("the model does not run on data"), RuntimeError("Status Message: std::bad_alloc")),
+        (ImportError("core.so: failed to map segment from shared object"), None),
+        (PassError("pass 'prune' produced an invalid model"), MemoryError()),
+    ],
+)
+def test_what_memory_ran_out_in_is_not_to_blame(
+    error: Exception, cause: Exception | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error.__cause__ = cause
+    monkeypatch.setattr(job, "compression_warnings", raising(error))
+    assert main(["in.onnx", "out.onnx", "--prune", "0.5", "--no-latency", "--no-progress"]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert MEMORY in line
+
+
+def test_a_file_that_is_no_model_is_to_blame(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in.onnx").write_bytes(b"no model")
+    assert main(["in.onnx", "out.onnx", "--prune", "0.5", "--no-latency"]) == 4
+    assert "is not an ONNX model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["abc", "", "1e9", "9" * 20])
+def test_a_variable_that_numpy_does_not_take(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", given)
+    assert main(["in.onnx", "out.onnx", "--prune", "0.5", "--no-latency"]) == 2
+    assert f"SOURCE_DATE_EPOCH is '{given}', no number of seconds" in capsys.readouterr().err
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert main(["in.onnx", "out.onnx", "--prune", "0.5", "--no-latency", "-q"]) == 0
+
+
+@pytest.mark.parametrize("given", ["a\0b", 3, b"out", None])
+def test_what_is_no_path(given: Any) -> None:
+    options: dict[str, Any] = {"latency": False, "data": "data.npz"}
+    with pytest.raises(RecipeError, match="is not the path of a file or folder"):
+        onnxcompress.sweep("in.onnx", out=given, **options)
+    if given is not None:
+        with pytest.raises(RecipeError, match="is not the path of a file or folder"):
+            onnxcompress.compress("in.onnx", output=given, prune=0.5, **options)
+        with pytest.raises(RecipeError, match=r"is not the path of a file or folder|is no recipe"):
+            onnxcompress.compress("in.onnx", given, prune=0.5, **options)
+
+
+def test_a_sweep_keeps_its_points_here() -> None:
+    with pytest.raises(RecipeError, match="keeps its points in a folder of this machine"):
+        onnxcompress.sweep("in.onnx", out="s3://bucket/sweep", data="data.npz", latency=False)
+    assert not Path("s3:").exists()
 
 
 def test_a_model_that_does_not_fit_into_memory_is_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ MOST_LINES = 420  # about 400, says the design
 # A module imports from the tiers before its own, and from its own subpackage.
 TIERS = (
     {"errors", "standard_streams"},
-    {"operators", "remote", "side_files", "subgraphs", "tensor_bytes"},
+    {"operators", "remote", "side_files", "subgraphs", "tensor_bytes", "termination"},
     {"element_types", "recipe", "serialization", "lengths", "links"},
     {"declarations", "functions", "fused", "sparse_tensors"},
     {"importing", "inference"},

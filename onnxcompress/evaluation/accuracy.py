@@ -17,6 +17,7 @@ from onnxcompress.evaluation.reference import Reference, Told, real_outputs
 from onnxcompress.evaluation.relative_error import ErrorTally, SmallNumbers
 from onnxcompress.linalg.distributions import kl_divergence, probabilities
 from onnxcompress.runtime.batch import Batch
+from onnxcompress.runtime.dataset import filled
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array, conform, shown_shape
 
@@ -99,7 +100,9 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
     classes = None if reference.output is None else _ClassTally(reference, reference.output)
     errors, samples, not_finite = ErrorTally(reference.divisions), 0, 0
     for batch, expected in reference.batches():
-        adapted = replace(batch, inputs=_adapted(batch.inputs, compressed))
+        rows, fixed = len(next(iter(batch.inputs.values()))), compressed.fixed_batch
+        whole = batch if fixed is None or rows >= fixed else filled(batch, fixed)
+        adapted = replace(whole, inputs=_adapted(whole.inputs, compressed))
         seen = _matched(real_outputs(compressed, adapted), expected, reference)
         finite = errors.add(batch.size, expected, seen)
         samples, not_finite = samples + batch.size, not_finite + int((~finite).sum())

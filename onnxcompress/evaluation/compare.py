@@ -50,6 +50,7 @@ def compare_models(
     progress: Progress | None = None,
     numbers: frozenset[str] = frozenset(),
     open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
+    batch: int = DEFAULT_BATCH,
 ) -> Evaluation:
     """Compare two models.
 
@@ -63,6 +64,7 @@ def compare_models(
         progress: told of each step.
         numbers: outputs of the shape of class scores that hold numbers of another kind.
         open_outputs: the original's outputs whose shape depends on the data, and what is compared in their place.
+        batch: of the data, where the original does not fix it.
 
     Raises:
         RecipeError: nothing is to be compared.
@@ -75,7 +77,9 @@ def compare_models(
     accuracy = None
     if data is not None:
         first, second = (exposing(each, open_outputs.made_from) for each in (original, compressed))
-        accuracy = _accuracy(first, second, data, preprocess, samples, providers[0], progress, numbers, open_outputs)
+        accuracy = _accuracy(
+            first, second, data, preprocess, samples, providers[0], progress, numbers, open_outputs, batch
+        )
     timed: list[Latency] = []
     for number, provider in enumerate(providers if latency is not None else ()):
         if progress:
@@ -97,6 +101,7 @@ def _accuracy(
     progress: Progress | None,
     numbers: frozenset[str],
     open_outputs: OpenOutputs,
+    batch: int,
 ) -> Accuracy:
     session = Session(original, provider, SessionSettings())
     opened = dataset_for(session, data, preprocess=preprocess)
@@ -107,7 +112,7 @@ def _accuracy(
 
     told = tell("accuracy of the original")
     with Reference(
-        session, dataset, batch_size=DEFAULT_BATCH, progress=told, numbers=numbers, open_outputs=open_outputs
+        session, dataset, batch_size=batch, progress=told, numbers=numbers, open_outputs=open_outputs
     ) as reference:
         del session
         second = Session(compressed, provider, SessionSettings())

@@ -19,6 +19,9 @@ from onnxcompress.remote import Location, read_json
 SCHEMA = 1
 KIND = "onnxcompress time table"
 
+_LONGEST_MS = 1e9
+"""Sums and ratios of longer times are no numbers any more, and no model takes days."""
+
 _NEIGHBOURS = 4
 """Of the times measured nearest to the one that is wanted, so many count."""
 
@@ -139,9 +142,7 @@ class TimeTable:
                 str(given["onnxruntime"]),
                 str(given["provider"]),
                 {str(name): str(option) for name, option in given["options"].items()},
-                int(given["threads"]),
-                int(given["batch"]),
-                int(given["block"]),
+                *(_count(given[name]) for name in ("threads", "batch", "block")),
             )
             layers = {
                 str(key): {Split.parsed(ranks): _milliseconds(ms) for ranks, ms in times.items()}
@@ -208,9 +209,15 @@ def _distance(ranks: Split, other: Split) -> float:
 
 def _milliseconds(value: Any) -> float:
     ms = float(value)
-    if not (math.isfinite(ms) and ms >= 0.0):
+    if not 0.0 <= ms <= _LONGEST_MS:
         raise ValueError(f"a time of {value} ms")
     return ms
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ValueError(f"a count of {value!r}")
+    return value
 
 
 def _positive(figure: Any) -> float:

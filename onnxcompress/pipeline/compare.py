@@ -9,6 +9,7 @@ from typing import Any
 from onnxcompress.analysis.cost import model_cost
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.profile import ProfileComparison
+from onnxcompress.graph import Model
 from onnxcompress.pipeline.gates import check_gates_can_be_measured, gate_results
 from onnxcompress.pipeline.inputs import check_not_read, files_read, side_files_read
 from onnxcompress.pipeline.layer_times import Profiled, with_times
@@ -24,6 +25,7 @@ from onnxcompress.report.advice import comparison_warnings
 from onnxcompress.report.figures import Report, compression_between
 from onnxcompress.report.layers import layer_changes
 from onnxcompress.report.progress import Progress, no_progress
+from onnxcompress.runtime.dataset import DEFAULT_BATCH
 
 
 def compare(
@@ -71,7 +73,8 @@ def compare(
     tell = progress or no_progress
     evaluation = data_sets.evaluation
     given, models = open_outputs(first.model), (first.content, second.content)
-    measured = measure(*models, evaluation, providers, asked, tell, numbers=numbers, open_outputs=given)
+    batch = _fixed_batch(second.model) or DEFAULT_BATCH
+    measured = measure(*models, evaluation, providers, asked, tell, numbers=numbers, open_outputs=given, batch=batch)
     profile: ProfileComparison | None = None
     layers, untimed = layer_changes(*costs), tuple[str, ...]()
     if asked.latency and (asked.html is not None or asked.profile):
@@ -99,5 +102,12 @@ def compare(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=environment.peak_rss_bytes(),
     )
+    for source in (first, second):
+        source.check_unchanged()
     write_together(report_files(report, asked))
     return report
+
+
+def _fixed_batch(model: Model) -> int | None:
+    shapes = [shape for shape in map(model.shape_of, model.graph.inputs) if shape]
+    return next((shape[0] for shape in shapes if isinstance(shape[0], int)), None)

@@ -139,7 +139,8 @@ def compress(
     if saved is None:
         context = with_latency(context, source, asked, providers[0])
     else:
-        context = with_latency_of_plan(context, source, asked, providers[0], saved)
+        with saved.blamed(str(asked.plan), source):
+            context = with_latency_of_plan(context, source, asked, providers[0], saved)
     job = Job(source, original_cost, context, data_sets, providers, tell)
     try:
         done = finish_search(job, request, _search(request, job)) if asked.is_searched else finish(job, request)
@@ -159,6 +160,7 @@ def compress(
     report = replace(done.report, layers=layers, profile=profile, seconds=time.perf_counter() - started)
     report = replace(report, warnings=(*report.warnings, *untimed), peak_rss_bytes=environment.peak_rss_bytes())
     plan = _plan(done.request, source, stages)
+    source.check_unchanged()
     tell("writing", 0, None)
     report = _write(done.request, done.compressed, plan, report, source.files)
     # Only now: a run that is killed after its training need not train again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from onnxcompress.pipeline.latency_context import predicted_lines, predicted_sha
 from onnxcompress.pipeline.latency_target import Ran, can_run_again, meet_latency
 from onnxcompress.pipeline.measure import DataSets, measure
 from onnxcompress.pipeline.outputs import CompressedModel
+from onnxcompress.pipeline.plan_file import SavedPlan, changed_lines
 from onnxcompress.pipeline.recovery import checkpoint_path
 from onnxcompress.pipeline.request import Request
 from onnxcompress.pipeline.search import Search
@@ -32,6 +34,7 @@ from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Location
 from onnxcompress.report import environment
 from onnxcompress.report.advice import compression_warnings, judged_lines
+from onnxcompress.report.decisions import decision_line
 from onnxcompress.report.dry_run import untrained_lines
 from onnxcompress.report.figures import ModelFigures, Report, SelfCheck, compression_between
 from onnxcompress.report.progress import Progress, told_stream
@@ -111,7 +114,7 @@ def finish(job: Job, request: Request, number: int = 0) -> Finished:
             asked,
             job.tell,
             checkpoints,
-            of_other_weights=saved is not None and not saved.is_of(source),
+            saved=saved,
             samples=None if calibration is None else calibration.length,
             evaluation=None if evaluation is None else lambda: (batch.inputs for batch in evaluation.batches()),
             evaluated=evaluated if asked.measure_stages and not asked.dry_run else None,
@@ -209,7 +212,7 @@ def _run_passes(
     tell: Progress,
     checkpoints: Sequence[Path | None],
     *,
-    of_other_weights: bool,
+    saved: SavedPlan | None,
     samples: int | None,
     evaluation: Samples | None,
     evaluated: Callable[[Model], Evaluation] | None,
@@ -219,13 +222,18 @@ def _run_passes(
     No other model is kept than those that are returned.
 
     Args:
+        saved: the plan that is replayed. Where it was changed, or is of other weights, its figures are measured anew.
         samples: of the calibration data, where their number is known.
         evaluation: a fresh stream of the evaluation data at each call; None where there are none.
         evaluated: measures the model after every stage that changed it; None leaves that out.
-
-    With `of_other_weights` the plans were made for other weights: their figures are measured anew.
     """
     stages: list[Stage] = []
+    of_other_weights = saved is not None and not saved.is_of(source)
+    is_as_made = saved is None or not (of_other_weights or saved.was_changed)
+
+    def blamed() -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if saved is None else saved.blamed(str(asked.plan), source)
+
     cleaned: Model | None = None
     calibration, memory = context.calibration, context.memory
     random_feeds = cache(lambda: sample_feeds(source.model, asked.input_shape, asked.seed))
@@ -237,13 +245,19 @@ def _run_passes(
             context = context.with_original(model)
         if calibration is not None:
             context = replace(context, calibration=_told(each.name, calibration, samples, tell))
-        if plan is not None and of_other_weights:
-            plan = each.remeasured(model, plan) if each.transfers else None
+        if plan is not None and of_other_weights and not each.transfers:
+            plan = None
+        if plan is not None and not is_as_made:
+            with blamed():
+                plan = each.remeasured(model, plan)
         # What a pass remembers is of the model that stands before it, another one for each pass of the same name.
         own = None if memory is None else memory.setdefault(f"{number} {each.name}", {})
         context = replace(context, checkpoint=checkpoints[number], memory=own)
         kept = _stamp(checkpoints[number])
-        result, stage, context = run_pass(each, model, context, plan, planned_only=asked.dry_run and each.trains)
+        with blamed():
+            result, stage, context = run_pass(each, model, context, plan, planned_only=asked.dry_run and each.trains)
+            if plan is not None:  # what it says of itself is read where the result is written already
+                list(map(decision_line, stage.figures.decisions))
         if _stamp(checkpoints[number]) != kept:
             # It trained: what a later training has kept began with other weights, as after Ctrl-C in this one.
             context = replace(context, resume=False)
@@ -252,7 +266,8 @@ def _run_passes(
         if asked.verify and result.modified:
             tell(f"verifying {each.name}", number, len(work))
             _collect(model.weight_bytes)
-            stage = replace(stage, self_check=verify_stage(model, result, random_feeds, context, evaluation))
+            with blamed():
+                stage = replace(stage, self_check=verify_stage(model, result, random_feeds, context, evaluation))
         if evaluated is not None and result.modified:
             own = evaluated(result.model)
             stage = replace(stage, figures=replace(stage.figures, accuracy=own.accuracy, latency=own.latency))
@@ -335,5 +350,6 @@ def _report(
         *uneven,
         *unmatched_lines(request.settled_recipe, (source.model, compressed.model), report.stages),
         *untrained_lines(report),
+        *changed_lines(request.saved_plan, str(request.recipe.plan)),
     )
     return replace(report, warnings=warnings)

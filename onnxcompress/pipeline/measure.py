@@ -20,7 +20,7 @@ from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Copy, RemoteFile, fetch, location
 from onnxcompress.report.progress import Progress
 from onnxcompress.runtime.data import dataset_for
-from onnxcompress.runtime.dataset import Dataset
+from onnxcompress.runtime.dataset import DEFAULT_BATCH, Dataset
 from onnxcompress.runtime.providers import Provider, resolve_provider
 from onnxcompress.runtime.session import Session, SessionSettings
 
@@ -153,12 +153,13 @@ def measure(
     cleaned: bytes | Path | None = None,
     numbers: frozenset[str] = frozenset(),
     open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
+    batch: int = DEFAULT_BATCH,
 ) -> Evaluation:
     """Measure accuracy where there are data, and latency unless the recipe turns it off.
 
     With `cleaned`, the original after clean-up alone, latency tells what clean-up earned and what compression.
     `numbers` are outputs of the shape of class scores that hold none; `open_outputs` are those whose shape depends on
-    the data.
+    the data. `batch` is of the data, where the original does not fix it.
 
     Raises:
         DataError, ModelError, ProviderUnavailableError: as the measurements raise them.
@@ -175,6 +176,7 @@ def measure(
         progress=progress,
         numbers=numbers,
         open_outputs=open_outputs,
+        batch=batch,
     )
 
 

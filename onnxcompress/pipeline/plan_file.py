@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxcompress.errors import RecipeError
+from onnxcompress.errors import PassError, RecipeError
 from onnxcompress.passes.base import Plan
 from onnxcompress.pipeline.structure import structure_sha256
 from onnxcompress.recipe import Recipe
@@ -51,6 +53,7 @@ class SavedPlan:
     Attributes:
         structure: hash of the model without its weights' values (`structure_sha256`); None in plans of older versions.
         recipe: the options that decide (`DECIDING_OPTIONS`), `round_to` as the number it came to.
+        digest: of what was decided, as the file tells it; None in plans of older versions.
     """
 
     sha256: str
@@ -60,6 +63,7 @@ class SavedPlan:
     model_path: str | None = None
     made_by: Mapping[str, str] = field(default_factory=dict)
     structure: str | None = None
+    digest: str | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -77,7 +81,40 @@ class SavedPlan:
                 "passes": [plan.to_json() for plan in self.plans],
             }
         )
+        value["digest"] = _digest(value["recipe"], value["passes"])
         return value
+
+    @property
+    def was_changed(self) -> bool:
+        """Whether the file holds other decisions than were written to it."""
+        return self.digest is not None and self.digest != self.to_json()["digest"]
+
+    @contextlib.contextmanager
+    def blamed(self, where: str, source: Source) -> Iterator[None]:
+        """Take what fails inside for the plan's fault, unless it is as it was made and for this very model.
+
+        Raises:
+            RecipeError: its decisions cannot be carried out.
+        """
+        try:
+            yield
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            PassError,
+        ) as error:
+            if self.digest is not None and not self.was_changed and self.is_of(source):
+                raise
+            seen = str(error) if isinstance(error, PassError) else f"{type(error).__name__}: {error}"
+            why = "it was changed after it was saved" if self.was_changed else "it is not of this model and version"
+            raise RecipeError(
+                f"{where}: cannot be carried out, and {why} ({' '.join(seen.split())}); make a new plan with "
+                "--save-plan"
+            ) from error
 
     def to_text(self) -> str:
         """Return the plan as JSON that reads well in a pull request: each decision, and each node left alone, one line.
@@ -134,6 +171,11 @@ def _lines(value: Any, depth: int = 0) -> str:
     return json.dumps(value, allow_nan=False)
 
 
+def _digest(recipe: Mapping[str, Any], passes: list[Any]) -> str:
+    """Return what tells these decisions from others, however the file is laid out."""
+    return hashlib.sha256(json.dumps([recipe, passes], sort_keys=True).encode()).hexdigest()
+
+
 def read_plan(path: Location) -> SavedPlan:
     """Read a saved plan, here or at an address.
 
@@ -145,6 +187,9 @@ def read_plan(path: Location) -> SavedPlan:
         raise RecipeError(f"{path}: is not a plan of schema {SCHEMA}; give a file of --save-plan")
     try:
         model, recipe = value["input"], value["recipe"]
+        for name, wanted in (("passes", list), ("recipe", dict), ("input", dict)):
+            if not isinstance(value[name], wanted):
+                raise TypeError(f"'{name}' is no {'list' if wanted is list else 'table'}")
         plans = tuple(Plan.from_json(plan) for plan in value["passes"])
         hashes = {str(name): str(sha256) for name, sha256 in model["side_files"].items()}
         structure = model.get("structure")
@@ -156,6 +201,7 @@ def read_plan(path: Location) -> SavedPlan:
             model["path"],
             dict(value["versions"]),
             None if structure is None else str(structure),
+            None if value.get("digest") is None else str(value["digest"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"{path}: is a damaged plan ({type(error).__name__}: {error}); save it again") from error
@@ -164,6 +210,13 @@ def read_plan(path: Location) -> SavedPlan:
         raise RecipeError(f"{path}: recipe.{min(unknown)}: not an option that a plan settles")
     Recipe.from_mapping(saved.recipe, f"{path}: recipe")
     return saved
+
+
+def changed_lines(saved: SavedPlan | None, where: str) -> list[str]:
+    """Return a sentence on a plan that somebody has changed; none where it is as it was made."""
+    if saved is None or not saved.was_changed:
+        return []
+    return [f"{where} was changed after it was saved: its decisions are carried out as they stand there now"]
 
 
 def check_nothing_else_decides(recipe: Recipe) -> None:

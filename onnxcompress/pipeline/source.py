@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ InputShapes = Mapping[str, Sequence[int]]
 
 _HASHED_AT_ONCE_BYTES = 2**20
 
+_Stamp = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -37,6 +40,7 @@ class Source:
         side_files: {file name: sha256} of the files that hold external data.
         content: what onnxruntime loads: the path, or the serialized model.
         copy: of a file that lies elsewhere, kept as long as it is needed.
+        stamps: {file: what tells one state of it from another} of the files on this machine, as they were read.
     """
 
     model: Model
@@ -46,6 +50,7 @@ class Source:
     content: bytes | Path = field(repr=False)
     side_files: Mapping[str, str] = field(default_factory=dict)
     copy: Copy | None = field(default=None, repr=False)
+    stamps: Mapping[Path, _Stamp] = field(default_factory=dict, repr=False)
 
     @property
     def files(self) -> tuple[Location, ...]:
@@ -53,6 +58,20 @@ class Source:
         if isinstance(self.path, RemoteFile):
             return (self.path, *(self.path.beside(name) for name in self.side_files))
         return (*([] if self.path is None else [self.path]), *side_files_of(self.model))
+
+    def check_unchanged(self) -> None:
+        """Refuse a result of two models: the file is read again for each measurement.
+
+        Raises:
+            ModelError: another one has taken its place since.
+        """
+        for file, stamp in self.stamps.items():
+            with contextlib.suppress(OSError):
+                if _stamp(file) == stamp:
+                    continue
+                known = self.sha256 if file == self.content else self.side_files.get(file.name)
+                if file_sha256(file) != known:
+                    raise ModelError(f"{file}: was replaced or written to while the run went on; run again")
 
     def figures(self, cost: ModelCost) -> ModelFigures:
         """Return the model's line in the report."""
@@ -94,11 +113,16 @@ def _read_file(path: Path) -> Source:
     try:
         if is_read_once(path):
             return _read_pipe(path)
+        before = _stamp(path)
         model = Model.load(path)
         files = side_files_of(model)
+        stamps = {file: _stamp(file) for file in files}
         hashes = {file.name: file_sha256(file) for file in files}
         total = path.stat().st_size + sum(file.stat().st_size for file in files)
-        return Source(model, path, file_sha256(path), total, path, hashes)
+        source = Source(model, path, file_sha256(path), total, path, hashes, stamps={path: before, **stamps})
+        if any(_stamp(file) != stamp for file, stamp in source.stamps.items()):
+            raise ModelError(f"{path}: was replaced or written to while it was read; run again")
+        return source
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -132,6 +156,15 @@ def side_files_of(model: Model) -> list[Path]:
     mapped = (Model.values(tensor) for tensor in model.constants().values())
     names = {Path(array.filename) for array in mapped if isinstance(array, np.memmap) and array.filename}
     return sorted(names)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return nothing of a file that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def file_sha256(path: Path) -> str:

@@ -36,7 +36,7 @@ from onnxcompress.pipeline.task import number_outputs, open_outputs
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from onnxcompress.recipe.sweep_options import SweepOptions
-from onnxcompress.remote import RemoteFile, location
+from onnxcompress.remote import RemoteFile, check_is_path, location
 from onnxcompress.report import environment
 from onnxcompress.report.figures import ModelFigures
 from onnxcompress.report.json_file import plain_json
@@ -101,7 +101,10 @@ def sweep(
     """
     started = time.perf_counter()
     tell = progress or no_progress
-    asked = _prepare(model, recipe, options, Path(out), {"data": data, "calib": calib, "train": train}, tell)
+    check_is_path(out)
+    if isinstance(folder := location(out), RemoteFile):
+        raise RecipeError(f"--out {out}: a sweep keeps its points in a folder of this machine")
+    asked = _prepare(model, recipe, options, folder, {"data": data, "calib": calib, "train": train}, tell)
     kept = {point.name: _kept(asked, point) for point in asked.grid}
     resumed = {name for name, value in kept.items() if value is not None}
     tasks = [_task(asked, point) for point in asked.grid if kept[point.name] is None]
@@ -117,6 +120,7 @@ def sweep(
                 kept[outcome.name] = asked.store.keep(by_name[outcome.name], outcome)
     if asked.recipe.latency:
         _time_models(asked, kept, tell)
+        asked.source.check_unchanged()
     points = []
     for point in asked.grid:
         file = asked.store.model_path(point.name, asked.keys[point.name])

@@ -6,20 +6,30 @@ import contextlib
 import logging
 import multiprocessing
 import signal
-import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
 from types import FrameType
+from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, ProviderUnavailableError
-from onnxcompress.pipeline.sweep_work import Outcome, Task, limit_worker, run_task
+from onnxcompress.errors import EXIT_BUG, Notice, ProviderUnavailableError, RecipeError
+from onnxcompress.pipeline.sweep_work import Outcome, Task, limit_worker, run_in_worker, run_task
 from onnxcompress.report.progress import Progress
 from onnxcompress.report.text import duration
+from onnxcompress.termination import ENDING, signals_handled
 
 _CONNECT_SECONDS = 10
+_NOT_STARTED = (
+    "--jobs: no process of the sweep came up. Each runs the script that started it: call sweep in it under "
+    "if __name__ == '__main__':, or leave jobs out"
+)
+_NO_WORKERS = (
+    "--scheduler {}: the cluster has no workers; the sweep waits until one is started (dask worker {}), Ctrl-C ends it"
+)
 
 
 class Clock:
@@ -62,9 +72,14 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
     """Run tasks in `jobs` processes, each with its part of the cores; outcomes come as they finish.
 
     Each process is an executor of its own: where one is killed, as on lack of memory, its point is lost and no other.
+
+    Raises:
+        RecipeError: no process comes up, as from a script that starts a sweep again when it is imported.
     """
     workers, clock, finished, waiting = min(jobs, len(tasks)), Clock(len(tasks)), 0, deque(tasks)
-    executors = [_process(number, workers) for number in range(workers)]
+    context = multiprocessing.get_context("spawn")
+    came_up = context.Event()
+    executors = [_process(number, workers, came_up) for number in range(workers)]
     running: dict[Future[Outcome], tuple[int, Task]] = {}
 
     def start(number: int) -> None:
@@ -72,11 +87,11 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
             return
         task = waiting.popleft()
         try:
-            future = executors[number].submit(run_task, task)
+            future = executors[number].submit(run_in_worker, task)
         except BrokenProcessPool:
             executors[number].shutdown()
-            executors[number] = _process(number, workers)
-            future = executors[number].submit(run_task, task)
+            executors[number] = _process(number, workers, came_up)
+            future = executors[number].submit(run_in_worker, task)
         running[future] = number, task
 
     try:
@@ -89,6 +104,8 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
+                    if not came_up.is_set():
+                        raise RecipeError(_NOT_STARTED) from None
                     reason = "its process ended without a word, as on lack of memory; try fewer --jobs"
                     outcome = Outcome(task.name, task.key, {"reason": reason, "exit_code": EXIT_BUG, "seconds": None})
                 start(number)
@@ -106,10 +123,11 @@ def run_in_processes(tasks: Sequence[Task], jobs: int, tell: Progress) -> Genera
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _process(number: int, workers: int) -> ProcessPoolExecutor:
-    """Return an executor of one process, one of so many."""
+def _process(number: int, workers: int, came_up: Event) -> ProcessPoolExecutor:
+    """Return an executor of one process, one of so many, which tells by an event that it came up."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=context, initializer=limit_worker, initargs=(number, workers))
+    arguments = (number, workers, came_up)
+    return ProcessPoolExecutor(1, mp_context=context, initializer=limit_worker, initargs=arguments)
 
 
 def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Generator[Outcome, None, None]:
@@ -137,6 +155,8 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
         futures = {client.submit(run_task, task, pure=False, retries=1): task for task in tasks}
         try:
             tell(clock.text(), 0, len(tasks))
+            if not _has_workers(client):
+                warnings.warn(Notice(_NO_WORKERS.format(address, address)), stacklevel=2)
             for number, future in enumerate(distributed.as_completed(futures), 1):
                 if future.cancelled():
                     raise ProviderUnavailableError(
@@ -156,6 +176,17 @@ def run_on_cluster(tasks: Sequence[Task], address: str, tell: Progress) -> Gener
             client.cancel(list(futures))
 
 
+def _has_workers(client: Any) -> bool:
+    """Wait for the first worker of a cluster that is starting."""
+    end = time.monotonic() + _CONNECT_SECONDS
+    with contextlib.suppress(OSError):  # a scheduler that is gone is told by the futures
+        while not client.nthreads():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+    return True
+
+
 @contextlib.contextmanager
 def _without_its_log() -> Iterator[None]:
     """Hold back what Dask's client logs: a scheduler that goes is told in one line, not by its traceback."""
@@ -170,20 +201,14 @@ def _without_its_log() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_stop() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block by a KeyboardInterrupt that nothing inside it catches; what a training has
-    saved stays for the next time."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Ctrl-C ends the block by a KeyboardInterrupt that nothing inside it catches, and what tells the process to end
+    by `Terminated`; what a training has saved stays for the next time."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _Stop
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with signals_handled(signal.SIGINT, by=stop), signals_handled(*ENDING):
+            yield
     except _Stop:
         raise KeyboardInterrupt from None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

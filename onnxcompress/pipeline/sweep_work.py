@@ -10,10 +10,11 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, OnnxCompressError, lacking
+from onnxcompress.errors import EXIT_BUG, EXIT_INTERRUPTED, DataError, ModelError, explained
 from onnxcompress.pipeline.compress import compress
 from onnxcompress.pipeline.measure import open_data
 from onnxcompress.pipeline.recovery import CHECKPOINT_SUFFIX
@@ -21,6 +22,7 @@ from onnxcompress.pipeline.source import ModelLike, read_source
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.json_file import report_to_json
 from onnxcompress.report.progress import Progress, no_progress
+from onnxcompress.termination import ENDING, signals_handled
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run_task(task: Task, tell: Progress = no_progress) -> Outcome:
     try:
         value, content = _compressed(task, tell)
     except Exception as error:
-        told = error if isinstance(error, OnnxCompressError) else lacking(error)
+        told = explained(error)
         reason = f"a bug ({type(error).__name__}: {error})" if told is None else str(told)
         code = EXIT_BUG if told is None else told.exit_code
         value = {"reason": " ".join(reason.split()), "exit_code": code}
@@ -99,11 +101,18 @@ def _compressed(task: Task, tell: Progress) -> tuple[dict[str, Any], bytes | Non
     return {"report": value}, result.model.to_bytes() if task.output is None else None
 
 
-def limit_worker(number: int, workers: int) -> None:
+def run_in_worker(task: Task) -> Outcome:
+    """Run a task in a process of its own; one that is told to end clears away what it has begun to write."""
+    with signals_handled(*ENDING):
+        return run_task(task)
+
+
+def limit_worker(number: int, workers: int, came_up: Event) -> None:
     """Give a worker process, one of so many, its own part of the cores, and let it end with the one that started it.
 
     Ctrl-C is left to that one.
     """
+    came_up.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):

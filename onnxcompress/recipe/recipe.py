@@ -28,7 +28,7 @@ from onnxcompress.recipe.kinds import (
 )
 from onnxcompress.recipe.options import COMPRESSION, DATA, GATES, LATENCY, OUTPUT, TRAINING, option, options_of
 from onnxcompress.recipe.toml import emit_toml, parse_toml
-from onnxcompress.remote import Location, RemoteFile, fetch_file, location
+from onnxcompress.remote import Location, RemoteFile, fetch_file, file_location
 
 _FRACTION = Number("a fraction R with 0 <= R < 1, such as 0.4, or auto", minimum=0.0, below=1.0, words=("auto",))
 _RATIO = Number("a number above 0, such as 1.5", above=0.0)
@@ -319,7 +319,7 @@ class Recipe:
         Raises:
             RecipeError: the file cannot be read, is no TOML, or holds a key or value that cannot be used.
         """
-        file = location(path)
+        file = file_location(path)
         if isinstance(file, RemoteFile):
             copy = fetch_file(file, RecipeError)
             with copy.named():

@@ -30,7 +30,7 @@ def parse_toml(path: Path) -> dict[str, Any]:
     if len(content) > _LARGEST_RECIPE_BYTES:
         raise RecipeError(f"{path}: is larger than {_LARGEST_RECIPE_BYTES} bytes; a recipe is a short TOML file")
     try:
-        values: dict[str, Any] = toml.loads(content.decode())
+        values: dict[str, Any] = toml.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: is not TOML ({' '.join(str(error).split())})") from error
     return values

@@ -69,7 +69,7 @@ class Dataset(ABC):
             empty = False
             _check_finite(batch, self.name, done)
             done += batch.size
-            yield _filled(batch, fixed) if fixed and batch.size < fixed else batch
+            yield filled(batch, fixed) if fixed and batch.size < fixed else batch
         if empty:
             raise DataError(f"{self.name}: no samples")
 
@@ -157,7 +157,8 @@ def of_any_batch(inputs: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(i.name, i.dtype, (None, *i.shape[1:])) if i.shape else i for i in inputs)
 
 
-def _filled(batch: Batch, size: int) -> Batch:
+def filled(batch: Batch, size: int) -> Batch:
+    """Return a batch of so many rows, which repeat the last sample; its size stays."""
     inputs = {
         name: np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
         for name, array in batch.inputs.items()

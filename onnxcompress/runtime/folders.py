@@ -72,6 +72,7 @@ def read_labels(path: Path, classes: int | None) -> tuple[list[Path], Labels]:
     """
     paths: list[Path] = []
     labels: list[int] = []
+    seen: dict[str, tuple[int, int]] = {}
     # A listing instead of one look-up for each line: half a million of those on a network drive take minutes.
     present = {entry.name for entry in os.scandir(path.parent) if entry.is_file()}
     for line, row in _rows(path):
@@ -86,6 +87,11 @@ def read_labels(path: Path, classes: int | None) -> tuple[list[Path], Labels]:
         image = path.parent / file
         if file not in present and not os.path.isfile(image):  # also where no file can have such a name
             raise DataError(f"{path}, line {line}: there is no image '{file}' beside it")
+        before = seen.setdefault(file, (label, line))
+        if before[0] != label:
+            raise DataError(
+                f"{path}, line {line}: label {label} of '{file}', which has {before[0]} in line {before[1]}"
+            )
         paths.append(image)
         labels.append(label)
     if not paths:
@@ -135,6 +141,7 @@ def _listed(folder: Path, classes: int | None) -> tuple[list[Path], Labels | Non
         )
     if classes is not None and len(subfolders) > classes:
         raise DataError(f"{folder}: {len(subfolders)} class sub-folders, but the model has {classes} classes")
+    _check_links(folder)
     labels = np.repeat(np.arange(len(grouped), dtype=np.int64), [len(images) for images in grouped])
     return [image for images in grouped for image in images], labels
 
@@ -142,3 +149,10 @@ def _listed(folder: Path, classes: int | None) -> tuple[list[Path], Labels | Non
 def _images(folder: Path) -> list[Path]:
     named = (e for e in os.scandir(folder) if Path(e.name).suffix.lower() in SUFFIXES and not e.name.startswith("."))
     return sorted(folder / entry.name for entry in named if entry.is_file())  # to read a pipe would wait for ever
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse a class that leads nowhere, as of data that were not fetched: those behind it would have other numbers."""
+    for entry in list(os.scandir(folder)):
+        if entry.is_symlink() and not entry.name.startswith(".") and not os.path.exists(entry.path):
+            raise DataError(f"{entry.path}: is a link that leads nowhere; fetch what it leads to, or remove it")

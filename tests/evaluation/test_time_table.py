@@ -73,6 +73,10 @@ def test_a_table_of_other_conditions_is_refused_with_what_differs(name: str, val
         lambda value: value["layers"].update(k={"whole": -1.0}),
         lambda value: value["layers"].update(k={"whole": "fast"}),
         lambda value: value["layers"].update(k=None),
+        lambda value: value["layers"].update(k={"whole": 1e308}),
+        lambda value: value["conditions"].update(block=-1),
+        lambda value: value["conditions"].update(threads=1.5),
+        lambda value: value["conditions"].update(batch=10**30),
     ],
 )
 def test_a_damaged_table_is_refused_by_its_name(damage, tmp_path: Path) -> None:

@@ -170,3 +170,21 @@ def test_paths_that_are_no_data(tmp_path: Path) -> None:
     (tmp_path / "data.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"data\.tar: not data; give a folder"):
         open_dataset(tmp_path / "data.tar", [image_input()])
+
+
+def test_a_class_that_leads_nowhere_is_not_left_out(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        (tmp_path / name).mkdir()
+        save_image(tmp_path / name / "image.png")
+    (tmp_path / "b").symlink_to("was never fetched")  # without it c would be class 1
+    with pytest.raises(DataError, match=r"b: is a link that leads nowhere; fetch what it leads to"):
+        open_folder(tmp_path)
+
+
+def test_one_file_of_two_classes(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,1\na.png,1\n")
+    assert labels_of(open_folder(tmp_path)) == [1, 1]
+    (tmp_path / "labels.csv").write_text("file,label\na.png,1\na.png,1\na.png,2\n")
+    with pytest.raises(DataError, match=r"line 4: label 2 of 'a\.png', which has 1 in line 2"):
+        open_folder(tmp_path)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import onnxcompress
-from tests.tiny_models import conv_net
+from tests.tiny_models import conv_net, save_data
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
@@ -80,4 +80,30 @@ def test_processes_end_with_the_one_that_started_them(folder: Path) -> None:
         process.kill()
         assert process.stdout.read() == ""  # its end comes once no process is left that could write
     assert not Path("lived on").exists()
+    assert not list(Path("out/points").iterdir())
+
+
+_SCRIPT = """
+import onnxcompress
+
+options = {"method": ["prune"], "prune_range": "0.1,0.2", "latency": False, "jobs": 2}
+onnxcompress.sweep("in.onnx", out="out", data="data.npz", **options)
+"""
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_script_that_starts_a_sweep_whenever_it_is_imported(guarded: bool, folder: Path) -> None:
+    save_data(Path("data.npz"), conv_net())
+    lines = _SCRIPT.splitlines()
+    indented = ["if __name__ == '__main__':", *(f"    {line}" for line in lines[1:])]
+    Path("script.py").write_text("\n".join(indented if guarded else lines))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "script.py"], env=environment, capture_output=True, text=True)
+    if guarded:
+        assert (result.returncode, result.stderr) == (0, "")
+        return
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("onnxcompress.errors.RecipeError: --jobs: no process of the sweep came up.")
+    assert "if __name__ == '__main__':" in last
     assert not list(Path("out/points").iterdir())

@@ -5,6 +5,7 @@ Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; the dependency gro
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -156,7 +157,7 @@ def planned_classes(groups: ChannelGroups, plan: Plan) -> set[int]:
             producer = producers.get(node)
             if producer is None:
                 raise RecipeError(f"plan: node '{node}' has no filters in this model; the plan is another model's")
-            numbers = np.asarray(filters, np.int64)
+            numbers = np.array([operator.index(number) for number in filters], np.int64)
             if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(producer.ids)):
                 raise RecipeError(
                     f"plan: node '{node}' has {len(producer.ids)} filters, the plan removes {max(filters)}"

@@ -201,7 +201,8 @@ def _resume_advice(checkpoint: Path | None) -> Iterator[None]:
     except Terminated as stop:
         if checkpoint is None or not checkpoint.exists():
             raise
-        raise Terminated(f"{checkpoint} keeps the epochs that were finished; --resume goes on there") from stop
+        left = f"{checkpoint} keeps the epochs that were finished; --resume goes on there"
+        raise Terminated(stop.by, left) from stop
 
 
 class _FineTuning:

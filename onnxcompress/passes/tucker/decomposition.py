@@ -5,6 +5,7 @@ The core is the original convolution between fewer channels; the two 1x1 convolu
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -348,7 +349,7 @@ def _decision(site: ConvSite, split: SplitShape, error: float, ledger: ParamsLed
 def _planned(sites: dict[str, ConvSite], decision: Decision) -> tuple[ConvSite, SplitShape]:
     try:
         node = str(decision["node"])
-        rank_in, rank_out = (int(rank) for rank in decision["ranks"])
+        rank_in, rank_out = (operator.index(rank) for rank in decision["ranks"])
         factors = list(decision.get("factors", ["in", "core", "out"]))
         spans = int(decision.get("spans", 0))
     except (KeyError, TypeError, ValueError) as error:

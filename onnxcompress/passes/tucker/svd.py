@@ -7,6 +7,7 @@ The first of the two keeps what moves data (strides and pads of a Conv, transA o
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -287,7 +288,7 @@ def _decision(site: MatrixSite, choice: _Choice, ledger: ParamsLedger) -> Decisi
 def _planned(sites: dict[str, MatrixSite], decision: Decision) -> tuple[MatrixSite, int]:
     try:
         node = str(decision["node"])
-        (rank,) = (int(rank) for rank in decision["ranks"])
+        (rank,) = (operator.index(rank) for rank in decision["ranks"])
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"plan: a decision of pass 'svd' lacks a node or one rank: {dict(decision)}") from error
     if node not in sites:
