@@ -101,6 +101,12 @@ class Session:
                 return size
         return None
 
+    @property
+    def may_classify(self) -> bool:
+        """Whether an output may hold class scores, or what was chosen by them: whole numbers."""
+        # onnxruntime describes an unknown rank like a scalar's.
+        return any(i.dtype.kind != "f" or not i.shape or classifies(i.shape) for i in self.outputs)
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch; return {output name: array}.
 
