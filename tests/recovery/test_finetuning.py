@@ -136,7 +136,7 @@ def test_beside_wrong_answers_what_teaches_judges(loss: str, monkeypatch: pytest
     truth = torch.from_numpy(labels[chosen])
     wrong = (student.argmax(1) != truth).float().mean()
     own = {
-        "both": (teacher.exp() * (teacher - student)).sum(1).mean(),
+        "both": 0.5 * ((teacher.exp() * (teacher - student)).sum(1) - student[torch.arange(len(truth)), truth]).mean(),
         "labels": -0.01 * student[torch.arange(len(truth)), truth].mean(),
     }
     assert outcome["score"][0] == pytest.approx((wrong + own[loss]).item(), rel=1e-4)
