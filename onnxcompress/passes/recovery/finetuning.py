@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onnxcompress.errors import DataError, RecipeError, Terminated
 from onnxcompress.graph import Model
@@ -32,7 +31,7 @@ from onnxcompress.passes.recovery.block_errors import Pair, make_pair
 from onnxcompress.passes.recovery.blocks import find_blocks
 from onnxcompress.passes.recovery.checkpoints import Checkpoint, training_identity
 from onnxcompress.passes.recovery.graph_module import GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import class_scores, divergence, log_probabilities
+from onnxcompress.passes.recovery.output_errors import class_scores, divergence, label_losses
 from onnxcompress.passes.recovery.outputs import Output, compared_tensors
 from onnxcompress.passes.recovery.processes import Job, Processes, processes
 from onnxcompress.passes.recovery.sample_files import Positions, SampleFiles
@@ -306,9 +305,8 @@ class _FineTuning:
         return loss
 
     def _cross_entropy(self, computed: Tensors, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        logarithms = log_probabilities(self._scores(computed))
-        # The cross-entropy of torch normalises again, which changes nothing.
-        return functional.cross_entropy(logarithms, labels, label_smoothing=smoothing)
+        assert self._output is not None
+        return label_losses(self._scores(computed), labels, apart=self._output.apart, smoothing=smoothing).mean()
 
     def _scores(self, computed: Tensors) -> Tensor:
         assert self._output is not None
@@ -328,11 +326,13 @@ class _FineTuning:
                 errors.append(self._pair.compared(feeds)[1].of_each(len(next(iter(feeds.values())))))
             else:
                 scores = self._scores(self._pair.computed(feeds))
-                losses = functional.cross_entropy(log_probabilities(scores), labels, reduction="none")
+                apart = self._output.apart
+                losses = label_losses(scores, labels, apart=apart)
                 if self._label_weight == 1.0:
                     losses = 0.01 * losses
                 else:
-                    losses = torch.lerp(divergence(scores, self._answered(number, feeds)), losses, self._label_weight)
+                    away = divergence(scores, self._answered(number, feeds), apart=apart)
+                    losses = torch.lerp(away, losses, self._label_weight)
                 errors.append((scores.argmax(1) != labels).float() + losses)
         return torch.cat(errors)[: self._data.counts["held_out"]]
 
