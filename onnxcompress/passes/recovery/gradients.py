@@ -43,11 +43,11 @@ def operand_contributions(
 ) -> Iterator[dict[Edge, Array]]:
     """Stream {edge: gradient times value, in the operand's shape (B, ...)} for each batch.
 
-    The loss of a sample is the cross-entropy with its label (`LABELS`). Without labels they are drawn from what the
-    network itself answers, of a last Sigmoid's classes each by itself: the squares then estimate its Fisher
-    information. Outputs that classify nothing are drawn
-    from a normal distribution around the network's answer, so wide that the loss is the weighted squared error, as in
-    `backward_loss`. Edges that nothing trainable lies before are left out.
+    The loss of a sample is the cross-entropy with its label (`LABELS`), which is of the first output that classifies,
+    as in fine-tuning. Without labels, and of other outputs, they are drawn from what the network itself answers, of a
+    last Sigmoid's classes each by itself: the squares then estimate its Fisher information. Outputs that classify
+    nothing are drawn from a normal distribution around the network's answer, so wide that the loss is the weighted
+    squared error, as in `backward_loss`. Edges that nothing trainable lies before are left out.
 
     Args:
         model: is not changed.
@@ -72,7 +72,11 @@ def operand_contributions(
         taps: dict[Edge, Tensor] = {}
         feeds = to_feeds(arrays, module.device)
         answers = module.run(feeds, compared, tapped=edges, taps=taps)
-        losses = [_loss(output, answers, labels, generator, own.get(output.compared)) for output in outputs]
+        losses = []
+        for output in outputs:
+            is_class = output.compared not in own and class_scores(answers[output.compared]) is not None
+            losses.append(_loss(output, answers, labels if is_class else None, generator, own.get(output.compared)))
+            labels = None if is_class else labels
         loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
         products: dict[Edge, Array] = {}
