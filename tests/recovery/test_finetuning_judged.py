@@ -1,4 +1,4 @@
-"""When fine-tuning keeps what it came to: what it won on samples held out is more than chance explains."""
+"""What teaches in fine-tuning, and when it keeps what it came to: what it won is more than chance explains."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from onnxcompress.graph import Model
+from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.finetuning import doubted
 from onnxcompress.passes.recovery.training_data import TrainingData
 from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
@@ -66,3 +67,11 @@ def test_classes_apart_are_learnt_each_by_itself(loss: str, monkeypatch: pytest.
     wanted = {"labels": wrong + 0.01 * of_labels, "both": wrong + 0.5 * (of_labels + away), "distill": away}
     assert outcome["score"][0] == pytest.approx(wanted[loss], rel=1e-3)
     assert accuracy(result.model) > 0.85
+
+
+def test_from_labels_alone_the_original_has_no_part_in_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Pair, feeds: object, *, apart: bool = False) -> None:
+        raise AssertionError("the original ran in a step")
+
+    monkeypatch.setattr(Pair, "compared", never)
+    fine_tune(replace(CONFIG, epochs=1, loss="labels"))

@@ -243,13 +243,14 @@ class _FineTuning:
 
     def _checked_loss(self, output: Output | None) -> tuple[float, Output | None]:
         """Return the weight of the labels, and the output they belong to: the one that classifies, or none."""
-        if self._config.loss == "labels" and output is None:
+        loss = self._config.loss
+        if loss in ("labels", "both") and output is None:
             raise DataError("no output of the model classifies: labels cannot be trained on; give --loss distill")
-        if self._config.loss == "labels" and not self._data.has_labels:
-            raise DataError("the training data have no labels, and --loss labels needs them; give --loss distill")
-        if not self._data.has_labels or output is None or self._config.loss == "distill":
+        if loss in ("labels", "both") and not self._data.has_labels:
+            raise DataError(f"the training data have no labels, and --loss {loss} needs them; give --loss distill")
+        if not self._data.has_labels or output is None or loss == "distill":
             return 0.0, None
-        return 1.0 if self._config.loss == "labels" else 1.0 - self._config.distilled, output
+        return 1.0 if loss == "labels" else 1.0 - self._config.distilled, output
 
     def _classifying(self) -> Output | None:
         feeds, _ = next(self._data.batches(self._data.held_out, self._at_once))
