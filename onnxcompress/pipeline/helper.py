@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery.finetuning import FineTuning
-from onnxcompress.passes.recovery.processes import SharedProcesses
+from onnxcompress.passes.recovery.processes import ProcessGoneError, SharedProcesses
 from onnxcompress.pipeline.measure import open_data
 from onnxcompress.pipeline.source import ModelLike, read_source
 from onnxcompress.recipe import Recipe
@@ -26,4 +26,7 @@ def take_part(model: ModelLike, recipe: Recipe, together: SharedProcesses) -> No
             training=data.training_samples,
             numbers=job.numbers,
         )
-        FineTuning(job.config).take_part(Model.from_bytes(job.model), context, together)
+        try:
+            FineTuning(job.config).take_part(Model.from_bytes(job.model), context, together)
+        except ProcessGoneError:  # the first one is, as after an interrupt, or says itself that another is
+            return

@@ -98,7 +98,7 @@ def open_data(
         with copy.named():
             return own(copy.path)
 
-    evaluation, training = opened(data, "test"), opened(train, "train")
+    evaluation, training = opened(data, "test"), opened(train, "train", reads_labels=recipe.loss != "distill")
     calibration = opened(calib, "train", reads_labels=False)
     if needs_calibration and calibration is None and training is not None:
         calibration = training.limit(CALIBRATION_SAMPLES)

@@ -34,6 +34,7 @@ def open_dataset(
     preprocess: str | Path | Preprocess | None = None,
     classes: int | None = None,
     split: str | None = None,
+    reads_labels: bool = True,
 ) -> Dataset:
     """Open data for a model.
 
@@ -45,6 +46,7 @@ def open_dataset(
         preprocess: a preset, a TOML file, or a `Preprocess`; needed for images.
         classes: the number of the model's classes where known: labels beyond it are refused.
         split: which part of a file that holds several is read, such as `train`.
+        reads_labels: whether the labels are read, which may be anything where they are not: the data have none then.
 
     Raises:
         DataError: the data are missing, malformed, or do not fit the model.
@@ -55,24 +57,25 @@ def open_dataset(
     if not inputs:
         raise DataError("the model has no inputs to feed data to")
     if not isinstance(data, (str, os.PathLike)):
-        return open_stream(data, inputs)
+        return open_stream(data, inputs, reads_labels=reads_labels)
     path = Path(data)
     # Not `path.exists()`, which fails for a name that is too long, or a folder that must not be read.
     exists = os.path.exists(path)
     if isinstance(data, str) and not exists and _CALLABLE.fullmatch(data):
-        return open_callable(data, inputs)
+        return open_callable(data, inputs, reads_labels=reads_labels)
     if os.path.isdir(path):
         # os.path: a folder that may not be read is refused as one of images, by its own name.
         if any(path.glob("test_data_set_*")) or os.path.isfile(path / "input_0.pb"):
             return open_test_data_sets(path, inputs)
         transform = _transform(inputs, preprocess, path)
-        return IndexedDataset(ImageFolder(path, inputs[0].name, transform, classes), inputs)
+        return IndexedDataset(ImageFolder(path, inputs[0].name, transform, classes, reads_labels=reads_labels), inputs)
     if path.suffix.lower() == ".npz":
         if packed_splits(path):
-            packed = PackedImages(path, inputs[0].name, _transform(inputs, preprocess, path), classes, split)
+            transform = _transform(inputs, preprocess, path)
+            packed = PackedImages(path, inputs[0].name, transform, classes, split, reads_labels=reads_labels)
             return IndexedDataset(packed, inputs)
         npz_transform = _transform(inputs, preprocess, path) if _holds_images(path, inputs) else None
-        return IndexedDataset(Npz(path, inputs, npz_transform, classes), inputs)
+        return IndexedDataset(Npz(path, inputs, npz_transform, classes, reads_labels=reads_labels), inputs)
     if not exists:
         raise DataError(f"{path}: no such file or folder")
     raise DataError(
@@ -90,10 +93,16 @@ def dataset_for(
 ) -> Dataset:
     """Open data for the model of a session; arguments and errors as `open_dataset`.
 
-    Without `reads_labels` they may be of other classes than the model's.
+    Of a model none of whose outputs may hold class scores, or whole numbers, labels are not read.
     """
-    classes = session.classes if reads_labels else None
-    return open_dataset(data, session.inputs, preprocess=preprocess, classes=classes, split=split)
+    return open_dataset(
+        data,
+        session.inputs,
+        preprocess=preprocess,
+        classes=session.classes,
+        split=split,
+        reads_labels=reads_labels and session.may_classify,
+    )
 
 
 def _holds_images(path: Path, inputs: Sequence[TensorInfo]) -> bool:

@@ -21,14 +21,22 @@ LABELS_FILE = "labels.csv"
 
 
 class ImageFolder:
-    """A `Source` of image files.
+    """A `Source` of image files; without `reads_labels` these may be anything, and there are none.
 
     Raises (constructor):
         DataError: no images, a folder that may not be read, or `labels.csv` is malformed, names a missing file or a
             label outside the classes.
     """
 
-    def __init__(self, folder: Path, input_name: str, transform: ImageTransform, classes: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        input_name: str,
+        transform: ImageTransform,
+        classes: int | None,
+        *,
+        reads_labels: bool = True,
+    ) -> None:
         self._input_name = input_name
         self._transform = transform
         self._folder = folder
@@ -36,10 +44,15 @@ class ImageFolder:
         self.labels: Labels | None
         try:
             is_named = (folder / LABELS_FILE).is_file()
-            found = read_labels(folder / LABELS_FILE, classes) if is_named else _listed(folder, classes)
+            if is_named and reads_labels:
+                found: tuple[Sequence[Path], Labels | None] = read_labels(folder / LABELS_FILE, classes)
+            elif is_named:
+                found = [image for _, image, _ in _named(folder / LABELS_FILE)], None
+            else:
+                found = _listed(folder, classes if reads_labels else None)
         except OSError as error:
             raise DataError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
-        self.paths, self.labels = found
+        self.paths, self.labels = found if reads_labels else (found[0], None)
 
     @property
     def name(self) -> str:
@@ -72,11 +85,8 @@ def read_labels(path: Path, classes: int | None) -> tuple[list[Path], Labels]:
     """
     paths: list[Path] = []
     labels: list[int] = []
-    seen: dict[str, tuple[int, int]] = {}
-    # A listing instead of one look-up for each line: half a million of those on a network drive take minutes.
-    present = {entry.name for entry in os.scandir(path.parent) if entry.is_file()}
-    for line, row in _rows(path):
-        file, text = row
+    seen: dict[Path, tuple[int, int]] = {}
+    for line, image, text in _named(path):
         try:
             label = int(text)
         except ValueError:
@@ -84,19 +94,28 @@ def read_labels(path: Path, classes: int | None) -> tuple[list[Path], Labels]:
         if not 0 <= label < (2**63 if classes is None else classes):
             limits = f"; the model has classes 0 to {classes - 1}" if classes is not None else ""
             raise DataError(f"{path}, line {line}: label {label} is not a class{limits}")
-        image = path.parent / file
-        if file not in present and not os.path.isfile(image):  # also where no file can have such a name
-            raise DataError(f"{path}, line {line}: there is no image '{file}' beside it")
-        before = seen.setdefault(file, (label, line))
+        before = seen.setdefault(image, (label, line))
         if before[0] != label:
             raise DataError(
-                f"{path}, line {line}: label {label} of '{file}', which has {before[0]} in line {before[1]}"
+                f"{path}, line {line}: label {label} of '{image.name}', which has {before[0]} in line {before[1]}"
             )
         paths.append(image)
         labels.append(label)
-    if not paths:
-        raise DataError(f"{path}: names no images")
     return paths, np.asarray(labels, np.int64)
+
+
+def _named(path: Path) -> Iterator[tuple[int, Path, str]]:
+    """Yield (line number, image, label as it stands there) of each line; at least one."""
+    # A listing instead of one look-up for each line: half a million of those on a network drive take minutes.
+    present = {entry.name for entry in os.scandir(path.parent) if entry.is_file()}
+    line = 0
+    for line, (file, text) in _rows(path):
+        image = path.parent / file
+        if file not in present and not os.path.isfile(image):  # also where no file can have such a name
+            raise DataError(f"{path}, line {line}: there is no image '{file}' beside it")
+        yield line, image, text
+    if line == 0:
+        raise DataError(f"{path}: names no images")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:

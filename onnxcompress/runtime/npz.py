@@ -24,6 +24,8 @@ from onnxcompress.runtime.tensors import Array, TensorInfo
 
 IMAGES = "images"
 
+_HOLDS_OBJECTS = "holds pickled objects, which are never loaded"
+
 DAMAGES = (
     *(OSError, EOFError, KeyError, RuntimeError, ValueError, MemoryError, OverflowError),
     *(struct.error, zlib.error, zipfile.BadZipFile),
@@ -51,6 +53,7 @@ class Npz:
         inputs: the model's inputs.
         transform: for `images` (uint8, (N, H, W) or (N, H, W, C)); without it the arrays are the inputs themselves.
         classes: the number of the model's classes, where known.
+        reads_labels: whether the labels are read, which may be anything where they are not.
 
     Raises (constructor):
         DataError: not a `.npz` file, pickled objects, wrong names, lengths or labels.
@@ -62,6 +65,8 @@ class Npz:
         inputs: Sequence[TensorInfo],
         transform: ImageTransform | None,
         classes: int | None,
+        *,
+        reads_labels: bool = True,
     ) -> None:
         self._path = path
         self._transform = transform
@@ -72,12 +77,13 @@ class Npz:
         self._members = {name: members[name] for name in self._names}
         if transform:
             _check_images(members[IMAGES], path)
-        lengths = {name: member.shape[0] if member.shape else 0 for name, member in members.items()}
+        read = [name for name in members if name in self._names or reads_labels]
+        self.labels = self._read_labels(classes) if LABELS in read and LABELS not in self._names else None
+        lengths = {name: members[name].shape[0] if members[name].shape else 0 for name in read}
         if len(set(lengths.values())) != 1:
             shown = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
             raise DataError(f"{path}: the arrays need the same length, these have {shown}")
         self.length = lengths[self._names[0]]
-        self.labels = self._read_labels(classes) if LABELS in members and LABELS not in self._names else None
 
     @property
     def name(self) -> str:
@@ -133,9 +139,9 @@ def read_members(path: Path) -> dict[str, Member]:
             try:
                 with archive.open(entry) as stream:
                     member = read_header(stream, entry)
-                if member.dtype.hasobject:
-                    raise DataError(f"array '{name}' holds pickled objects, which are never loaded")
-                if _row_bytes(member):
+                if member.dtype.hasobject and not name.endswith(LABELS):  # what those are is asked where they are read
+                    raise DataError(f"array '{name}' {_HOLDS_OBJECTS}")
+                if _row_bytes(member) and not member.dtype.hasobject:
                     _check_length(member, archive.getinfo(entry).file_size)
                     rows = max([rows, *member.shape[:1]])
             except DataError as error:
@@ -159,6 +165,8 @@ def whole_array(path: Path, name: str) -> Array:
     Raises:
         DataError: it is not there, or damaged.
     """
+    if (member := read_members(path).get(name)) is not None and member.dtype.hasobject:
+        raise DataError(f"{path}: array '{name}' {_HOLDS_OBJECTS}")
     try:
         with np.load(path, allow_pickle=False) as file:
             array: Array = file[name]

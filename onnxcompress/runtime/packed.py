@@ -43,13 +43,21 @@ class PackedImages:
         transform: from an image to the input.
         classes: the number of the model's classes, where known.
         split: the split to read; the only one where the file holds one.
+        reads_labels: whether the labels are read, which may be anything where they are not.
 
     Raises (constructor):
         DataError: there is no such split, the arrays do not fit one another, or a label is no class.
     """
 
     def __init__(
-        self, path: Path, input_name: str, transform: ImageTransform, classes: int | None, split: str | None
+        self,
+        path: Path,
+        input_name: str,
+        transform: ImageTransform,
+        classes: int | None,
+        split: str | None,
+        *,
+        reads_labels: bool = True,
     ) -> None:
         self._path = path
         self._input_name = input_name
@@ -68,7 +76,8 @@ class PackedImages:
         offsets = whole_array(path, f"{chosen}{_OFFSETS}")
         self._offsets = _checked_offsets(offsets, files.shape[0], f"{path}: '{chosen}'")
         labels = f"{chosen}{_LABELS}"
-        self.labels: Labels | None = checked_labels(whole_array(path, labels), str(path)) if labels in members else None
+        is_labelled = reads_labels and labels in members
+        self.labels: Labels | None = checked_labels(whole_array(path, labels), str(path)) if is_labelled else None
         if self.labels is not None and len(self.labels) != self.length:
             raise DataError(f"{path}: '{chosen}' has {self.length} images and {len(self.labels)} labels")
         if self.labels is not None and classes is not None and self.labels.max(initial=0) >= classes:

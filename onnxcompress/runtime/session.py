@@ -97,11 +97,19 @@ class Session:
 
     @property
     def classes(self) -> int | None:
-        """The number of classes where an output has shape [N, C] or [N, C, 1, ...] with a known C > 1, else None."""
-        for info in self.outputs:
-            if classifies(info.shape) and isinstance(size := info.shape[1], int):
-                return size
-        return None
+        """The number of classes where an output has shape [N, C] or [N, C, 1, ...] with a known C > 1, else None.
+
+        The most of several: which of them labels are of is told by what they meet. None where one's are not known.
+        """
+        sizes = [info.shape[1] for info in self.outputs if classifies(info.shape)]
+        known = [size for size in sizes if isinstance(size, int)]
+        return max(known, default=None) if len(known) == len(sizes) else None
+
+    @property
+    def may_classify(self) -> bool:
+        """Whether an output may hold class scores, or what was chosen by them: whole numbers."""
+        # onnxruntime describes an unknown rank like a scalar's.
+        return any(i.dtype.kind != "f" or not i.shape or classifies(i.shape) for i in self.outputs)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch; return {output name: array}.

@@ -130,7 +130,8 @@ def checked_labels(labels: Array, where: str) -> Labels:
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{where}: labels are {labels.dtype} of {labels.ndim} dimensions; whole numbers (N,) are needed"
+            f"{where}: labels are {labels.dtype} of {labels.ndim} dimensions; class numbers (N,), which are whole, "
+            "are needed. Give --task regression where the model's outputs are no scores of classes"
         )
     if labels.size and labels.min() < 0:
         raise DataError(f"{where}: label {labels.min()} is negative")
@@ -139,8 +140,12 @@ def checked_labels(labels: Array, where: str) -> Labels:
     return labels.astype(np.int64)
 
 
-def open_stream(data: Any, inputs: Sequence[TensorInfo], name: str = "data") -> StreamDataset:
+def open_stream(
+    data: Any, inputs: Sequence[TensorInfo], name: str = "data", *, reads_labels: bool = True
+) -> StreamDataset:
     """Open any iterable of feeds, a CalibrationDataReader (`get_next()`), or a callable that makes one of them.
+
+    Without `reads_labels` their labels may be anything, and it has none.
 
     Raises:
         DataError: it is none of these, it fails, or it gives nothing.
@@ -152,10 +157,12 @@ def open_stream(data: Any, inputs: Sequence[TensorInfo], name: str = "data") -> 
         raise DataError(f"{name}: no samples")
     if not _is_repeatable(data):
         start = _once(chain([first], feeds), name)
+    if not reads_labels:
+        return StreamDataset(name, inputs, lambda: (_unlabelled(feed, inputs) for feed in start()), has_labels=False)
     return StreamDataset(name, inputs, start, isinstance(first, Mapping) and _is_labelled(first, inputs))
 
 
-def open_callable(text: str, inputs: Sequence[TensorInfo]) -> StreamDataset:
+def open_callable(text: str, inputs: Sequence[TensorInfo], *, reads_labels: bool = True) -> StreamDataset:
     """Open what `module:callable` returns; the module is looked for in the current folder, too.
 
     Raises:
@@ -175,7 +182,7 @@ def open_callable(text: str, inputs: Sequence[TensorInfo]) -> StreamDataset:
         sys.path.remove(here)
     if not callable(value):
         raise DataError(f"{text}: a {type(value).__name__}, not a callable that makes a reader or an iterable")
-    return open_stream(value, inputs, text)
+    return open_stream(value, inputs, text, reads_labels=reads_labels)
 
 
 def open_test_data_sets(folder: Path, inputs: Sequence[TensorInfo]) -> StreamDataset:
@@ -209,6 +216,12 @@ def _read_tensor(path: Path) -> Array:
 
 def _is_labelled(feed: Feed, inputs: Sequence[TensorInfo]) -> bool:
     return LABELS in feed and all(info.name != LABELS for info in inputs)
+
+
+def _unlabelled(feed: Feed, inputs: Sequence[TensorInfo]) -> Feed:
+    if not isinstance(feed, Mapping) or not _is_labelled(feed, inputs):
+        return feed
+    return {name: value for name, value in feed.items() if name != LABELS}
 
 
 def _is_repeatable(data: Any) -> bool:

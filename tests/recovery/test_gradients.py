@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from onnxcompress.analysis.channels import ChannelAnalysis, find_groups
 from onnxcompress.errors import DataError
@@ -16,6 +17,7 @@ from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.pruning.importance import class_scores
 from onnxcompress.passes.recovery.gradients import operand_contributions
 from tests.recovery.small_classifier import accuracy, original, samples
+from tests.runtime.networks import proto_of
 from tests.zoo import export, sample_inputs
 
 
@@ -140,3 +142,24 @@ def test_what_is_asked_of_the_data() -> None:
 
     with pytest.raises(DataError, match="is not a class; the model has classes 0 to 3"):
         list(operand_contributions(original(), [], wrong()))
+
+
+@pytest.mark.parametrize("beside", [2, 7])
+def test_labels_are_of_the_first_output_that_classifies(beside: int) -> None:
+    drawn = np.random.default_rng(0)
+    weights = {"w": (5, 6), "v": (6, 4), "u": (6, beside)}
+    constants = {name: drawn.normal(size=shape).astype(np.float32) for name, shape in weights.items()}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
+    nodes += [helper.make_node("MatMul", ["r", each], [out]) for each, out in (("v", "y"), ("u", "z"))]
+    outputs = {"y": (TensorProto.FLOAT, ("n", 4)), "z": (TensorProto.FLOAT, ("n", beside))}
+    model = Model.from_proto(proto_of(nodes, {"x": (TensorProto.FLOAT, ("n", 5))}, outputs, constants))
+    maker = {t.name: node.name for node in model.nodes for t in node.outputs}
+    x = drawn.normal(size=(8, 5)).astype(np.float32)
+
+    def contributions(labels: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+        edges = [(maker["y"], 0), (maker["z"], 0)]
+        return next(iter(operand_contributions(model, edges, [{"x": x, LABELS: labels}])))
+
+    first, second = contributions(np.zeros(8, np.int64)), contributions(np.full(8, 3))
+    assert not np.allclose(first[maker["y"], 0], second[maker["y"], 0])
+    np.testing.assert_array_equal(first[maker["z"], 0], second[maker["z"], 0])

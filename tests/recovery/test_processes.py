@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +29,12 @@ from tests.recovery.small_classifier import original, pruned, samples
 ROOT = Path(__file__).parents[2]
 
 
-def run_together(arguments: list[str], count: int = 2) -> list[subprocess.CompletedProcess[str]]:
+Started = list[subprocess.Popen[str]]
+
+
+def run_together(
+    arguments: list[str], count: int = 2, meanwhile: Callable[[Started], None] = lambda started: None
+) -> list[subprocess.CompletedProcess[str]]:
     """Start the same command `count` times, as one rank each of one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,6 +52,7 @@ def run_together(arguments: list[str], count: int = 2) -> list[subprocess.Comple
         )
         for rank in range(count)
     ]
+    meanwhile(started)
     ended = []
     for process in started:
         out, err = process.communicate()
@@ -72,14 +82,36 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         assert np.linalg.norm(shared[name] - alone[name]) <= 0.01 * moved + 1e-7, name
 
 
-def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
-    (tmp_path / "in.onnx").write_bytes(original().to_bytes())
+def whole_command(folder: Path, epochs: int) -> list[str]:
+    """A command that fine-tunes a network on images, both of which it writes."""
+    (folder / "in.onnx").write_bytes(original().to_bytes())
     batches = list(samples(300, 5, labels=True)())
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    np.savez(tmp_path / "train.npz", input=arrays["input"], labels=arrays[LABELS])
-    command = ["-m", "onnxcompress", str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--prune", "0.5"]
-    command += ["--train", str(tmp_path / "train.npz"), "--epochs", "2", "--no-latency", "--device", "cpu"]
-    first, second = run_together(command)
+    np.savez(folder / "train.npz", input=arrays["input"], labels=arrays[LABELS])
+    command = ["-m", "onnxcompress", str(folder / "in.onnx"), str(folder / "out.onnx"), "--prune", "0.5"]
+    return [*command, "--train", str(folder / "train.npz"), "--epochs", str(epochs), "--no-latency", "--device", "cpu"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
+def test_an_interrupt_ends_the_training_of_all(tmp_path: Path) -> None:
+    """A terminal sends it to all processes, whichever gets it first, and a launcher once more."""
+
+    def interrupt(started: Started) -> None:
+        while not (tmp_path / "out.onnx.training").exists() and started[0].poll() is None:
+            time.sleep(0.05)
+        for process in (started[1], started[0], started[1], started[0]):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+
+    first, second = run_together(whole_command(tmp_path, 5000), meanwhile=interrupt)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"fine-tuning ended early: interrupted in epoch \d+ of 5000", first.stderr)
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["in.onnx", "out.onnx", "out.onnx.training", "train.npz"]
+
+
+def test_the_whole_command_in_two_processes(tmp_path: Path) -> None:
+    first, second = run_together(whole_command(tmp_path, 2))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "finetune: 2 epochs" in first.stdout
     assert second.stdout == ""

@@ -252,3 +252,38 @@ def test_one_number_a_channel_is_normalised_by_running_statistics_in_training_to
     y = OPERATORS["BatchNormalization"](call, torch.full(shape, 3.0), scale, bias, mean, variance)
     assert y.reshape(-1).tolist() == pytest.approx([1.5] * 3, abs=1e-4)
     assert (mean.tolist(), variance.tolist()) == ([1.0] * 3, [4.0] * 3)
+
+
+def whole(op: str, inputs: list[str], element: int, **attributes: Any) -> list[onnx.NodeProto]:
+    """A node on whole numbers from -30 to 30, or from 0 on."""
+    return [
+        helper.make_node("Mul", ["x", "nine"], ["wide"]),
+        helper.make_node("Abs" if element == TensorProto.UINT8 else "Identity", ["wide"], ["signed"]),
+        helper.make_node("Cast", ["signed"], ["whole"], to=element),
+        helper.make_node(op, ["whole", *inputs], ["result"], **attributes),
+        helper.make_node("Cast", ["result"], ["y"], to=TensorProto.FLOAT),
+    ]
+
+
+@pytest.mark.parametrize("element", [TensorProto.INT32, TensorProto.INT64])
+@pytest.mark.parametrize("op", ["Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "SumSquare"])
+def test_a_reduction_of_whole_numbers_is_one(op: str, element: int) -> None:
+    nodes = whole(f"Reduce{op}", [], element, axes=[1], keepdims=1)
+    assert run_in_both(nodes, [2, 3, 4], {"nine": np.float32(9)}, 11) == 0
+
+
+@pytest.mark.parametrize("element", [TensorProto.INT32, TensorProto.UINT8])
+def test_whole_numbers_are_resized(element: int) -> None:
+    nodes = whole("Resize", ["", "scales"], element, mode="linear")
+    weights = {"nine": np.float32(9), "scales": np.array([1, 1, 2, 2], np.float32)}
+    assert run_in_both(nodes, [1, 2, 4, 4], weights, 13) == 0
+
+
+@pytest.mark.parametrize("element", [TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64])
+def test_numbers_without_a_sign_are_cast(element: int) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["positive"]),
+        helper.make_node("Cast", ["positive"], ["whole"], to=element),
+        helper.make_node("Cast", ["whole"], ["y"], to=TensorProto.FLOAT),
+    ]
+    assert run_in_both(nodes, [3, 5], {}, 13) == 0

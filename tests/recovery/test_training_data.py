@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch.nn import functional
 
 from onnxcompress.errors import DataError
@@ -21,11 +22,14 @@ from onnxcompress.passes.recovery.output_errors import (
     class_scores,
     compared_outputs,
     divergence,
+    label_losses,
     log_probabilities,
     relative_error,
 )
+from onnxcompress.passes.recovery.outputs import Output
 from onnxcompress.passes.recovery.sample_files import SampleFiles
 from onnxcompress.passes.recovery.training_data import TrainingData, fitted_keys, split_off
+from tests.runtime.networks import proto_of
 
 FULL = Path("/dev/full")
 DRAWN = np.random.default_rng(0)
@@ -248,6 +252,31 @@ def test_divergence_is_of_the_distributions_whatever_the_scores_are() -> None:
     assert torch.allclose(divergence(q, p), expected, atol=1e-6)
     assert divergence(p, p).abs().max() < 1e-6
     assert bool(log_probabilities(torch.tensor([[0.0, 1.0]])).isfinite().all())
+
+
+def test_classes_apart_are_taught_each_by_itself() -> None:
+    p, q = (torch.from_numpy(DRAWN.uniform(0.05, 0.95, (5, 7))) for _ in range(2))
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).float()
+    assert torch.allclose(divergence(q, p, apart=True), expected, rtol=1e-4)
+    labels = torch.arange(5)
+    rows = torch.arange(5)
+    others = (1 - p).log().sum(1) - (1 - p)[rows, labels].log()
+    assert torch.allclose(label_losses(p, labels, apart=True), -(p[rows, labels].log() + others).float(), rtol=1e-4)
+    # Of certain ones neither is infinite, and equal ones do not diverge.
+    certain = torch.tensor([[0.0, 1.0, 1.0]])
+    assert divergence(certain, certain, apart=True).item() == pytest.approx(0.0, abs=1e-4)
+    assert bool(label_losses(certain, torch.tensor([0]), apart=True).isfinite())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_scores_of_a_last_sigmoid_are_apart(moved: bool) -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Sigmoid", ["c"], ["p"])]
+    nodes += [helper.make_node("Flatten", ["p"], ["y"])] if moved else []
+    weights = {"w": np.ones((3, 2, 1, 1), np.float32)}
+    (name, shape) = ("y", ("n", 3)) if moved else ("p", ("n", 3, 1, 1))
+    floats = TensorProto.FLOAT
+    model = Model.from_proto(proto_of(nodes, {"x": (floats, ("n", 2, 1, 1))}, {name: (floats, shape)}, weights))
+    assert compared_outputs(model, model) == (Output(name, name, apart=True),)
 
 
 def test_relative_error() -> None:

@@ -26,6 +26,15 @@ def test_inputs_outputs_and_classes() -> None:
     assert Session(identity(("n", 9, 1, 1)).SerializeToString()).classes == 9
 
 
+@pytest.mark.parametrize(("sizes", "classes"), [((2, 10), 10), ((10, 2), 10), ((1, 3), 3)])
+def test_of_several_outputs_the_most_classes_count(sizes: tuple[int, int], classes: int) -> None:
+    nodes = [helper.make_node("MatMul", ["x", f"w{n}"], [f"y{n}"]) for n in range(2)]
+    weights = {f"w{n}": np.ones((5, size), np.float32) for n, size in enumerate(sizes)}
+    outputs = {f"y{n}": (TensorProto.FLOAT, ("n", size)) for n, size in enumerate(sizes)}
+    proto = proto_of(nodes, {"x": (TensorProto.FLOAT, ("n", 5))}, outputs, weights)
+    assert Session(proto.SerializeToString(), settings=SessionSettings(optimize=False)).classes == classes
+
+
 def test_a_model_from_a_path_with_its_side_file(tmp_path: Path) -> None:
     whole = classifier().SerializeToString()
     onnx.save_model(classifier(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)

@@ -16,7 +16,7 @@ from onnxcompress.graph import Model
 from onnxcompress.passes.recovery.training import Epoch, Progressed
 from onnxcompress.serialization import atomic_file
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Checkpoint:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onnxcompress.errors import DataError
 from onnxcompress.graph import Model
@@ -23,7 +22,14 @@ from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import LABELS
 from onnxcompress.passes.recovery.block_errors import to_feeds
 from onnxcompress.passes.recovery.graph_module import Edge, GraphModule, Tensors
-from onnxcompress.passes.recovery.output_errors import Output, class_scores, compared_outputs, log_probabilities
+from onnxcompress.passes.recovery.output_errors import (
+    Output,
+    class_scores,
+    compared_outputs,
+    divergence,
+    label_losses,
+    log_probabilities,
+)
 
 Array = npt.NDArray[Any]
 
@@ -37,10 +43,11 @@ def operand_contributions(
 ) -> Iterator[dict[Edge, Array]]:
     """Stream {edge: gradient times value, in the operand's shape (B, ...)} for each batch.
 
-    The loss of a sample is the cross-entropy with its label (`LABELS`). Without labels they are drawn from what the
-    network itself answers: the squares then estimate its Fisher information. Outputs that classify nothing are drawn
-    from a normal distribution around the network's answer, so wide that the loss is the weighted squared error, as in
-    `backward_loss`. Edges that nothing trainable lies before are left out.
+    The loss of a sample is the cross-entropy with its label (`LABELS`), which is of the first output that classifies,
+    as in fine-tuning. Without labels, and of other outputs, they are drawn from what the network itself answers, of a
+    last Sigmoid's classes each by itself: the squares then estimate its Fisher information. Outputs that classify
+    nothing are drawn from a normal distribution around the network's answer, so wide that the loss is the weighted
+    squared error, as in `backward_loss`. Edges that nothing trainable lies before are left out.
 
     Args:
         model: is not changed.
@@ -65,7 +72,11 @@ def operand_contributions(
         taps: dict[Edge, Tensor] = {}
         feeds = to_feeds(arrays, module.device)
         answers = module.run(feeds, compared, tapped=edges, taps=taps)
-        losses = [_loss(output, answers, labels, generator, own.get(output.compared)) for output in outputs]
+        losses = []
+        for output in outputs:
+            is_class = output.compared not in own and class_scores(answers[output.compared]) is not None
+            losses.append(_loss(output, answers, labels if is_class else None, generator, own.get(output.compared)))
+            labels = None if is_class else labels
         loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(taps.values()), allow_unused=True)
         products: dict[Edge, Array] = {}
@@ -93,11 +104,14 @@ def _loss(
         drawn = (2.0 * weights).sqrt() * torch.randn(answer.shape, generator=generator)
         # Its gradient is that of the weighted squared error to a target so drawn.
         return (drawn * answer).sum()
-    logarithms = log_probabilities(scores)
+    if labels is None and output.apart:
+        wanted = torch.bernoulli(scores.detach().clamp(0.0, 1.0), generator=generator)
+        return divergence(scores, wanted, apart=True).sum()
     if labels is None:
-        labels = torch.multinomial(logarithms.detach().exp(), 1, generator=generator)[:, 0]
+        likely = log_probabilities(scores.detach()).exp()
+        labels = torch.multinomial(likely, 1, generator=generator)[:, 0]
     elif int(labels.max()) >= scores.shape[1]:
         raise DataError(
             f"training data: label {int(labels.max())} is not a class; the model has classes 0 to {scores.shape[1] - 1}"
         )
-    return functional.nll_loss(logarithms, labels, reduction="sum")
+    return label_losses(scores, labels, apart=output.apart).sum()

@@ -14,6 +14,7 @@ from onnxcompress.runtime.tensors import classifies
 
 # Of a tensor that is zero throughout: errors of float32 stay finite over it.
 _NO_ENERGY = 1e-12
+_LEAST_APART = 1e-6  # a probability of one class by itself, and as much below 1
 
 
 def class_scores(output: Tensor) -> Tensor | None:
@@ -21,10 +22,37 @@ def class_scores(output: Tensor) -> Tensor | None:
     return output.reshape(output.shape[:2]) if classifies(output.shape) else None
 
 
-def divergence(computed: Tensor, expected: Tensor) -> Tensor:
-    """Return KL(expected || computed) of each sample in nats, (N,); both are class scores (N, C) of one kind."""
+def divergence(computed: Tensor, expected: Tensor, *, apart: bool = False) -> Tensor:
+    """Return KL(expected || computed) of each sample in nats, (N,); both are class scores (N, C) of one kind.
+
+    With `apart` they are probabilities of each class by itself, whose divergences are summed.
+    """
+    if apart:
+        wanted = expected.float()
+        return _binary_losses(computed, wanted) - _binary_losses(wanted, wanted)
     first, second = log_probabilities(computed), log_probabilities(expected)
     return functional.kl_div(first, second, reduction="none", log_target=True).sum(1)
+
+
+def label_losses(scores: Tensor, labels: Tensor, *, apart: bool = False, smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy of each sample with its label, (N,).
+
+    Args:
+        scores: of classes, (N, C).
+        labels: (N,).
+        apart: whether they are probabilities of each class by itself: of the label's 1 is wanted, of all others 0.
+        smoothing: share of a label that is spread over all classes, where one excludes the others.
+    """
+    if apart:
+        return _binary_losses(scores, functional.one_hot(labels, scores.shape[1]).float())
+    # The cross-entropy of torch normalises again, which changes nothing.
+    return functional.cross_entropy(log_probabilities(scores), labels, reduction="none", label_smoothing=smoothing)
+
+
+def _binary_losses(probabilities: Tensor, wanted: Tensor) -> Tensor:
+    # By their logits: float32 has no numbers between 1 and 1 - 6e-8, and a logarithm no gradient there.
+    logits = torch.logit(probabilities.float(), eps=_LEAST_APART)
+    return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
 
 
 def log_probabilities(scores: Tensor) -> Tensor:
@@ -63,7 +91,12 @@ def sample_errors(
         scores, wanted = class_scores(first), class_scores(second)
         own = None if weights is None else weights.get(output.compared)
         is_class = own is None and scores is not None and wanted is not None
-        errors.append(divergence(scores, wanted) if is_class else _relative_errors(first, second, own))  # type: ignore[arg-type]
+        if is_class:
+            assert scores is not None
+            assert wanted is not None
+            errors.append(divergence(scores, wanted, apart=output.apart))
+        else:
+            errors.append(_relative_errors(first, second, own))
     if len({len(each) for each in errors}) > 1:
         errors = [each.mean()[None] for each in errors]
     return torch.stack(errors).sum(0)

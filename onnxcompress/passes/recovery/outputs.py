@@ -22,10 +22,12 @@ class Output:
     Attributes:
         name: of the graph's output, or of the tensor that stands for outputs of whole numbers.
         compared: the scores that a last Softmax makes probabilities of, else the output itself.
+        apart: whether a last Sigmoid made them: each is the probability of its own class, whatever the others are.
     """
 
     name: str
     compared: str
+    apart: bool = False
 
 
 def compared_outputs(model: Model, original: Model) -> tuple[Output, ...]:
@@ -41,7 +43,8 @@ def compared_outputs(model: Model, original: Model) -> tuple[Output, ...]:
         compared = scores if scores in known else name
         # A tensor inside may have lost channels.
         if name in given or (compared in known and may_agree(model.shape_of(compared), original.shape_of(compared))):
-            outputs.append(Output(name, compared))
+            maker = producers.get(_unmoved(name, producers)) if name in producers else None
+            outputs.append(Output(name, compared, apart=maker is not None and maker.op == "Sigmoid"))
     return tuple(outputs)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -165,8 +167,12 @@ class SharedProcesses(Processes):
                 self._sent(None)
 
     def leave(self) -> None:
-        """Expect nothing of the others, and send them nothing."""
+        """Expect nothing of the others, and send them nothing.
+
+        From now on interrupts do nothing: launchers send theirs behind the terminal's, which ended the training.
+        """
         self._left, self.size = True, 1
+        _ignore_interrupts()
 
     def _reduced(self, tensor: Tensor, how: str) -> Tensor:
         with _all_are_there():
@@ -174,12 +180,16 @@ class SharedProcesses(Processes):
             return result
 
 
+class ProcessGoneError(ProviderUnavailableError):
+    """A process that trains along is not there any more."""
+
+
 @contextlib.contextmanager
 def _all_are_there() -> Iterator[None]:
     """Say in plain words that another process is gone, whose connection broke.
 
     Raises:
-        ProviderUnavailableError: it is.
+        ProcessGoneError: it is.
     """
     try:
         yield
@@ -187,7 +197,7 @@ def _all_are_there() -> Iterator[None]:
         raise
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
-        raise ProviderUnavailableError(
+        raise ProcessGoneError(
             f"a process that trains along is not there any more ({reason}); start them all again, with --resume "
             "to go on from the last epoch"
         ) from error
@@ -210,6 +220,10 @@ def joined(device: str) -> Iterator[SharedProcesses]:
     """
     together = SharedProcesses(on_cpu=device == "cpu")
     _joined.append(together)
+    if not together.is_first:
+        # Which ends a training when it is interrupted, or the run, and this process with it; were this one to leave a
+        # step, the first would wait for it.
+        _ignore_interrupts()
     try:
         yield together
     finally:
@@ -221,6 +235,11 @@ def joined(device: str) -> Iterator[SharedProcesses]:
     # process with SIGABRT, now and then: they need it to give up the tensors of the last message.
     atexit.unregister(_disband)
     atexit.register(_disband)
+
+
+def _ignore_interrupts() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _disband() -> None:

@@ -10,22 +10,30 @@ from torch import Tensor
 from onnxcompress.passes.recovery.torch_operators.layout import axes_of
 from onnxcompress.passes.recovery.torch_operators.registry import OPERATORS, Call, operator
 
+_OF_WHOLE_NUMBERS = ("ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceSumSquare")
+"""torch computes the others of real numbers only."""
+
 
 def _reduction(name: str, function: Callable[[Tensor, list[int]], Tensor]) -> None:
-    """Register a reduction; `function` keeps the reduced axes with length 1."""
+    """Register a reduction; `function` keeps the reduced axes with length 1. Of whole numbers it is a whole one."""
 
     def reduce(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
         given = axes_of(call, axes)
         if not given:
             if call.whole("noop_with_empty_axes", 0):
                 # Nothing is summed, but a square is still taken of each number.
-                return function(x[None], [0])[0]
+                return reduced_along(x[None], [0])[0]
             given = list(range(x.dim()))
         along = sorted(axis % x.dim() for axis in given)
-        reduced = function(x, along)
+        reduced = reduced_along(x, along)
         if call.whole("keepdims", 1):
             return reduced
         return reduced.reshape([size for axis, size in enumerate(x.shape) if axis not in along])
+
+    def reduced_along(x: Tensor, axes: list[int]) -> Tensor:
+        if x.is_floating_point():
+            return function(x, axes)
+        return function(x if name in _OF_WHOLE_NUMBERS else x.double(), axes).to(x.dtype)  # cut off, as everywhere
 
     OPERATORS[name] = reduce
 

@@ -26,11 +26,13 @@ def resize(
         scales = second if second is not None else torch.tensor(call.attributes["scales"])
     if call.whole("antialias", 0) or call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise call.unsupported("antialias or keep_aspect_ratio_policy")
+    given = x.dtype
+    x = x if x.is_floating_point() or call.text("mode", "nearest") == "nearest" else x.float()
     axes = [axis % x.dim() for axis in call.wholes("axes", range(x.dim())) or []]
     for axis, (length, scale) in zip(axes, _targets(x, axes, scales, sizes), strict=True):
         if length != x.shape[axis] or scale != 1.0:
             x = _interpolate(x, axis, _taps(call, x.shape[axis], length, scale, old))
-    return x
+    return x.to(given)  # whole numbers are cut off, as onnxruntime does
 
 
 def _targets(x: Tensor, axes: list[int], scales: Tensor | None, sizes: Tensor | None) -> list[tuple[int, float]]:

@@ -19,6 +19,10 @@ _INTEGERS: dict[int, torch.dtype] = {
     onnx.TensorProto.INT32: torch.int32,
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.UINT8: torch.uint8,
+    # torch computes little in these.
+    onnx.TensorProto.UINT16: torch.int64,
+    onnx.TensorProto.UINT32: torch.int64,
+    onnx.TensorProto.UINT64: torch.int64,
 }
 _FLOATS: set[int] = {
     onnx.TensorProto.FLOAT,

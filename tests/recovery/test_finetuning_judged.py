@@ -1,0 +1,77 @@
+"""What teaches in fine-tuning, and when it keeps what it came to: what it won is more than chance explains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from onnxcompress.graph import Model
+from onnxcompress.passes.recovery.block_errors import Pair
+from onnxcompress.passes.recovery.finetuning import doubted
+from onnxcompress.passes.recovery.training_data import TrainingData
+from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
+from tests.recovery.test_finetuning import CONFIG, fine_tune, refitted
+
+
+def test_what_chance_may_turn_falls_with_the_number_of_judges() -> None:
+    assert [doubted(judges) for judges in (5, 30, 60, 120)] == [16.0, 16.0, 4.0, 1.0]
+
+
+def test_a_network_that_errs_little_is_trained() -> None:
+    """So few of its answers are wrong that 16 cannot turn to right."""
+    count, seed = 300, 23
+    start = refitted(count, seed)
+    result, outcome = fine_tune(
+        replace(CONFIG, rate=1e-2),
+        start,
+        training=samples(count, seed, labels=True),
+        calibration=samples(count, seed),
+    )
+    before, after = outcome["score"]
+    assert after < before
+    assert accuracy(result.model) > accuracy(start) + 0.01
+
+
+def with_sigmoid(model: Model) -> Model:
+    """Return a classifier whose last Softmax is a Sigmoid: the most likely class of the same scores."""
+    proto = model.to_proto()
+    (last,) = (node for node in proto.graph.node if node.op_type == "Softmax")
+    last.op_type = "Sigmoid"
+    del last.attribute[:]
+    return Model.from_proto(proto)
+
+
+@pytest.mark.parametrize("loss", ["labels", "both", "distill"])
+def test_classes_apart_are_learnt_each_by_itself(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[TrainingData] = []
+    made = TrainingData.__init__
+
+    def noted(self: TrainingData, *arguments: Any) -> None:
+        made(self, *arguments)
+        judged.append(self)
+
+    monkeypatch.setattr(TrainingData, "__init__", noted)
+    models = with_sigmoid(pruned()[0]), with_sigmoid(original())
+    result, outcome = fine_tune(replace(CONFIG, loss=loss), models[0], original=models[1])
+    pixels, labels = (array[judged[0].held_out] for array in images(300, 5))
+    q, p = (onnxruntime.InferenceSession(m.to_bytes()).run(None, {"input": pixels})[0] for m in models)
+    q, p = (each.astype(np.float64).clip(1e-6, 1 - 1e-6) for each in (q, p))
+    y = np.eye(4)[labels]
+    wrong = (q.argmax(1) != labels).mean()
+    of_labels = -(y * np.log(q) + (1 - y) * np.log(1 - q)).sum(1).mean()
+    away = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(1).mean()
+    wanted = {"labels": wrong + 0.01 * of_labels, "both": wrong + 0.5 * (of_labels + away), "distill": away}
+    assert outcome["score"][0] == pytest.approx(wanted[loss], rel=1e-3)
+    assert accuracy(result.model) > 0.85
+
+
+def test_from_labels_alone_the_original_has_no_part_in_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: Pair, feeds: object, *, apart: bool = False) -> None:
+        raise AssertionError("the original ran in a step")
+
+    monkeypatch.setattr(Pair, "compared", never)
+    fine_tune(replace(CONFIG, epochs=1, loss="labels"))
