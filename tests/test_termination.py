@@ -88,7 +88,11 @@ def test_an_interrupt_that_a_compiled_module_makes_another_error_of(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_processes_of_a_sweep_clear_away_what_they_write(number: int, folder: Path) -> None:
+def test_processes_of_a_sweep_clear_away_what_they_write(
+    number: int, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    before = signal.signal(number, signal.SIG_DFL)  # a nohup of the tests would hold for the sweep, too
+    request.addfinalizer(lambda: signal.signal(number, before))
     Path("waits.py").write_text(WAITS)
     command = [sys.executable, "-m", "onnxcompress", "sweep", "in.onnx", "--data", "waits:give", "--out", "out", "-q"]
     command += ["--method", "prune", "--prune-range", "0.1,0.2", "--no-latency", "--jobs", "2"]

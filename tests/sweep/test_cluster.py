@@ -27,7 +27,7 @@ def test_a_cluster_without_workers_is_said_to_be_one_and_waited_for(
     monkeypatch.chdir(tmp_path)
     onnx.save(conv_net(), "in.onnx")
     save_data(Path("data.npz"), conv_net())
-    with distributed.LocalCluster(n_workers=workers, processes=False, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=workers, processes=False, dashboard_address=":0") as cluster:
         started = threading.Event()
         if not workers:
             monkeypatch.setattr(sweep_executors, "_CONNECT_SECONDS", 0.5)

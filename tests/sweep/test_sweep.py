@@ -262,7 +262,7 @@ def test_points_run_on_a_dask_cluster(folder: Path) -> None:
         warnings.simplefilter("ignore")
         import distributed
 
-        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
             options = {**GRID, "prune_range": "0.25"}
             report = onnxcompress.sweep(
                 Path("in.onnx").absolute(),
