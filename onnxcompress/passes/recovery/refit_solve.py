@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -123,8 +124,13 @@ class Samples:
         As a share of the inputs' variance: what `SHRINKAGE` is in units of.
         """
         rows, features = self.inputs.shape
-        repeated = (features / max(distinct_rows(self.inputs), 1)) ** 2 - (features / max(rows, 1)) ** 2
+        repeated = (features / max(self.distinct, 1)) ** 2 - (features / max(rows, 1)) ** 2
         return SHRINKAGE * float(repeated)
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many of the inputs differ from each other."""
+        return distinct_rows(self.inputs)
 
     def error(self, slope: Matrix, constant: Matrix, metric: Metric | None = None) -> float:
         """Return the relative squared error of affine weights in a metric, behind the Relu where there is one."""
@@ -187,7 +193,7 @@ def fit_chain(
     """
     moments = accumulate(training.inputs, training.targets)
     covariances = moments.centred() if shape.has_constant else moments.about_zero()
-    covariances = replace(covariances, count=distinct_rows(training.inputs))
+    covariances = replace(covariances, count=training.distinct)
     strength, chain, least = UNJUDGED, _fit(covariances, shape, prior, UNJUDGED), float("inf")
     if judging:
         strength, chain, least = _best(covariances, judging, shape, prior, chain)
