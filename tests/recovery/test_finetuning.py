@@ -116,16 +116,22 @@ def test_what_a_refit_was_fitted_to_is_trained_on(monkeypatch: pytest.MonkeyPatc
     assert len(judging) == 30
 
 
-@pytest.mark.parametrize("loss", ["both", "labels"])
-def test_beside_wrong_answers_what_teaches_judges(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[TrainingData] = []
+def training_data(monkeypatch: pytest.MonkeyPatch) -> list[TrainingData]:
+    """Return a list that will hold the data of every training."""
+    seen: list[TrainingData] = []
     made = TrainingData.__init__
 
     def noted(self: TrainingData, *arguments: Any) -> None:
         made(self, *arguments)
-        judged.append(self)
+        seen.append(self)
 
     monkeypatch.setattr(TrainingData, "__init__", noted)
+    return seen
+
+
+@pytest.mark.parametrize("loss", ["both", "labels"])
+def test_beside_wrong_answers_what_teaches_judges(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = training_data(monkeypatch)
     _, outcome = fine_tune(replace(CONFIG, loss=loss, epochs=1))
     pixels, labels = images(300, 5)
     chosen = judged[0].held_out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,9 +11,8 @@ import pytest
 from onnxcompress.graph import Model
 from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.finetuning import doubted
-from onnxcompress.passes.recovery.training_data import TrainingData
 from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
-from tests.recovery.test_finetuning import CONFIG, fine_tune, refitted
+from tests.recovery.test_finetuning import CONFIG, fine_tune, refitted, training_data
 
 
 def test_what_chance_may_turn_falls_with_the_number_of_judges() -> None:
@@ -47,14 +45,7 @@ def with_sigmoid(model: Model) -> Model:
 
 @pytest.mark.parametrize("loss", ["labels", "both", "distill"])
 def test_classes_apart_are_learnt_each_by_itself(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[TrainingData] = []
-    made = TrainingData.__init__
-
-    def noted(self: TrainingData, *arguments: Any) -> None:
-        made(self, *arguments)
-        judged.append(self)
-
-    monkeypatch.setattr(TrainingData, "__init__", noted)
+    judged = training_data(monkeypatch)
     models = with_sigmoid(pruned()[0]), with_sigmoid(original())
     result, outcome = fine_tune(replace(CONFIG, loss=loss), models[0], original=models[1])
     pixels, labels = (array[judged[0].held_out] for array in images(300, 5))
