@@ -52,27 +52,27 @@ def shield_float_nodes(graph: onnx.GraphProto, nodes: Collection[str]) -> None:
         taken.add(name)
         return name
 
-    nodes = []
+    laid: list[onnx.NodeProto] = []
     for node in graph.node:
-        nodes.append(node)
+        laid.append(node)
         result = node.output[0]
         if result in captured and node.op_type in _MOVED_PAST and _is_dequantised(node, makers):
             source, node.input[0] = node.input[0], fresh(node.input[0])
-            nodes.insert(-1, _shield(source, node.input[0], node.input[0]))
+            laid.insert(-1, _shield(source, node.input[0], node.input[0]))
             continue
         before = makers.get(node.input[0]) if node.input else None
         if before is None or before.op_type != "DequantizeLinear":
             continue
         if node.op_type in _LAYERS and node.input[1] in constants and _is_quantised(result, readers, outputs):
             node.output[0] = fresh(result)
-            nodes.append(_shield(node.output[0], result, node.output[0]))
+            laid.append(_shield(node.output[0], result, node.output[0]))
         elif (node.op_type in _OTHERWISE_IN_EIGHT_BITS and node.name not in nodes) or (
             node.op_type == "MaxPool" and any(each.op_type != "QuantizeLinear" for each in readers[result])
         ):
             source, node.input[0] = node.input[0], fresh(node.input[0])
-            nodes.insert(-1, _shield(source, node.input[0], node.input[0]))
+            laid.insert(-1, _shield(source, node.input[0], node.input[0]))
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(laid)
 
 
 def shield_turned_products(graph: onnx.GraphProto) -> None:
