@@ -15,6 +15,7 @@ import onnx.inliner
 from onnxcompress.errors import ModelError
 from onnxcompress.operators import is_standard
 from onnxcompress.subgraphs import with_inner_nodes
+from onnxcompress.tensor_bytes import is_one_layers
 
 _SHARED_FROM_BYTES = 1024
 
@@ -67,11 +68,10 @@ def _share_weights(graph: onnx.GraphProto, given: Collection[str]) -> None:
 
 
 def _is_weight(attribute: onnx.AttributeProto) -> bool:
-    """Whether a constant is no other layer's by chance: its rows differ."""
-    if attribute.name != "value" or len(attribute.t.dims) < 2 or attribute.t.data_location != onnx.TensorProto.DEFAULT:
+    """Whether a constant is no other layer's by chance."""
+    if attribute.name != "value" or attribute.t.data_location != onnx.TensorProto.DEFAULT:
         return False
-    values = onnx.numpy_helper.to_array(attribute.t)
-    return not bool((values == values[:1]).all())
+    return is_one_layers(onnx.numpy_helper.to_array(attribute.t))
 
 
 def _give_defaults(proto: onnx.ModelProto) -> None:

@@ -22,6 +22,7 @@ from onnxcompress.operators import LAYERS, is_standard
 from onnxcompress.serialization import load_array, take_in
 from onnxcompress.sparse_tensors import load_sparse
 from onnxcompress.subgraphs import of_attribute, with_inner_nodes
+from onnxcompress.tensor_bytes import is_one_layers
 
 OLDEST_OPSET = 7
 _PLAIN_ATTRIBUTES = frozenset(
@@ -292,8 +293,8 @@ def _as_constant(
 def _share_layers(nodes: Sequence[gs.Node]) -> None:
     """Give one weight, and one bias, to the layers that an exporter wrote as readers of Identities of it.
 
-    torch's TorchScript exporter writes equal tensors once. Weights whose rows differ are equal because one layer is
-    applied several times; biases, norms and weights of equal rows (ones, a blur) may be so by chance, and stay apart.
+    torch's TorchScript exporter writes equal tensors once. Biases, norms and weights of equal rows may be equal by
+    chance, and stay apart.
     """
     first: dict[tuple[str, int], gs.Node] = {}
     for node in nodes:
@@ -301,7 +302,7 @@ def _share_layers(nodes: Sequence[gs.Node]) -> None:
             continue
         weight = node.inputs[1].values
         other = first.setdefault((node.op, id(weight)), node)
-        if other.inputs[1] is node.inputs[1] or weight.ndim < 2 or (weight == weight[:1]).all():
+        if other.inputs[1] is node.inputs[1] or not is_one_layers(weight):
             continue
         node.inputs[1] = other.inputs[1]
         own, bias = (each.inputs[2] if len(each.inputs) > 2 else None for each in (node, other))

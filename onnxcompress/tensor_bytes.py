@@ -92,6 +92,11 @@ def _is_small(array: Array) -> bool:
     return array.nbytes < _SMALL_BYTES or is_packed(array)
 
 
+def is_one_layers(array: Array) -> bool:
+    """Whether a weight that is there twice is one layer's: of equal rows (ones, a blur) two may be alike by chance."""
+    return array.ndim > 1 and not bool((array == array[:1]).all())
+
+
 def is_packed(array: Array) -> bool:
     """Whether a tensor holds strings, or several numbers to a byte, and an array does not."""
     return array.dtype == object or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) in PACKED_TYPES

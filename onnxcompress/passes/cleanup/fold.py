@@ -30,6 +30,7 @@ from onnxcompress.passes.base import Decision, PassContext, Plan, Provenance, Sk
 from onnxcompress.passes.cleanup.branches import is_decided, take_branches
 from onnxcompress.passes.cleanup.constant_values import compute
 from onnxcompress.passes.cleanup.rule import Rule, excluded, pinned_names, planned_node, remove_nodes
+from onnxcompress.tensor_bytes import is_one_layers
 
 Array = npt.NDArray[Any]
 
@@ -138,7 +139,7 @@ def _made_twice(nodes: Iterable[gs.Node], values: Mapping[str, Array]) -> list[t
         for tensor in node.outputs:
             sources[tensor.name] = frozenset().union(*(each or () for each in own))
             made = values.get(tensor.name)
-            if made is None or made.ndim < 2 or made.nbytes < _SMALL_BYTES or (made == made[:1]).all():
+            if made is None or made.nbytes < _SMALL_BYTES or not is_one_layers(made):
                 continue
             other = first.setdefault((sources[tensor.name], made.dtype, made.shape), tensor)
             if other is not tensor and values[other.name].tobytes() == made.tobytes():
