@@ -19,6 +19,7 @@ from onnxcompress.passes.cleanup import RULES, Cleanup, CleanupConfig, LinearMer
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.quantization import Float16Conversion, Int8Config, Int8Quantization
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
+from onnxcompress.passes.recovery.refit import RefitConfig
 from onnxcompress.passes.recovery.stored_size import FLOAT16, FLOAT32, INT8
 from onnxcompress.passes.tucker import (
     SvdConfig,
@@ -72,7 +73,8 @@ def passes_of(recipe: Recipe, *, recovery: str) -> tuple[Pass, ...]:
         passes.append(_pruning(recipe, recipe.prune_share))
     if recipe.target:
         merges = LinearMerging.name in cleanup
-        passes.append(Allocation(replace(_allocation_of(recipe), refitted=recovery != "none", merges=merges)))
+        refit = None if recovery == "none" else RefitConfig()
+        passes.append(Allocation(replace(_allocation_of(recipe), refit=refit, merges=merges)))
     else:
         if recipe.tucker != "off":
             passes.append(TuckerDecomposition(TuckerConfig(parse_tucker_spec(recipe.tucker))))

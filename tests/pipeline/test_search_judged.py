@@ -14,7 +14,7 @@ import pytest
 
 import onnxcompress
 from onnxcompress.cli import main
-from onnxcompress.passes.recovery import error_metric, refit
+from onnxcompress.passes.recovery import error_metric, original_run
 from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.search_line import milder_position
 from onnxcompress.recipe import Recipe
@@ -88,7 +88,7 @@ def test_nothing_is_made_again_where_the_first_keeps_the_limit(folder: Path) -> 
 
 def test_a_limit_that_cannot_be_kept_ends_after_four(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
-    for module, name in ((refit, "Targets"), (error_metric, "gradient_moments")):
+    for module, name in ((original_run, "Targets"), (error_metric, "gradient_moments")):
         monkeypatch.setattr(module, name, counted(getattr(module, name), name, measured))
     chosen = {"prune": 0.0, "target": {"macs": 0.3}}
     always(

@@ -14,6 +14,7 @@ from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
+from onnxcompress.passes.recovery import original_run
 from onnxcompress.passes.recovery import refit as refit_module
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers, weight_of
@@ -355,12 +356,12 @@ def test_what_the_original_answers_is_measured_once_for_several_refits(monkeypat
     original = Model.from_proto(conv_net())
     runs: list[dict[str, int]] = []
 
-    class Counted(refit_module.Targets):
-        def __init__(self, original, layers, batches, positions, seed) -> None:
+    class Counted(original_run.Targets):
+        def __init__(self, original, layers, batches, positions, seed, onlooker) -> None:
             runs.append(dict(positions))
-            super().__init__(original, layers, batches, positions, seed)
+            super().__init__(original, layers, batches, positions, seed, onlooker)
 
-    monkeypatch.setattr(refit_module, "Targets", Counted)
+    monkeypatch.setattr(original_run, "Targets", Counted)
     context = PassContext(calibration=_batches(64))
     together = context.with_original(original)
     for damaged in (_damaged(original, seed) for seed in range(3)):

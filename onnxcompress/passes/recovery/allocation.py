@@ -19,29 +19,30 @@ import numpy.typing as npt
 from onnxcompress.analysis.cost import ModelCost, model_cost, sample_shapes
 from onnxcompress.analysis.lrn import with_banded_lrn
 from onnxcompress.errors import BudgetInfeasibleError, DataError, RecipeError
-from onnxcompress.graph import Model, Shape
+from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
 from onnxcompress.passes.cleanup.merge import has_linear_neighbours
-from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, truncated
+from onnxcompress.passes.recovery.allocation_choices import Choice, LayerSize, layer_choices, size_of, truncated
 from onnxcompress.passes.recovery.allocation_latency import allocate_within_latency
 from onnxcompress.passes.recovery.allocation_merged import Finished, Saved, allocate_merged, cheapest
-from onnxcompress.passes.recovery.allocation_samples import batched, layer_covariances, sample_batch, spread
+from onnxcompress.passes.recovery.allocation_samples import batched, numbered, sample_batch
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.error_metric import output_metrics
 from onnxcompress.passes.recovery.families import Family, find_families
+from onnxcompress.passes.recovery.original_run import counted, seen_by
+from onnxcompress.passes.recovery.refit import RefitConfig
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, biases_to_come, find_refit_layers
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
 from onnxcompress.passes.recovery.sensitivity import TYPICAL_ERROR, Disturbance, measure_sensitivities
 from onnxcompress.passes.recovery.stored_size import FLOAT32, StoredSize
 from onnxcompress.passes.tucker import SvdConfig, SvdDecomposition, TuckerConfig, TuckerDecomposition
 from onnxcompress.passes.tucker.decomposition import split_cost
-from onnxcompress.passes.tucker.factors import SplitShape, decompose, split_weights
+from onnxcompress.passes.tucker.factors import SplitShape
 from onnxcompress.passes.tucker.matrices import find_matrix_sites
-from onnxcompress.passes.tucker.sites import LARGEST_FACTOR, find_conv_sites, positions_of
-from onnxcompress.passes.tucker.svd import matrix_factors
+from onnxcompress.passes.tucker.sites import LARGEST_FACTOR, find_conv_sites
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +64,7 @@ class AllocationConfig:
         images, positions: samples for the covariances, and positions of each.
         judging_images: other samples, for the sensitivities; of few samples each gets half.
         stored: the form in which the weights are stored at the end, for a target of size.
-        refitted: whether a refit follows, whose new biases are part of the budget.
+        refit: the one that follows, if any does: its new biases are part of the budget.
         merges: whether linear neighbours are merged in the end: the budget is of what is left then.
 
     Raises:
@@ -77,7 +78,7 @@ class AllocationConfig:
     positions: int = 64
     judging_images: int = 48
     stored: StoredSize = FLOAT32
-    refitted: bool = False
+    refit: RefitConfig | None = None
     merges: bool = False
 
     def __post_init__(self) -> None:
@@ -153,14 +154,14 @@ class Allocation(Pass):
         batch, filled = sample_batch(model)
         # Where a truncation is judged on the samples that chose it, layers with many inputs and few positions, the
         # last ones above all, seem to bear more than they do.
-        drawn = spread(calibration, self.config.images + self.config.judging_images)
+        drawn = numbered(calibration, self.config.images + self.config.judging_images)
         every = max(2, round(len(drawn) / self.config.judging_images))
-        judging = drawn[every - 1 :: every] or drawn
-        seen = drawn.copy()
-        del seen[every - 1 :: every]
-        covariances = layer_covariances(
-            fast, layers, batched(seen, batch, filled=filled), self.config.positions, context.seed
-        )
+        judging = list(drawn.values())[every - 1 :: every] or list(drawn.values())
+        seen = {n: sample for at, (n, sample) in enumerate(drawn.items(), 1) if at % every}
+        answers: Mapping[str, int] = {}
+        if self.config.refit:
+            answers = self.config.refit.positions_of(layers, counted(model, calibration, context)[0])
+        covariances = seen_by(model, layers, seen, self.config.positions, context, answers)
         metrics = output_metrics(model, [layer for layer in layers if layer.node in covariances], context)
         families, others = find_families(model, layers, with_bias=False)
         skipped += others
@@ -170,7 +171,7 @@ class Allocation(Pass):
             if all(layer.node in covariances for layer in family)
         }
         choices: dict[str, list[Choice]] = {}
-        sizes = [_size(family, shapes, shapes_batch) for family in families]
+        sizes = [size_of(family, shapes, shapes_batch) for family in families]
         options = parallel_map(
             lambda own: self._choices(*own, pooled, metrics, context), zip(families, sizes, strict=True)
         )
@@ -207,16 +208,18 @@ class Allocation(Pass):
 
     def remeasured(self, model: Model, plan: Plan) -> Plan:
         """Return the plan with the errors of this model's weights, without what calibration data told of others'."""
+        decisions = self._with_errors(model, plan.decisions)
+        kept = tuple({k: v for k, v in each.items() if k not in _JUDGED_ON_DATA} for each in decisions)
+        return replace(plan, decisions=kept)
+
+    def _with_errors(self, model: Model, decisions: Sequence[Decision]) -> list[Decision]:
+        """Return decisions with the errors of their factors, which are kept for the rewrite."""
         errors: dict[str, Any] = {}
         for kind, each in (("tucker", self._tucker), ("svd", self._svd)):
-            own = tuple(decision for decision in plan.decisions if decision["kind"] == kind)
+            own = tuple(decision for decision in decisions if decision["kind"] == kind)
             found = each.remeasured(model, Plan(each.name, own)).decisions
             errors |= {str(decision["node"]): decision["error"] for decision in found}
-        decisions = tuple(
-            {k: errors[str(d["node"])] if k == "error" else v for k, v in d.items() if k not in _JUDGED_ON_DATA}
-            for d in plan.decisions
-        )
-        return replace(plan, decisions=decisions)
+        return [{**decision, "error": errors[str(decision["node"])]} for decision in decisions]
 
     def _choices(
         self,
@@ -255,7 +258,7 @@ class Allocation(Pass):
         damages = [np.array([sensitivity.get(n, 1.0) * c.error for c in own]) for n, own in choices.items()]
         targets = {kind: share for kind, share in self.config.targets.items() if kind != "latency"}
         costs = {k: [np.array([self._cost_of(k, c) for c in own]) for own in choices.values()] for k in targets}
-        biases = measured.biases if self.config.refitted else ()
+        biases = measured.biases if self.config.refit else ()
         fixed = {
             kind: self._present(kind, model, cost, context, biases) - sum(float(own[0]) for own in own_costs)
             for kind, own_costs in costs.items()
@@ -314,7 +317,7 @@ class Allocation(Pass):
         merges = self.config.merges and has_linear_neighbours(model)
         if "latency" in self.config.targets or not (merges or "size" in costs):
             return None
-        fitted = measured.fitted if self.config.refitted else {}
+        fitted = measured.fitted if self.config.refit else {}
         finished = Finished(model, context, fitted, merges=merges, stored=self.config.stored)
         sharers, choices = measured.sharers, measured.worth
 
@@ -350,7 +353,6 @@ class Allocation(Pass):
             judged = {"response_error": choice.error, "sensitivity": sensitivity.get(first, 0.0)}
             if node in matrices and choice.rank_out is not None:
                 matrix = matrices[node]
-                error = matrix_factors(matrix, choice.rank_out).relative_error
                 cost = matrix.cost(choice.rank_out)
                 common: dict[str, object] = {
                     "kind": "svd",
@@ -361,14 +363,13 @@ class Allocation(Pass):
                 site = convolutions[node]
                 into, out = choice.rank_in or site.in_channels, choice.rank_out or site.out_channels
                 split = SplitShape(into, out, choice.rank_in is not None, choice.rank_out is not None, choice.spans)
-                error = split_weights(site, split, decompose(site, split)).relative_error
                 cost = split_cost(site, split)
                 channels = [site.in_channels, site.out_channels]
                 common = {"kind": "tucker", "ranks": [into, out], "channels": channels, "groups": 1}
                 common |= {"factors": split.factors, **({"spans": split.spans} if split.spans else {})}
             sizes = {"macs": list(cost.macs) if cost.macs else None, "params": list(cost.params)}
-            decisions.append({"node": node, **common, "error": error, **sizes, **judged})
-        return decisions
+            decisions.append({"node": node, **common, "error": math.nan, **sizes, **judged})
+        return self._with_errors(model, decisions)
 
 
 def _disturb(
@@ -378,25 +379,6 @@ def _disturb(
     original = layer.original[0].reshape(len(covariances.xx), -1)
     slope = truncated(covariances, original, layer.kernel_shape, choice, metric)
     return Disturbance(slope, covariances.mean_x @ (original - slope), max(choice.error, 1e-9))
-
-
-def _size(family: Family, shapes: Mapping[str, Shape], batch: int) -> LayerSize | None:
-    sizes = [size for layer in family if (size := _size_of(layer, shapes, batch))]
-    return replace(sizes[0], others=tuple(sizes[1:])) if len(sizes) == len(family) else None
-
-
-def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape], batch: int) -> LayerSize | None:
-    inputs, outputs = layer.original.shape[2:]
-    ends = shapes.get(layer.input), shapes.get(layer.output)
-    given, made = (positions_of(shape, batch, features=1 if layer.is_convolution else -1) for shape in ends)
-    if given is None or made is None:
-        return None
-    if not layer.is_convolution:
-        return LayerSize(inputs, outputs, (), (given,), (made,))
-    spaces = [tuple(int(size) for size in (shape or ())[2:] if isinstance(size, int)) for shape in ends]
-    times = made // max(math.prod(spaces[1]), 1)
-    transposed = layer.op == "ConvTranspose"
-    return LayerSize(inputs, outputs, layer.kernel_shape, spaces[0], spaces[1], times=times, transposed=transposed)
 
 
 def _held_by_whole_layers(kind: str, cost: ModelCost, skipped: Sequence[Skipped]) -> str:

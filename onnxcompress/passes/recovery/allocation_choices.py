@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analysis.split import Split
+from onnxcompress.graph import Shape
 from onnxcompress.linalg.moments import Covariances
 from onnxcompress.linalg.regression import (
     Metric,
@@ -20,6 +22,9 @@ from onnxcompress.linalg.regression import (
 )
 from onnxcompress.linalg.spanning import spannable, spanned_axes, spanned_last, spanned_positions
 from onnxcompress.linalg.spectrum import Matrix
+from onnxcompress.passes.recovery.families import Family
+from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.passes.tucker.sites import positions_of
 
 _SHARES_IN = (0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75)
 _SHARES_SPANNING = (0.08, 0.11, 0.14, 0.17, 0.2, 0.23, 0.26, 0.29, 0.32, 0.35, 0.38, 0.42, 0.46, 0.5, 0.6)
@@ -100,6 +105,26 @@ class LayerSize:
             made, given = math.prod(each.made), math.prod(each.given)
             macs += each.times * (first * behind + core * (given if self.transposed else made) + last * made)
         return macs, first + core + last + self.outputs
+
+
+def size_of(family: Family, shapes: Mapping[str, Shape], batch: int) -> LayerSize | None:
+    """Return what the cost of layers that share a weight follows from, None where it is not known."""
+    sizes = [size for layer in family if (size := _size_of(layer, shapes, batch))]
+    return replace(sizes[0], others=tuple(sizes[1:])) if len(sizes) == len(family) else None
+
+
+def _size_of(layer: RefitLayer, shapes: Mapping[str, Shape], batch: int) -> LayerSize | None:
+    inputs, outputs = layer.original.shape[2:]
+    ends = shapes.get(layer.input), shapes.get(layer.output)
+    given, made = (positions_of(shape, batch, features=1 if layer.is_convolution else -1) for shape in ends)
+    if given is None or made is None:
+        return None
+    if not layer.is_convolution:
+        return LayerSize(inputs, outputs, (), (given,), (made,))
+    spaces = [tuple(int(size) for size in (shape or ())[2:] if isinstance(size, int)) for shape in ends]
+    times = made // max(math.prod(spaces[1]), 1)
+    transposed = layer.op == "ConvTranspose"
+    return LayerSize(inputs, outputs, layer.kernel_shape, spaces[0], spaces[1], times=times, transposed=transposed)
 
 
 def layer_choices(

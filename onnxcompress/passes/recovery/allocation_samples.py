@@ -49,68 +49,98 @@ def as_sampled(model: Model, calibration: Samples) -> Model:
     return model.declared({name: [None, *array.shape[1:]] for name, array in first.items() if shapes.get(name)})
 
 
-def layer_covariances(
-    model: Model, layers: Sequence[RefitLayer], batches: Sequence[Mapping[str, Array]], positions: int, seed: int
-) -> dict[str, Covariances]:
-    """Return the covariance of every layer's patches, at so many positions of each sample.
+class PatchMoments:
+    """Takes in what layers see, batch after batch, at so many positions of each sample.
 
-    Layers that read the same patches share it. Layers of more than `MOST_INPUTS` inputs, and grouped ones, have none.
+    Layers that read the same patches share them. Layers of more than `MOST_INPUTS` inputs, and grouped ones, have none.
 
-    Raises:
-        DataError: a tensor holds NaN, infinity, or values whose squares overflow; it is named.
+    Attributes:
+        tensors: what they read.
     """
-    key_of = {
-        layer.node: (
-            layer.input,
-            (layer.op == "ConvTranspose", layer.has_constant, *layer.kernel_shape),
-            repr(sorted(layer.attributes.items())),
-        )
-        for layer in layers
-    }
-    readers = {key_of[layer.node]: layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS}
-    samplers = {key: LayerSampler(layer, positions, seed) for key, layer in readers.items()}
-    totals: dict[_Patches, Moments] = {}
-    names = list(dict.fromkeys(layer.input for layer in readers.values()))
 
-    def take(images: int, captured: Mapping[str, Array], key: _Patches) -> None:
-        rows = samplers[key].patches(captured[readers[key].input], images)
+    def __init__(self, layers: Sequence[RefitLayer], positions: int, seed: int) -> None:
+        self._key_of = {
+            layer.node: (
+                layer.input,
+                (layer.op == "ConvTranspose", layer.has_constant, *layer.kernel_shape),
+                repr(sorted(layer.attributes.items())),
+            )
+            for layer in layers
+        }
+        seen = (layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS)
+        self._readers: dict[_Patches, RefitLayer] = {self._key_of[layer.node]: layer for layer in seen}
+        self._samplers = {key: LayerSampler(layer, positions, seed) for key, layer in self._readers.items()}
+        self._totals: dict[_Patches, Moments] = {}
+        self.tensors = list(dict.fromkeys(layer.input for layer in self._readers.values()))
+
+    def take(self, captured: Mapping[str, Array], images: int) -> None:
+        """Take in the next so many samples.
+
+        Raises:
+            DataError: the squares of a tensor's values overflow; it is named.
+        """
+        parallel_map(partial(self._take, captured, images), self._readers)
+
+    def _take(self, captured: Mapping[str, Array], images: int, key: _Patches) -> None:
+        rows = self._samplers[key].patches(captured[self._readers[key].input], images)
         try:
             moments = accumulate(rows, rows[:, :1])
         except OverflowError as error:
             raise DataError(f"tensor '{key[0]}' holds {error}; look at the layer before it") from error
-        if key in totals:
-            totals[key] += moments
+        if key in self._totals:
+            self._totals[key] += moments
         else:
-            totals[key] = moments
+            self._totals[key] = moments
 
-    for batch, captured in zip(batches, one_ahead(capture_activations(model, names, batches)), strict=True):
-        parallel_map(partial(take, len(next(iter(batch.values()))), captured), readers)
-    seen = {
-        key: moments.centred() if readers[key].has_constant else moments.about_zero() for key, moments in totals.items()
-    }
-    # A classifier behind a pooling has one row of each image: fewer than inputs.
-    seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
-    return {layer.node: seen[key_of[layer.node]] for layer in layers if key_of[layer.node] in seen}
+    def covariances(self) -> dict[str, Covariances]:
+        """Return the covariance of every layer's patches."""
+        seen = {
+            key: moments.centred() if self._readers[key].has_constant else moments.about_zero()
+            for key, moments in self._totals.items()
+        }
+        # A classifier behind a pooling has one row of each image: fewer than inputs.
+        seen = {key: own.shrunk() if own.count < len(own.xx) else own for key, own in seen.items()}
+        return {node: seen[key] for node, key in self._key_of.items() if key in seen}
+
+
+def layer_covariances(
+    model: Model, layers: Sequence[RefitLayer], batches: Sequence[Mapping[str, Array]], positions: int, seed: int
+) -> dict[str, Covariances]:
+    """Return the covariance of every layer's patches; see `PatchMoments`.
+
+    Raises:
+        DataError: a tensor holds NaN, infinity, or values whose squares overflow; it is named.
+    """
+    moments = PatchMoments(layers, positions, seed)
+    captured = one_ahead(capture_activations(model, moments.tensors, batches))
+    for batch, own in zip(batches, captured, strict=True):
+        moments.take(own, len(next(iter(batch.values()))))
+    return moments.covariances()
 
 
 def spread(calibration: Samples, images: int) -> list[dict[str, Array]]:
-    """Return at most so many samples, evenly spread over a stream of any length, one in each batch.
+    """Return the samples of `numbered`."""
+    return list(numbered(calibration, images).values())
+
+
+def numbered(calibration: Samples, images: int) -> dict[int, dict[str, Array]]:
+    """Return {number: sample} of at most so many, evenly spread over a stream of any length, each a batch of one.
 
     Fewer of large ones: on the way twice as many are in memory, 2 GB at most.
     """
-    chosen: list[dict[str, Array]] = []
+    chosen: list[tuple[int, dict[str, Array]]] = []
     stride, number = 1, 0
     for batch in calibration():
         size = sum(array[:1].nbytes for array in batch.values())
         images = min(images, max(1, _SPREAD_BYTES // (2 * max(size, 1))))
         for row in range(len(next(iter(batch.values())))):
             if number % stride == 0:
-                chosen.append({name: array[row : row + 1].copy() for name, array in batch.items()})
+                chosen.append((number, {name: array[row : row + 1].copy() for name, array in batch.items()}))
             number += 1
             if len(chosen) >= 2 * images:
                 chosen, stride = chosen[::2], 2 * stride
     count = min(len(chosen), images)
-    return [chosen[at * len(chosen) // count] for at in range(count)]
+    return dict(chosen[at * len(chosen) // count] for at in range(count))
 
 
 def batched(samples: Sequence[Mapping[str, Array]], size: int, *, filled: bool) -> list[dict[str, Array]]:

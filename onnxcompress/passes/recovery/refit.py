@@ -23,9 +23,9 @@ from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spanning import spanned_last
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import Decision, Pass, PassContext, Plan, Provenance, Samples, Skipped
-from onnxcompress.passes.recovery.allocation_samples import sample_batch
 from onnxcompress.passes.recovery.error_metric import output_metrics, weighable
 from onnxcompress.passes.recovery.families import Family, find_families
+from onnxcompress.passes.recovery.original_run import answers_of_original, counted
 from onnxcompress.passes.recovery.refit_layers import (
     RefitLayer,
     chain_slope,
@@ -41,7 +41,6 @@ from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
 from onnxcompress.passes.recovery.refit_waves import BatchFiles, Part, Waves
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS, MOST_ROWS, fit_wide
-from onnxcompress.passes.recovery.sample_files import sample_keys
 from onnxcompress.runtime.ahead import one_ahead
 
 Array = npt.NDArray[Any]
@@ -78,8 +77,11 @@ class RefitConfig:
     rows_per_input: int = 60
     rounds: int = 2
 
-    def per_image(self, layer: RefitLayer, images: int) -> int:
-        """Return how many positions of a layer's output are taken from each of so many images."""
+    def positions_of(self, layers: Iterable[RefitLayer], images: int) -> dict[str, int]:
+        """Return {layer: how many positions of its output are taken from each of so many images}."""
+        return {layer.node: self._positions_of(layer, images) for layer in layers}
+
+    def _positions_of(self, layer: RefitLayer, images: int) -> int:
         enough = max(_LEAST_ROWS, self.rows_per_input * layer.features)
         fitting = min(_LAYER_BYTES // (4 * layer.features * layer.groups), _ANSWER_BYTES // (4 * layer.outputs))
         rows = MOST_ROWS if layer.features > MOST_INPUTS else min(self.rows, enough, fitting)
@@ -112,7 +114,7 @@ class Refit(Pass):
         """
         if context.calibration is None:
             raise DataError("refit needs calibration data; give --calib PATH or --data PATH")
-        images, distinct = _count(context.calibration, filled=sample_batch(model)[1])
+        images, distinct = counted(model, context.calibration, context)
         repeats = {"distinct": distinct} if distinct < images else {}
         original = context.original or model
         layers, skipped = find_refit_layers(original, model, context)
@@ -151,33 +153,15 @@ class Refit(Pass):
             raise RecipeError(f"plan: node '{unknown[0]}' cannot be refitted in this model; it is another model's plan")
         layers = [known[str(decision["node"])] for decision in plan.decisions]
         images = max(1, int(plan.decisions[0].get("images", 1)))
-        per_image = {layer.node: self.config.per_image(layer, images) for layer in layers}
+        per_image = self.config.positions_of(layers, images)
         weighed = [known[str(decision["node"])] for decision in plan.decisions if decision.get("weighed")]
         metrics = output_metrics(model, weighed, context)
-        targets = _targets(model, layers, context, context.calibration, per_image)
+        targets = answers_of_original(model, layers, context.calibration, per_image, context)
         families, strange = find_families(model, layers, with_bias=True)
         if strange:
             raise RecipeError(f"plan: node '{strange[0].node}' cannot be refitted: {strange[0].reason}")
         _Refitting(self.config, model, families, targets, metrics, per_image, context).run(context.calibration)
         return {}
-
-
-def _targets(
-    model: Model,
-    layers: Sequence[RefitLayer],
-    context: PassContext,
-    calibration: Samples,
-    per_image: Mapping[str, int],
-) -> Targets:
-    """Return what the original answers: measured once for all refits to it and these data."""
-    measured = {} if context.measured is None else context.measured
-    known: Targets | None = measured.pop(__name__, None)
-    if known is None or not known.serve(layers, per_image):
-        known = None  # its files go before others are written
-        reference = with_banded_lrn(context.original or model)
-        known = Targets(reference, layers, calibration(), per_image, context.seed)
-    measured[__name__] = known
-    return known
 
 
 @dataclass(frozen=True)
@@ -372,20 +356,6 @@ def _distance(slope: Matrix, prior: Matrix) -> float:
     """Return the squared distance of two slopes, as a share of the second: what samples that say nothing leave open."""
     size = float(np.square(prior).sum())
     return float(np.square(slope - prior).sum()) / size if size > 0.0 else 0.0
-
-
-def _count(calibration: Samples, *, filled: bool) -> tuple[int, int]:
-    """Return how many samples there are, and how many of them differ from each other.
-
-    With `filled` the last batch is filled up with its last sample, which counts once.
-    """
-    batches = [sample_keys(batch) for batch in calibration()]
-    keys = [key for batch in batches for key in batch]
-    if not keys:
-        raise DataError("no calibration samples")
-    last = batches[-1]
-    filling = next((n for n, key in enumerate(reversed(last[:-1])) if key != last[-1]), len(last) - 1) if filled else 0
-    return len(keys) - filling, len(set(keys))
 
 
 def _named(model: Model, name: str) -> gs.Node:
