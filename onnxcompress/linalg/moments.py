@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -147,32 +148,66 @@ class Covariances:
         return constant
 
 
+class Inputs:
+    """Inputs x (n, D) of one or several problems: what all of them need is found once, and threads may ask for it."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self._lock = Lock()
+        self._sums: tuple[Matrix, Matrix] | None = None
+        self._distinct: int | None = None
+
+    def sums(self) -> tuple[Matrix, Matrix]:
+        """Return the sums of x, (D,), and of x x^T, (D, D).
+
+        Raises:
+            OverflowError: they are infinite.
+        """
+        with self._lock:
+            if self._sums is None:
+                self._sums = self.rows.sum(axis=0, dtype=np.float64), _squares(self.rows)
+            return self._sums
+
+    def distinct(self) -> int:
+        """Return how many rows differ from each other."""
+        with self._lock:
+            if self._distinct is None:
+                self._distinct = distinct_rows(self.rows)
+            return self._distinct
+
+
 def accumulate(x: Rows, y: Rows) -> Moments:
     """Return the moments of samples: `x` (n, D) and `y` (n, O).
 
     Raises:
         OverflowError: they are so large that sums of their squares are infinite.
     """
-    blocks = _blocks(len(x))
-    size, targets = x.shape[1], y.shape[1]
+    return joint_moments(Inputs(x), y)
 
-    def squares(at: slice) -> Rows:
-        made = _product(x[at], x[at])
-        _refuse_overflow(made.diagonal())
-        return made
 
+def joint_moments(inputs: Inputs, y: Rows) -> Moments:
+    """Return the moments of inputs x (n, D) and targets `y` (n, O); those of x alone are the inputs' own arrays.
+
+    Raises:
+        OverflowError: they are so large that sums of their squares are infinite.
+    """
+    x, blocks, targets = inputs.rows, _blocks(len(y)), y.shape[1]
     with np.errstate(over="ignore"):
         yy = sum((np.einsum("no,no->o", y[at], y[at]) for at in blocks), np.zeros(targets))
     _refuse_overflow(yy)
-    return Moments(
-        len(x),
-        x.sum(axis=0, dtype=np.float64),
-        y.sum(axis=0, dtype=np.float64),
-        _summed(squares, blocks, (size, size)),
-        # No sum of products is larger than those of both's squares.
-        _summed(lambda at: _product(x[at], y[at]), blocks, (size, targets)),
-        yy,
-    )
+    sum_x, xx = inputs.sums()
+    # No sum of products is larger than those of both's squares.
+    xy = _summed(lambda at: _product(x[at], y[at]), blocks, (x.shape[1], targets))
+    return Moments(len(x), sum_x, y.sum(axis=0, dtype=np.float64), xx, xy, yy)
+
+
+def _squares(rows: Rows) -> Matrix:
+    def squares(at: slice) -> Rows:
+        made = _product(rows[at], rows[at])
+        _refuse_overflow(made.diagonal())
+        return made
+
+    return _summed(squares, _blocks(len(rows)), (rows.shape[1], rows.shape[1]))
 
 
 def _product(first: Rows, second: Rows) -> Rows:

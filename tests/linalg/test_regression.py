@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from onnxcompress.linalg.moments import accumulate, accumulate_made, in_blocks
+from onnxcompress.linalg import moments
+from onnxcompress.linalg.moments import accumulate, accumulate_made, in_blocks, joint_moments
 from onnxcompress.linalg.regression import (
     Metric,
     energies_by_rank,
@@ -43,6 +46,26 @@ def test_moments_of_parts_add_up() -> None:
     parts = sums.centred()
     np.testing.assert_allclose(parts.xx, whole.xx, rtol=1e-5, atol=1e-4)
     assert parts.count == whole.count == len(x)
+
+
+def test_what_several_problems_need_of_their_inputs_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, slope = _samples(3)
+    targets = [(x @ (slope + shift)).astype(np.float32) for shift in range(3)]
+    squares, squared = moments._squares, list[int]()
+    monkeypatch.setattr(moments, "_squares", lambda rows: squared.append(len(rows)) or squares(rows))
+    inputs = moments.Inputs(x)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda y: joint_moments(inputs, y), targets))
+    assert squared == [len(x)]
+    for own, y in zip(found, targets, strict=True):
+        alone = accumulate(x, y)
+        for name in ("sum_x", "sum_y", "xx", "xy", "yy"):
+            np.testing.assert_array_equal(getattr(own, name), getattr(alone, name))
+    assert inputs.distinct() == len(x)
+    huge = moments.Inputs(np.full((4, 2), 1e30, np.float32))
+    for _ in range(2):
+        with pytest.raises(OverflowError, match="overflow"):
+            joint_moments(huge, np.zeros((4, 1), np.float32))
 
 
 def test_no_samples_are_an_error() -> None:

@@ -12,6 +12,7 @@ from onnx import helper
 
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.graph import Model
+from onnxcompress.linalg import moments
 from onnxcompress.passes.base import PassContext, Plan
 from onnxcompress.passes.pruning import FilterPruning, PruningConfig
 from onnxcompress.passes.recovery import original_run
@@ -346,9 +347,13 @@ def test_layers_of_one_depth_are_fitted_in_portions_to_the_same_weights(monkeypa
     noise = {name: values + 0.1 * generator.standard_normal(values.shape) for name, values in weights.items()}
     damaged = build(nodes, {n: v.astype(np.float32) for n, v in noise.items()}, shape=("n", 3, SIZE, SIZE))
     context = PassContext(calibration=_batches(64), original=original)
+    squares, squared = moments._squares, list[int]()
+    monkeypatch.setattr(moments, "_squares", lambda rows: squared.append(len(rows)) or squares(rows))
     together = _refitted(original, damaged, context).to_bytes()
+    assert len(squared) == 3  # the first two read the same
     monkeypatch.setattr(refit_module, "_SAMPLE_BYTES", 1)
     assert _refitted(original, damaged, context).to_bytes() == together
+    assert len(squared) == 3 + 4
     assert together != damaged.to_bytes()
 
 

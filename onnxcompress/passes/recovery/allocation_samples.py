@@ -15,7 +15,7 @@ from onnxcompress.graph import Model
 from onnxcompress.linalg.moments import Covariances, Moments, accumulate
 from onnxcompress.linalg.parallel import parallel_map
 from onnxcompress.passes.base import Samples
-from onnxcompress.passes.recovery.refit_layers import RefitLayer
+from onnxcompress.passes.recovery.refit_layers import Patches, RefitLayer
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
 from onnxcompress.passes.recovery.refit_wide import MOST_INPUTS
 from onnxcompress.runtime.ahead import one_ahead
@@ -26,8 +26,8 @@ Array = npt.NDArray[Any]
 _BATCH = 16
 _SPREAD_BYTES = 2**31
 
-_Patches = tuple[str, tuple[int, ...], str]
-"""What tells patches apart: the tensor, the kernel and how it moves."""
+_Key = tuple[Patches, bool]
+"""What a layer reads, and whether a constant can be added to what it makes of it."""
 
 
 def sample_batch(model: Model) -> tuple[int, bool]:
@@ -59,18 +59,11 @@ class PatchMoments:
     """
 
     def __init__(self, layers: Sequence[RefitLayer], positions: int, seed: int) -> None:
-        self._key_of = {
-            layer.node: (
-                layer.input,
-                (layer.op == "ConvTranspose", layer.has_constant, *layer.kernel_shape),
-                repr(sorted(layer.attributes.items())),
-            )
-            for layer in layers
-        }
+        self._key_of = {layer.node: (layer.patches, layer.has_constant) for layer in layers}
         seen = (layer for layer in layers if layer.groups == 1 and layer.features <= MOST_INPUTS)
-        self._readers: dict[_Patches, RefitLayer] = {self._key_of[layer.node]: layer for layer in seen}
+        self._readers = {self._key_of[layer.node]: layer for layer in seen}
         self._samplers = {key: LayerSampler(layer, positions, seed) for key, layer in self._readers.items()}
-        self._totals: dict[_Patches, Moments] = {}
+        self._totals: dict[_Key, Moments] = {}
         self.tensors = list(dict.fromkeys(layer.input for layer in self._readers.values()))
 
     def take(self, captured: Mapping[str, Array], images: int) -> None:
@@ -81,12 +74,14 @@ class PatchMoments:
         """
         parallel_map(partial(self._take, captured, images), self._readers)
 
-    def _take(self, captured: Mapping[str, Array], images: int, key: _Patches) -> None:
+    def _take(self, captured: Mapping[str, Array], images: int, key: _Key) -> None:
         rows = self._samplers[key].patches(captured[self._readers[key].input], images)
         try:
             moments = accumulate(rows, rows[:, :1])
         except OverflowError as error:
-            raise DataError(f"tensor '{key[0]}' holds {error}; look at the layer before it") from error
+            raise DataError(
+                f"tensor '{self._readers[key].input}' holds {error}; look at the layer before it"
+            ) from error
         if key in self._totals:
             self._totals[key] += moments
         else:

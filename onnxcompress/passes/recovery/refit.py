@@ -35,7 +35,7 @@ from onnxcompress.passes.recovery.refit_layers import (
     write_layer_bias,
 )
 from onnxcompress.passes.recovery.refit_patches import LayerSampler
-from onnxcompress.passes.recovery.refit_samples import LayerRows
+from onnxcompress.passes.recovery.refit_samples import LayerRows, shares_rows
 from onnxcompress.passes.recovery.refit_solve import ChainShape, fit_chain, joined
 from onnxcompress.passes.recovery.refit_solve import Samples as LayerSamples
 from onnxcompress.passes.recovery.refit_targets import Targets
@@ -223,31 +223,40 @@ class _Refitting:
     def _portions(self, names: Sequence[str]) -> Iterator[list[Family]]:
         """Divide layers into portions whose samples are in memory together."""
         portion: list[Family] = []
-        taken = 0
+        sizes: dict[tuple[object, ...], int] = {}
         for family in (family for family in self._families if family[0].node in names):
-            rows = sum(self._per_image[layer.node] for layer in family) * self._targets.images
-            size = 4 * family[0].features * family[0].groups * rows
-            if portion and taken + size > _SAMPLE_BYTES:
+            own = {self._rows_of(layer): self._bytes_of(layer) for layer in family}
+            if portion and sum((sizes | own).values()) > _SAMPLE_BYTES:
                 yield portion
-                portion, taken = [], 0
+                portion, sizes = [], {}
             portion.append(family)
-            taken += size
+            sizes |= own
         yield portion
+
+    def _rows_of(self, layer: RefitLayer) -> tuple[object, ...]:
+        """Return what layers have in common whose samples are the same."""
+        return self._per_image[layer.node], *shares_rows(layer)
+
+    def _bytes_of(self, layer: RefitLayer) -> int:
+        return 4 * layer.features * layer.groups * self._per_image[layer.node] * self._targets.images
 
     def _refit(self, families: Sequence[Family], batches: Iterable[Mapping[str, Array]]) -> None:
         """Refit layers of one depth, none of which sees another."""
-        layers = [layer for family in families for layer in family]
-        samplers = [LayerSampler(layer, self._per_image[layer.node], self._context.seed) for layer in layers]
-        gathered = [LayerRows(layer, self._targets.images, self._targets.count(layer)) for layer in layers]
-        places = range(len(layers))
+        alike: dict[tuple[object, ...], list[RefitLayer]] = {}
+        for layer in (layer for family in families for layer in family):
+            alike.setdefault(self._rows_of(layer), []).append(layer)
+        groups = list(alike.values())
+        samplers = [LayerSampler(own[0], self._per_image[own[0].node], self._context.seed) for own in groups]
+        gathered = [LayerRows(own[0], self._targets.images, self._targets.count(own[0]), len(own)) for own in groups]
+        places = range(len(groups))
         for batch, images in zip(batches, self._targets.sizes, strict=True):
 
             def gather(at: int, batch: Mapping[str, Array] = batch, images: int = images) -> None:
-                gathered[at].add(images, samplers[at].patches(batch[layers[at].input], images))
+                gathered[at].add(images, samplers[at].patches(batch[groups[at][0].input], images))
 
             parallel_map(gather, places)
 
-        rows = {layer.node: own for layer, own in zip(layers, gathered, strict=True)}
+        rows = {layer.node: together for own, together in zip(groups, gathered, strict=True) for layer in own}
 
         def size(family: Family) -> int:
             """A fit takes no copy of the rows, and less than them beside; those of a family are put together."""
@@ -275,7 +284,7 @@ class _Refitting:
         provenance = self._context.provenance
         if layer.output in provenance:
             targets = np.ascontiguousarray(targets[:, provenance[layer.output]])
-        return rows.samples(targets)
+        return rows.samples(layer, targets)
 
     def _fit_group(
         self, layer: RefitLayer, nodes: list[gs.Node], training: LayerSamples, judging: LayerSamples | None

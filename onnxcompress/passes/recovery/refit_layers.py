@@ -33,6 +33,9 @@ from onnxcompress.runtime.patches import TransposedWindow, Window
 
 _LONGEST_CHAIN = 3
 
+Patches = tuple[str, bool, tuple[int, ...], str]
+"""What is read: the tensor, whether by a transposed convolution, the kernel and how it moves."""
+
 
 @dataclass(frozen=True)
 class RefitLayer:
@@ -66,6 +69,11 @@ class RefitLayer:
     follows_relu: bool
     spans: int = 0
     adder: str | None = None
+
+    @property
+    def patches(self) -> Patches:
+        """What tells its patches from those of other layers."""
+        return self.input, self.op == "ConvTranspose", self.kernel_shape, repr(sorted(self.attributes.items()))
 
     @property
     def has_constant(self) -> bool:

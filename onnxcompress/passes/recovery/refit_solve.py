@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from onnxcompress.linalg.moments import Covariances, Rows, accumulate, accumulate_made, distinct_rows, in_blocks
+from onnxcompress.linalg.moments import Covariances, Inputs, Rows, accumulate_made, in_blocks, joint_moments
 from onnxcompress.linalg.regression import Metric, input_spectrum, project_inputs, response_spectrum, ridge, solve_ridge
 from onnxcompress.linalg.spectrum import Matrix
 
@@ -105,18 +105,20 @@ class Samples:
         inputs: (n, K I).
         targets: (n, O).
         relu: whether the error counts behind a Relu.
+        shared: the inputs with what is known of them, where other layers have them, too.
     """
 
     inputs: Rows
     targets: Rows
     relu: bool
+    shared: Inputs | None = None
 
     def group(self, number: int, groups: int, positions: int) -> Samples:
         """Return what one group of a grouped convolution, with so many positions of its kernel, sees and makes."""
         count = len(self.inputs)
         own = self.inputs.reshape(count, positions, groups, -1)[:, :, number]
         targets = self.targets.reshape(count, groups, -1)[:, number]
-        return replace(self, inputs=np.ascontiguousarray(own).reshape(count, -1), targets=np.ascontiguousarray(targets))
+        return Samples(np.ascontiguousarray(own).reshape(count, -1), np.ascontiguousarray(targets), self.relu)
 
     def lack(self) -> float:
         """Return by how much inputs that are there more than once fall short of as many different ones; 0 of those.
@@ -124,24 +126,22 @@ class Samples:
         As a share of the inputs' variance: what `SHRINKAGE` is in units of.
         """
         rows, features = self.inputs.shape
-        repeated = (features / max(self.distinct, 1)) ** 2 - (features / max(rows, 1)) ** 2
+        repeated = (features / max(self.known.distinct(), 1)) ** 2 - (features / max(rows, 1)) ** 2
         return SHRINKAGE * float(repeated)
 
     @cached_property
-    def distinct(self) -> int:
-        """How many of the inputs differ from each other."""
-        return distinct_rows(self.inputs)
+    def known(self) -> Inputs:
+        """What is known of the inputs."""
+        return self.shared or Inputs(self.inputs)
 
     def error(self, slope: Matrix, constant: Matrix, metric: Metric | None = None) -> float:
         """Return the relative squared error of affine weights in a metric, behind the Relu where there is one."""
-        return self._error(self.inputs @ slope.astype(np.float32) + constant.astype(np.float32), metric)
+        return self.error_of(ChainWeights(None, slope[None], None, constant), ChainShape(1, metric=metric))
 
     def error_of(self, chain: ChainWeights, shape: ChainShape) -> float:
         """Return the error of a chain's weights in the metric of its shape."""
-        return self._error(chain.answers(self.inputs), shape.metric)
-
-    def _error(self, got: Rows, metric: Metric | None) -> float:
-        wanted = self.targets
+        wanted, metric = self.targets, shape.metric
+        got = in_blocks(lambda at: chain.answers(self.inputs[at]), len(wanted), wanted.shape[1])
         if self.relu:
             wanted, got = np.maximum(wanted, 0.0), np.maximum(got, 0.0)
         size, missed = (_energy(each, metric) for each in (wanted - wanted.mean(axis=0), got - wanted))
@@ -191,9 +191,9 @@ def fit_chain(
         prior: what the slope is drawn towards, (K I, O): the original's weights.
         rounds: of the fit behind the Relu; 0 fits what stands before it.
     """
-    moments = accumulate(training.inputs, training.targets)
+    moments = joint_moments(training.known, training.targets)
     covariances = moments.centred() if shape.has_constant else moments.about_zero()
-    covariances = replace(covariances, count=training.distinct)
+    covariances = replace(covariances, count=training.known.distinct())
     strength, chain, least = UNJUDGED, _fit(covariances, shape, prior, UNJUDGED), float("inf")
     if judging:
         strength, chain, least = _best(covariances, judging, shape, prior, chain)
