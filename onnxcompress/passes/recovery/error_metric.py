@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import Model
-from onnxcompress.linalg.parallel import one_blas_thread
+from onnxcompress.linalg.parallel import one_blas_thread, parallel_map
 from onnxcompress.linalg.regression import Metric
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.base import PassContext, Samples
@@ -52,13 +52,14 @@ def output_metrics(model: Model, layers: Collection[RefitLayer], context: PassCo
         original = context.original or model
         own = find_refit_layers(original, original, PassContext())[0]
         measured[__name__] = gradient_moments(original, own, context.calibration, context.seed, context.numbers)
-    metrics = {}
+    moments = {}
     for layer in layers:
         moment = measured[__name__].get(layer.node)
         if moment is not None:
             kept = context.provenance.get(layer.output, slice(None))
-            metrics[layer.node] = Metric.of(moment[kept][:, kept], _DAMPING)
-    return {name: metric for name, metric in metrics.items() if metric is not None}
+            moments[layer.node] = moment[kept][:, kept]
+    metrics = parallel_map(lambda moment: Metric.of(moment, _DAMPING), moments.values())
+    return {name: metric for name, metric in zip(moments, metrics, strict=True) if metric is not None}
 
 
 def weighable(model: Model, layers: Collection[RefitLayer], calibration: Samples) -> frozenset[str]:
