@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from onnxcompress.graph import Model
+from onnxcompress.passes.recovery import training
 from onnxcompress.passes.recovery.block_errors import Pair
 from onnxcompress.passes.recovery.finetuning import doubted
+from onnxcompress.passes.recovery.training import is_better
 from tests.recovery.small_classifier import accuracy, images, original, pruned, samples
 from tests.recovery.test_finetuning import CONFIG, fine_tune, refitted, training_data
 
@@ -19,18 +22,25 @@ def test_what_chance_may_turn_falls_with_the_number_of_judges() -> None:
     assert [doubted(judges) for judges in (5, 30, 60, 120)] == [16.0, 16.0, 4.0, 1.0]
 
 
-def test_a_network_that_errs_little_is_trained() -> None:
-    """So few of its answers are wrong that 16 cannot turn to right."""
-    count, seed = 300, 23
-    start = refitted(count, seed)
+def test_a_network_that_errs_little_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than 16 of its answers are wrong: that so many may have turned by chance is not said of 200 judges."""
+    doubts: list[float] = []
+
+    def recorded(before: torch.Tensor, after: torch.Tensor, doubt: float = 0.0) -> bool:
+        doubts.append(doubt)
+        return is_better(before, after, doubt)
+
+    monkeypatch.setattr(training, "is_better", recorded)
+    seed = 22
+    start = refitted(300, seed)
     result, outcome = fine_tune(
-        replace(CONFIG, rate=1e-2),
-        start,
-        training=samples(count, seed, labels=True),
-        calibration=samples(count, seed),
+        CONFIG, start, training=samples(1200, seed, labels=True), calibration=samples(300, seed)
     )
+    assert outcome["samples"] == {"trained": 1000, "held_out": 200}
+    assert doubts[-1] == doubted(200) < 1.0
     before, after = outcome["score"]
     assert after < before
+    assert 200 * (1.0 - accuracy(start)) < 16
     assert accuracy(result.model) > accuracy(start) + 0.01
 
 
