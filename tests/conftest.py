@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 # Times that the suite measures are no user's, and a user's are not the suite's.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onnxcompress-tests-")
+
+# A shell has its jobs in the background ignore interrupts, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run, and no deadline: a busy machine is not a bug.
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)

@@ -23,6 +23,8 @@ Rows = npt.NDArray[np.float32]
 
 _BLOCK_ROWS = 2048
 
+_SUMMED_ROWS = 64
+
 _FEW_COLUMNS = 64
 
 _SAME_PRODUCT = 1e-12
@@ -49,18 +51,19 @@ class Moments:
     xy: Matrix
     yy: Matrix
 
-    def __iadd__(self, other: Moments) -> Moments:
-        """Take further samples in, in place: these matrices are large."""
-        self.count += other.count
-        for own, added in (
-            (self.sum_x, other.sum_x),
-            (self.sum_y, other.sum_y),
-            (self.xx, other.xx),
-            (self.xy, other.xy),
-            (self.yy, other.yy),
-        ):
-            own += added
-        return self
+    def take(self, x: Rows, y: Rows) -> None:
+        """Take further samples in, `x` (n, D) and `y` (n, O), in place: these matrices are large.
+
+        Raises:
+            OverflowError: they are so large that sums of their squares are infinite.
+        """
+        self.count += len(x)
+        self.yy += _sizes(y)
+        for at in _blocks(len(x)):
+            self.xx += _square(x[at])
+            self.xy += _product(x[at], y[at])
+        self.sum_x += column_sums(x)
+        self.sum_y += column_sums(y)
 
     def centred(self) -> Covariances:
         """Return means and covariances: with the means taken out, an affine fit's constant follows from the slope.
@@ -165,7 +168,8 @@ class Inputs:
         """
         with self._lock:
             if self._sums is None:
-                self._sums = self.rows.sum(axis=0, dtype=np.float64), _squares(self.rows)
+                xx = _squares(self.rows)
+                self._sums = column_sums(self.rows), xx
             return self._sums
 
     def distinct(self) -> int:
@@ -192,22 +196,37 @@ def joint_moments(inputs: Inputs, y: Rows) -> Moments:
         OverflowError: they are so large that sums of their squares are infinite.
     """
     x, blocks, targets = inputs.rows, _blocks(len(y)), y.shape[1]
-    with np.errstate(over="ignore"):
-        yy = sum((np.einsum("no,no->o", y[at], y[at]) for at in blocks), np.zeros(targets))
-    _refuse_overflow(yy)
+    yy = _sizes(y)
     sum_x, xx = inputs.sums()
     # No sum of products is larger than those of both's squares.
     xy = _summed(lambda at: _product(x[at], y[at]), blocks, (x.shape[1], targets))
-    return Moments(len(x), sum_x, y.sum(axis=0, dtype=np.float64), xx, xy, yy)
+    return Moments(len(x), sum_x, column_sums(y), xx, xy, yy)
+
+
+def column_sums(rows: Rows) -> Matrix:
+    """Return the sums of rows (n, D), (D,): a few at a time in float32, and those in float64, in half the time."""
+    parts = len(rows) // _SUMMED_ROWS
+    whole = rows[: parts * _SUMMED_ROWS].reshape(parts, _SUMMED_ROWS, rows.shape[1])
+    rest = rows[parts * _SUMMED_ROWS :].sum(axis=0, dtype=np.float64)
+    found: Matrix = whole.sum(axis=1).sum(axis=0, dtype=np.float64) + rest
+    return found
+
+
+def _sizes(rows: Rows) -> Matrix:
+    with np.errstate(over="ignore"):
+        sizes = sum((np.einsum("no,no->o", rows[at], rows[at]) for at in _blocks(len(rows))), np.zeros(rows.shape[1]))
+    _refuse_overflow(sizes)
+    return sizes
 
 
 def _squares(rows: Rows) -> Matrix:
-    def squares(at: slice) -> Rows:
-        made = _product(rows[at], rows[at])
-        _refuse_overflow(made.diagonal())
-        return made
+    return _summed(lambda at: _square(rows[at]), _blocks(len(rows)), (rows.shape[1], rows.shape[1]))
 
-    return _summed(squares, _blocks(len(rows)), (rows.shape[1], rows.shape[1]))
+
+def _square(rows: Rows) -> Rows:
+    made = _product(rows, rows)
+    _refuse_overflow(made.diagonal())
+    return made
 
 
 def _product(first: Rows, second: Rows) -> Rows:
@@ -232,7 +251,7 @@ def accumulate_made(x: Rows, made: Callable[[slice], Rows], targets: int) -> tup
 
     def product(at: slice) -> Rows:
         own = made(at)
-        return np.vstack([own.sum(axis=0, dtype=np.float64), x[at].T @ own])
+        return np.vstack([column_sums(own), x[at].T @ own])
 
     sums = _summed(product, _blocks(len(x)), (1 + x.shape[1], targets))
     return sums[0], sums[1:]

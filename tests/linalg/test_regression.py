@@ -42,10 +42,17 @@ def test_moments_of_parts_add_up() -> None:
     y = (x @ slope).astype(np.float32)
     whole = accumulate(x, y).centred()
     sums = accumulate(x[:1234], y[:1234])
-    sums += accumulate(x[1234:], y[1234:])
+    sums.take(x[1234:], y[1234:])
     parts = sums.centred()
-    np.testing.assert_allclose(parts.xx, whole.xx, rtol=1e-5, atol=1e-4)
+    for name in ("mean_x", "mean_y", "xx", "xy", "yy"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-5, atol=1e-4)
     assert parts.count == whole.count == len(x)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 1000])
+def test_sums_of_columns_are_as_close_as_those_in_float64(rows: int) -> None:
+    x = np.random.default_rng(rows).normal(1000.0, 1.0, (rows, 3)).astype(np.float32)
+    np.testing.assert_allclose(moments.column_sums(x), x.sum(axis=0, dtype=np.float64), rtol=1e-6)
 
 
 def test_what_several_problems_need_of_their_inputs_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ import pytest
 
 from onnxcompress.graph import Model
 from onnxcompress.passes.base import PassContext
+from onnxcompress.passes.recovery import refit_waves
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.passes.recovery.refit_waves import BatchFiles
 from onnxcompress.passes.recovery.sensitivity import Disturbance, measure_damages, measure_sensitivities
+from onnxcompress.runtime.array_file import ArrayFile
 from tests.small_models import run_all
 from tests.tiny_models import conv_net, detector_net, samples
 
@@ -110,7 +112,9 @@ def test_numbers_of_every_size_count(joined: bool) -> None:
     assert 0.02 < found["scores_head"] / found["boxes_head"] < 50.0
 
 
-def test_batches_are_written_once_and_read_by_name() -> None:
+@pytest.mark.parametrize("room", [0, 40, 2**20])
+def test_batches_are_kept_once_and_read_by_name(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit_waves, "_IN_MEMORY_BYTES", room)
     files = BatchFiles()
     batches = [{"a": np.full(2, at), "b": np.full((1, 3), -at)} for at in range(4)]
     assert [batch["a"][0] for batch in files.passed_on(batches, ["a", "b"])] == [0, 1, 2, 3]
@@ -127,3 +131,28 @@ def test_batches_are_written_once_and_read_by_name() -> None:
     assert list(files.read([])) == 4 * [{}]
     files.keep(())
     assert not files.names
+
+
+def test_room_in_memory_is_taken_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit_waves, "_IN_MEMORY_BYTES", 5 * 16)
+    written: list[float] = []
+
+    class Recorded(ArrayFile):
+        def append(self, array: np.ndarray) -> None:
+            written.append(array[0])
+            super().append(array)
+
+    monkeypatch.setattr(refit_waves, "ArrayFile", Recorded)
+    files = BatchFiles()
+
+    def take(name: str, first: int) -> None:
+        batches: list[dict[str, np.ndarray]] = [{name: np.full(2, float(first + at))} for at in range(3)]
+        assert len(list(files.passed_on(batches, [name]))) == 3
+
+    take("a", 0)
+    take("b", 10)
+    assert written == [12.0]
+    files.keep(["b"])
+    take("c", 20)
+    assert written == [12.0]
+    assert [[batch[name][1] for name in "bc"] for batch in files.read("bc")] == [[10, 20], [11, 21], [12, 22]]

@@ -77,15 +77,14 @@ class PatchMoments:
     def _take(self, captured: Mapping[str, Array], images: int, key: _Key) -> None:
         rows = self._samplers[key].patches(captured[self._readers[key].input], images)
         try:
-            moments = accumulate(rows, rows[:, :1])
+            if key in self._totals:
+                self._totals[key].take(rows, rows[:, :1])
+            else:
+                self._totals[key] = accumulate(rows, rows[:, :1])
         except OverflowError as error:
             raise DataError(
                 f"tensor '{self._readers[key].input}' holds {error}; look at the layer before it"
             ) from error
-        if key in self._totals:
-            self._totals[key] += moments
-        else:
-            self._totals[key] = moments
 
     def covariances(self) -> dict[str, Covariances]:
         """Return the covariance of every layer's patches."""

@@ -62,7 +62,10 @@ class LayerRows:
         if not self._parts:
             self._rows = np.empty((len(self._rows), ordered.shape[1]), np.float32)  # takes memory as it is written to
         end = self._filled + int(fitted.sum())
-        np.compress(fitted, ordered, axis=0, out=self._rows[self._filled : end])
+        together = len(inputs) // images if len(inputs) % images == 0 else 1  # images are fitted to whole: few copies
+        wide = together * ordered.shape[1]
+        taken = self._rows[self._filled : end].reshape(-1, wide)
+        np.compress(fitted[::together], ordered.reshape(-1, wide), axis=0, out=taken)
         self._judging.append(ordered[judging])
         self._parts.append((fitted, judging))
         self._filled = end

@@ -25,6 +25,9 @@ from onnxcompress.serialization import array_to_tensor
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
 
+_IN_MEMORY_BYTES = 2**29
+"""Of what is kept between two depths: to write and read it takes a tenth of a refit's time."""
+
 
 class Waves:
     """The order in which the layers of a model are worked on.
@@ -134,43 +137,74 @@ class Part:
 
 
 class BatchFiles:
-    """Batches of named arrays in temporary files, one of each name: written once, read any number of times."""
+    """Batches of named arrays, in memory as far as there is room, else in temporary files: read any number of times."""
 
     def __init__(self) -> None:
-        self._files: dict[str, ArrayFile] = {}
+        self._stored: dict[str, _Stored] = {}
+        self._room = _IN_MEMORY_BYTES
         self._count = 0
 
     @property
     def names(self) -> frozenset[str]:
         """The names of which there are arrays."""
-        return frozenset(self._files)
+        return frozenset(self._stored)
 
     def passed_on(self, batches: Iterable[Batch], names: Sequence[str]) -> Iterator[Batch]:
-        """Write the arrays of new names, and yield each batch once that is done.
+        """Keep the arrays of new names, and yield each batch once that is done.
 
         Raises:
             DataError: the disk is full.
         """
-        files = {name: ArrayFile() for name in names}
-        self._files.update(files)
+        stored = {name: _Stored() for name in names}
+        self._stored.update(stored)
         count = 0
         for batch in batches:
             count += 1
-            for name, file in files.items():
-                file.append(batch[name])
+            for name, own in stored.items():
+                self._room -= own.append(batch[name], self._room)
             yield batch
         self._count = count
 
     def read(self, names: Collection[str]) -> Iterator[dict[str, Array]]:
-        """Yield the arrays of some names, batch after batch."""
-        files = {name: self._files[name] for name in names}
+        """Yield the arrays of some names, batch after batch; they are not to be written to."""
+        stored = {name: self._stored[name] for name in names}
         for number in range(self._count):
-            yield {name: file[number] for name, file in files.items()}
+            yield {name: own[number] for name, own in stored.items()}
 
     def keep(self, names: Collection[str]) -> None:
-        """Delete the files of all other names."""
+        """Forget the arrays of all other names."""
         for name in self.names.difference(names):
-            self._files.pop(name).close()
+            self._room += self._stored.pop(name).close()
+
+
+class _Stored:
+    """The arrays of one name: the first ones in memory, the others in a file."""
+
+    def __init__(self) -> None:
+        self._held: list[Array] = []
+        self._file: ArrayFile | None = None
+
+    def append(self, array: Array, room: int) -> int:
+        """Take one more array, into memory if all before are there and it fits; return how many bytes that takes."""
+        if self._file is None and array.nbytes <= room:
+            self._held.append(array)
+            return array.nbytes
+        if self._file is None:
+            self._file = ArrayFile()
+        self._file.append(array)
+        return 0
+
+    def __getitem__(self, number: int) -> Array:
+        if number < len(self._held):
+            return self._held[number]
+        assert self._file is not None
+        return self._file[number - len(self._held)]
+
+    def close(self) -> int:
+        """Forget all; return how many bytes of memory that gives back."""
+        if self._file is not None:
+            self._file.close()
+        return sum(array.nbytes for array in self._held)
 
 
 def _part(model: Model, nodes: set[str], given: Sequence[str], wanted: Sequence[str]) -> bytes:
