@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 from onnxcompress.cli import main
+from onnxcompress.passes.recovery import refit_waves
 from tests.tiny_models import conv_net
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +101,7 @@ def test_temporary_files_that_do_not_fit_end_the_run(
     np.savez(tmp_path / "images.npz", x=images)
     monkeypatch.setenv("TMPDIR", str(disk))
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(refit_waves, "_IN_MEMORY_BYTES", 0)
     arguments = [str(source), str(tmp_path / "out.onnx"), *OPTIONS, "--data", str(tmp_path / "images.npz"), *options]
     assert main(arguments) == 5
     message = capsys.readouterr().err.strip()
