@@ -107,3 +107,15 @@ def lrn_network(size: int | str = 20) -> Model:
     ]
     constants = {name: weight.astype(np.float32) for name, weight in weights.items()}
     return build(nodes, constants, shape=("n", 3, size, size))
+
+
+def windows_net(size: int) -> Model:
+    """Return a MatMul of images `x` (N, 3, size, size) cut into four windows each, the rows of its batch."""
+    nodes = [
+        node("Transpose", ["x"], "last", perm=[0, 2, 3, 1]),
+        node("Reshape", ["last", "windows"], "rows"),
+        node("MatMul", ["rows", "w"], "y"),
+    ]
+    weight = np.random.default_rng(3).standard_normal((3, 4)).astype(np.float32)
+    constants = {"w": weight, "windows": np.array([-1, size * size // 4, 3])}
+    return build(nodes, constants, shape=("n", 3, size, size))

@@ -168,7 +168,7 @@ class Inputs:
         """
         with self._lock:
             if self._sums is None:
-                xx = _squares(self.rows)
+                xx = _squares(self.rows)  # refuses values whose sums would overflow, too
                 self._sums = column_sums(self.rows), xx
             return self._sums
 

@@ -24,7 +24,7 @@ from onnxcompress.passes.recovery.allocation_merged import allocate_merged
 from onnxcompress.passes.recovery.allocation_solve import allocate
 from onnxcompress.passes.recovery.refit_layers import find_refit_layers
 from onnxcompress.pipeline.compress import compress
-from tests.small_models import build, node
+from tests.small_models import build, node, windows_net
 from tests.tiny_models import SIZE, conv_net
 
 
@@ -138,15 +138,8 @@ def test_the_last_axis_is_spanned_where_that_is_clearly_better(order: tuple[int,
 
 
 def test_a_matrix_that_reads_windows_is_sampled_image_by_image() -> None:
-    """Each image is cut into four windows, the rows of the batch: as many positions as of any other layer."""
-    nodes = [
-        node("Transpose", ["x"], "last", perm=[0, 2, 3, 1]),
-        node("Reshape", ["last", "windows"], "rows"),
-        node("MatMul", ["rows", "w"], "y"),
-    ]
-    weight = np.random.default_rng(3).standard_normal((3, 4)).astype(np.float32)
-    constants = {"w": weight, "windows": np.array([-1, SIZE * SIZE // 4, 3])}
-    model = build(nodes, constants, shape=("n", 3, SIZE, SIZE))
+    """As many positions are taken of it as of any other layer."""
+    model = windows_net(SIZE)
     layers, _ = find_refit_layers(model, model, PassContext())
     found = allocation_samples.layer_covariances(model, layers, list(_calibration(48)()), 10, 0)
     assert [own.count for own in found.values()] == [48 * 10]

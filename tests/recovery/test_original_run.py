@@ -17,7 +17,7 @@ from onnxcompress.passes.recovery.allocation_samples import batched, layer_covar
 from onnxcompress.passes.recovery.original_run import answers_of_original, counted, seen_by
 from onnxcompress.passes.recovery.refit import Refit, RefitConfig
 from onnxcompress.passes.recovery.refit_layers import RefitLayer, find_refit_layers
-from tests.small_models import build, node
+from tests.small_models import build, node, windows_net
 from tests.tiny_models import SIZE, conv_net
 
 POSITIONS = 10
@@ -27,18 +27,6 @@ IMAGES = 40
 def calibration() -> Iterator[dict[str, np.ndarray]]:
     data = np.random.default_rng(4).standard_normal((IMAGES, 3, SIZE, SIZE)).astype(np.float32)
     return ({"x": data[at : at + 16]} for at in range(0, IMAGES, 16))
-
-
-def windows_net() -> Model:
-    """Each image is cut into four windows, the rows of the batch."""
-    nodes = [
-        node("Transpose", ["x"], "last", perm=[0, 2, 3, 1]),
-        node("Reshape", ["last", "windows"], "rows"),
-        node("MatMul", ["rows", "w"], "y"),
-    ]
-    weight = np.random.default_rng(3).standard_normal((3, 4)).astype(np.float32)
-    constants = {"w": weight, "windows": np.array([-1, SIZE * SIZE // 4, 3])}
-    return build(nodes, constants, shape=("n", 3, SIZE, SIZE))
 
 
 @pytest.fixture
@@ -102,7 +90,7 @@ def test_what_is_known_already_is_not_asked_for_again(runs: list[str]) -> None:
 
 
 def test_of_tensors_with_other_rows_than_samples_nothing_tells_which_were_chosen(runs: list[str]) -> None:
-    model = windows_net()
+    model = windows_net(SIZE)
     context = PassContext(calibration=calibration).with_original(model)
     layers, found = seen(model, context)
     assert runs == ["Targets", "layer_covariances"]

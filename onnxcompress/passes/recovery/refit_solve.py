@@ -9,6 +9,7 @@ Accelerating Very Deep Convolutional Networks, TPAMI 2016), which minimises the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -220,16 +221,12 @@ def _best(
     start = RIDGES.index(UNJUDGED)
     # Most layers need all three.
     lower, best, higher = parallel_map(tried, RIDGES[start - 1 : start + 2], lambda _: covariances.xx.nbytes)
-    for nearest, others in ((higher, RIDGES[start + 2 :]), (lower, RIDGES[: start - 1][::-1])):
-        if not nearest[2] < best[2]:
-            continue
-        best = nearest
-        for strength in others:
-            found = tried(strength)
-            if not found[2] < best[2]:
-                break
-            best = found
-        break
+    upwards = higher[2] < best[2]
+    nearest, others = (higher, RIDGES[start + 2 :]) if upwards else (lower, RIDGES[: start - 1][::-1])
+    for found in itertools.chain([nearest], map(tried, others)):
+        if not found[2] < best[2]:
+            break
+        best = found
     return best
 
 
