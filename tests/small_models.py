@@ -17,6 +17,15 @@ def node(op: str, inputs: Sequence[str], *outputs: str, **attributes: Any) -> on
     return helper.make_node(op, list(inputs), list(outputs), **attributes)
 
 
+def _tensor(name: str, value: Any) -> TensorProto:
+    """Return a constant; of the integers of ml_dtypes as well, which old releases of onnx do not write."""
+    array = np.asarray(value)
+    if array.dtype.kind != "V" or not hasattr(TensorProto, array.dtype.name.upper()):
+        return onnx.numpy_helper.from_array(array, name)
+    kind = getattr(TensorProto, array.dtype.name.upper())
+    return helper.make_tensor(name, kind, array.shape, array.astype(np.float32).ravel())
+
+
 def build(
     nodes: Sequence[onnx.NodeProto],
     constants: Mapping[str, Any] | None = None,
@@ -32,7 +41,7 @@ def build(
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info(f"shape of {name}", TensorProto.INT64, [None]) for name in wanted],
-        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in (constants or {}).items()],
+        [_tensor(name, value) for name, value in (constants or {}).items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     known = {info.name: info for info in onnx.shape_inference.infer_shapes(proto).graph.value_info}

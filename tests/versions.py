@@ -10,6 +10,15 @@ from onnx import TensorProto, helper
 
 NEWEST_TESTED_OPSET = 24
 
+FIRST_ONNXRUNTIME = {
+    "test_what_kernels_make_something_else_of_stays_in_float[cubic]": (
+        (1, 22),
+        "moves a transposition before a cubic Resize, and then does not take its scales",
+    ),
+    "not_by_kernels_of_integers": ((1, 21), "fuses no such layer into one of integers"),
+}
+"""Tests by a part of their name: the first release of onnxruntime in which they can run, and what older ones do."""
+
 
 @functools.cache
 def newest_opset() -> int:
@@ -31,8 +40,15 @@ def has_bfloat16() -> bool:
     return int(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16).itemsize) == 2
 
 
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def reason_to_skip(test: str, opset: object) -> str | None:
     """Return why a test of this name and opset cannot run here, None if it can."""
+    for name, (first, what) in FIRST_ONNXRUNTIME.items():
+        if name in test and _release(onnxruntime.__version__) < first:
+            return f"onnxruntime {onnxruntime.__version__} {what}"
     if isinstance(opset, int) and opset > newest_opset():
         return f"onnx {onnx.__version__} with onnxruntime {onnxruntime.__version__} ends at opset {newest_opset()}"
     if "bfloat16" in test and not has_bfloat16():

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from onnxcompress.graph import Model
-from onnxcompress.linalg.moments import accumulate
-from onnxcompress.linalg.regression import ridge
 from onnxcompress.passes.base import PassContext
 from onnxcompress.passes.recovery import allocation_samples, refit, refit_wide
 from onnxcompress.passes.recovery.allocation import Allocation, AllocationConfig
@@ -38,12 +36,15 @@ def parted(samples: Samples) -> tuple[Samples, Samples]:
 def test_the_weights_are_those_of_the_covariances(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit_wide, "UNJUDGED", strength)
     samples, prior = problem()
-    covariances = accumulate(samples.inputs, samples.targets).centred()
-    expected = ridge(covariances, prior, strength)
+    x, y = samples.inputs.astype(np.float64), samples.targets.astype(np.float64)
+    centred, variance = x - x.mean(axis=0), (x - x.mean(axis=0)).T @ (x - x.mean(axis=0))
+    ridge = strength * np.trace(variance) / len(variance)
+    missing = centred.T @ (y - y.mean(axis=0) - centred @ prior)
+    expected = prior + np.linalg.solve(variance + ridge * np.eye(len(variance)), missing)
     fitted = fit_wide(samples, None, ChainShape(4), prior)
     assert fitted.core.shape == (4, 15, 7)
-    np.testing.assert_allclose(fitted.slope(), expected, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(fitted.constant, covariances.constant(expected), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(fitted.slope(), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fitted.constant, y.mean(axis=0) - x.mean(axis=0) @ expected, rtol=0, atol=1e-5)
 
 
 def test_the_ridge_is_chosen_on_images_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
