@@ -112,7 +112,7 @@ def measure_accuracy(compressed: Session, reference: Reference, *, progress: Tol
             progress(samples)
     accuracy = Accuracy(samples, labels=False) if classes is None else classes.result(samples)
     error = errors.result()
-    made_from = set(reference.open_outputs.made_from)
+    made_from = set(reference.traits.made_from)
     accuracy = replace(
         accuracy,
         numbers=reference.numbers,
@@ -138,7 +138,7 @@ class _ClassTally:
 
     def __init__(self, reference: Reference, output: str) -> None:
         self._output = output
-        self._normalised = reference.normalised
+        self._kind = reference.kind
         self._labels = reference.data.has_labels
         self._hits = np.zeros((2, 2), np.int64)  # rows: original, compressed; columns: top-1, top-5
         self._both = self._same = 0
@@ -154,9 +154,9 @@ class _ClassTally:
         given = np.bincount(classes, minlength=first.shape[1])
         self._given = given + self._given if self._given.size else given
         self._same += int(((classes == second.argmax(axis=1)) & finite).sum())
-        own = probabilities(first, self._normalised)
+        own = probabilities(first, self._kind)
         self._confidence += float(own.max(axis=1).sum())
-        self._kl += float(kl_divergence(own, probabilities(second, self._normalised)).sum())
+        self._kl += float(kl_divergence(own, probabilities(second, self._kind), self._kind).sum())
         if batch.labels is None:
             return
         # A sample without finite scores is wrong: its label stands behind all classes.
@@ -210,7 +210,7 @@ def _matched(seen: Mapping[str, Array], expected: Mapping[str, Array], reference
     As many boxes as were found, say, are others in another model: that is no error as long as something is left that
     can be compared. Beside an output that classifies others may also be missing, and so may tensors from inside.
     """
-    classifying, inside = reference.output, set(reference.open_outputs.made_from)
+    classifying, inside = reference.output, set(reference.traits.made_from)
     matched = {name: seen[name] for name in expected if name in inside and name in seen}
     seen, expected = ({n: array for n, array in each.items() if n not in inside} for each in (seen, expected))
     for name, own in expected.items():

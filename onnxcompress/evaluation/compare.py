@@ -10,7 +10,7 @@ from typing import Any
 from onnxcompress.errors import RecipeError
 from onnxcompress.evaluation.accuracy import Accuracy, measure_accuracy
 from onnxcompress.evaluation.latency import Latency, LatencySettings, measure_latency, measure_with_credit
-from onnxcompress.evaluation.reference import NO_OPEN_OUTPUTS, OpenOutputs, Reference
+from onnxcompress.evaluation.reference import NO_TRAITS, OutputTraits, Reference
 from onnxcompress.runtime.capture import exposing
 from onnxcompress.runtime.data import dataset_for
 from onnxcompress.runtime.dataset import DEFAULT_BATCH
@@ -49,7 +49,7 @@ def compare_models(
     cleaned: ModelSource | None = None,
     progress: Progress | None = None,
     numbers: frozenset[str] = frozenset(),
-    open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
+    traits: OutputTraits = NO_TRAITS,
     batch: int = DEFAULT_BATCH,
 ) -> Evaluation:
     """Compare two models.
@@ -63,7 +63,7 @@ def compare_models(
         cleaned: the original after exact clean-up only, timed with the two to tell what of the speed-up is its.
         progress: told of each step.
         numbers: outputs of the shape of class scores that hold numbers of another kind.
-        open_outputs: the original's outputs whose shape depends on the data, and what is compared in their place.
+        traits: what the original's graph tells of its outputs.
         batch: of the data, where the original does not fix it.
 
     Raises:
@@ -76,10 +76,8 @@ def compare_models(
         raise RecipeError("nothing to compare on: give a provider")
     accuracy = None
     if data is not None:
-        first, second = (exposing(each, open_outputs.made_from) for each in (original, compressed))
-        accuracy = _accuracy(
-            first, second, data, preprocess, samples, providers[0], progress, numbers, open_outputs, batch
-        )
+        first, second = (exposing(each, traits.made_from) for each in (original, compressed))
+        accuracy = _accuracy(first, second, data, preprocess, samples, providers[0], progress, numbers, traits, batch)
     timed: list[Latency] = []
     for number, provider in enumerate(providers if latency is not None else ()):
         if progress:
@@ -100,7 +98,7 @@ def _accuracy(
     provider: Provider,
     progress: Progress | None,
     numbers: frozenset[str],
-    open_outputs: OpenOutputs,
+    traits: OutputTraits,
     batch: int,
 ) -> Accuracy:
     session = Session(original, provider, SessionSettings())
@@ -111,9 +109,7 @@ def _accuracy(
         return None if progress is None else lambda done: progress(doing, done, dataset.length)
 
     told = tell("accuracy of the original")
-    with Reference(
-        session, dataset, batch_size=batch, progress=told, numbers=numbers, open_outputs=open_outputs
-    ) as reference:
+    with Reference(session, dataset, batch_size=batch, progress=told, numbers=numbers, traits=traits) as reference:
         del session
         second = Session(compressed, provider, SessionSettings())
         return measure_accuracy(second, reference, progress=tell("accuracy of the compressed model"))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from onnxcompress.evaluation.reference import Reference, real_outputs
 from onnxcompress.evaluation.relative_error import ErrorTally, RelativeError
-from onnxcompress.linalg.distributions import kl_divergence, probabilities
+from onnxcompress.linalg.distributions import Kind, kl_divergence, probabilities
 from onnxcompress.runtime.session import Session
 from onnxcompress.runtime.tensors import Array
 
@@ -76,7 +76,7 @@ def measured_losses(compressed: Session, reference: Reference) -> Losses:
     Raises:
         ModelError: the compressed model fails while running.
     """
-    classes = None if reference.output is None else _ClassLosses(reference.output, reference.normalised)
+    classes = None if reference.output is None else _ClassLosses(reference.output, reference.kind)
     errors = ErrorTally(reference.divisions)
     for batch, expected in reference.batches():
         seen = real_outputs(compressed, batch)
@@ -89,9 +89,9 @@ def measured_losses(compressed: Session, reference: Reference) -> Losses:
 class _ClassLosses:
     """Gathers `SampleLosses` batch by batch."""
 
-    def __init__(self, output: str, normalised: bool) -> None:
+    def __init__(self, output: str, kind: Kind) -> None:
         self._output = output
-        self._normalised = normalised
+        self._kind = kind
         self._lost: list[Rows] = []
         self._differing: list[Rows] = []
         self._divergences: list[Rows] = []
@@ -99,15 +99,15 @@ class _ClassLosses:
 
     def add(self, samples: int, expected: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         seen = outputs[self._output].reshape(samples, -1)
-        own = probabilities(expected[self._output].reshape(samples, -1), self._normalised)
+        own = probabilities(expected[self._output].reshape(samples, -1), self._kind)
         rows = np.arange(samples)
         first, second = own.argmax(axis=1), seen.argmax(axis=1)
         # A row that is no number picks its first class, or any: it counts as wrong throughout.
         finite = np.asarray(np.isfinite(seen).all(axis=1))
         self._lost.append(own[rows, first] - np.where(finite, own[rows, second], 0.0))
         self._differing.append(((first != second) | ~finite).astype(np.float64))
-        other = np.where(finite[:, None], probabilities(seen, self._normalised), own)
-        self._divergences.append(np.where(finite, kl_divergence(own, other), np.inf))
+        other = np.where(finite[:, None], probabilities(seen, self._kind), own)
+        self._divergences.append(np.where(finite, kl_divergence(own, other, self._kind), np.inf))
         self._margins.append(_margins(own, other))
 
     def result(self) -> SampleLosses:

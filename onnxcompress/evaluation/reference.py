@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcompress.errors import DataError
 from onnxcompress.evaluation.metrics import class_scores
-from onnxcompress.linalg.distributions import are_probabilities
+from onnxcompress.linalg.distributions import Kind, kind_of
 from onnxcompress.linalg.sizes import Division, Sizes
 from onnxcompress.runtime.array_file import ArrayFile
 from onnxcompress.runtime.batch import Batch
@@ -21,19 +21,22 @@ from onnxcompress.runtime.tensors import Array
 
 
 @dataclass(frozen=True)
-class OpenOutputs:
-    """Outputs whose shape depends on the data, as the boxes that a NonMaxSuppression leaves.
+class OutputTraits:
+    """What the original's graph tells of its outputs.
 
     Attributes:
-        names: they are not compared: two models leave other rows, or fewer.
+        open: names of outputs whose shape depends on the data, as the boxes that a NonMaxSuppression leaves. They are
+            not compared: two models leave other rows, or fewer.
         made_from: tensors inside, which are compared in their place where both models have them.
+        apart: names of outputs that a last Sigmoid made: each is the probability of its own class.
     """
 
-    names: frozenset[str] = frozenset()
+    open: frozenset[str] = frozenset()
     made_from: tuple[str, ...] = ()
+    apart: frozenset[str] = frozenset()
 
 
-NO_OPEN_OUTPUTS = OpenOutputs()
+NO_TRAITS = OutputTraits()
 
 Told = Callable[[int], None]
 """Progress: called with the number of samples done so far."""
@@ -44,14 +47,14 @@ class Reference:
 
     The first output of shape [N, C] or [N, C, 1, ...] with C > 1 is the one that classifies, but for those that are
     said to hold `numbers` of another kind. All floating-point outputs are kept, to be compared as numbers too; where
-    there are none, all whole numbers and truth values. Of `open_outputs` neither.
+    there are none, all whole numbers and truth values. Of those whose shape depends on the data neither.
 
     Attributes:
         output: the name of the classifying output, or None.
         numbers: names of outputs of the same shape that hold numbers of another kind.
-        open_outputs: whose shape depends on the data; of what they are made from, what the session gives is compared.
-        left_out: other outputs beside it, in which the original gave NaN or infinity, and those of `open_outputs`.
-        normalised: whether it is a distribution already, such as a Softmax.
+        kind: of its scores.
+        traits: of the outputs; of what open ones are made from, what the session gives is compared.
+        left_out: other outputs beside it, in which the original gave NaN or infinity, and open ones.
         divisions: {output: where it holds smaller numbers than elsewhere}, which are to be compared by themselves.
         samples: how many there are.
 
@@ -68,14 +71,14 @@ class Reference:
         batch_size: int = DEFAULT_BATCH,
         progress: Told | None = None,
         numbers: Collection[str] = (),
-        open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
+        traits: OutputTraits = NO_TRAITS,
     ) -> None:
         self.data = data
-        self.open_outputs = open_outputs
+        self.traits = traits
         self.numbers: tuple[str, ...] = ()
         self._numbers = frozenset(numbers)
         self.output: str | None = None
-        self.normalised = False
+        self.kind = Kind.LOGITS
         self.samples = 0
         self.left_out: set[str] = set()
         self.divisions: dict[str, Division] = {}
@@ -134,10 +137,10 @@ class Reference:
         self.samples += batch.size
 
     def _choose(self, outputs: dict[str, Array], batch: Batch) -> None:
-        made_from = [name for name in self.open_outputs.made_from if name in outputs]
+        made_from = [name for name in self.traits.made_from if name in outputs]
         given = {name: array for name, array in outputs.items() if name not in made_from}
         told = [n for n, array in given.items() if array.dtype.kind == "f"] or ([] if made_from else list(given))
-        self.left_out |= self.open_outputs.names.intersection(told)
+        self.left_out |= self.traits.open.intersection(told)
         compared = [name for name in told if name not in self.left_out] + made_from
         self._files = {name: ArrayFile() for name in compared}
         shaped = {n: None if n in made_from else class_scores(outputs[n], batch.size) for n in compared}
@@ -146,7 +149,7 @@ class Reference:
         self._kinds = {name: Sizes() for name in floating if shaped[name] is None or name in self.numbers}
         for name, scores in shaped.items():
             if scores is not None and name not in self.numbers:
-                self.output, self.normalised = name, are_probabilities(scores)
+                self.output, self.kind = name, kind_of(scores, apart=name in self.traits.apart)
                 return
 
 

@@ -19,7 +19,7 @@ from onnxcompress.pipeline.outputs import check_outputs, write_together
 from onnxcompress.pipeline.report_files import report_files, report_paths
 from onnxcompress.pipeline.request import RecipeLike, resolve_recipe
 from onnxcompress.pipeline.source import ModelLike, read_source
-from onnxcompress.pipeline.task import number_outputs, open_outputs
+from onnxcompress.pipeline.task import number_outputs, output_traits
 from onnxcompress.report import environment
 from onnxcompress.report.advice import comparison_warnings
 from onnxcompress.report.figures import Report, compression_between
@@ -72,9 +72,9 @@ def compare(
     numbers = number_outputs(first.model, first.content, asked, data_sets.in_use)
     tell = progress or no_progress
     evaluation = data_sets.evaluation
-    given, models = open_outputs(first.model), (first.content, second.content)
+    given, models = output_traits(first.model), (first.content, second.content)
     batch = _fixed_batch(second.model) or DEFAULT_BATCH
-    measured = measure(*models, evaluation, providers, asked, tell, numbers=numbers, open_outputs=given, batch=batch)
+    measured = measure(*models, evaluation, providers, asked, tell, numbers=numbers, traits=given, batch=batch)
     profile: ProfileComparison | None = None
     layers, untimed = layer_changes(*costs), tuple[str, ...]()
     if asked.latency and (asked.html is not None or asked.profile):

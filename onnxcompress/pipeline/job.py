@@ -27,7 +27,7 @@ from onnxcompress.pipeline.search import Search
 from onnxcompress.pipeline.size_target import meet_size
 from onnxcompress.pipeline.source import Source
 from onnxcompress.pipeline.stages import Stage, Work, passes_of, planned_work, run_pass, unknown_macs_lines
-from onnxcompress.pipeline.task import open_outputs
+from onnxcompress.pipeline.task import output_traits
 from onnxcompress.pipeline.uneven_widths import uneven_width_warnings
 from onnxcompress.pipeline.verification import sample_feeds, verify_stage
 from onnxcompress.recipe import Recipe
@@ -190,7 +190,7 @@ def finish_search(job: Job, request: Request, search: Search) -> Finished:
 
 def _measured(job: Job, asked: Recipe, compressed: bytes | Path, cleaned: bytes | None = None) -> Evaluation:
     data, numbers = job.data_sets.evaluation, job.context.numbers
-    given = open_outputs(job.source.model)
+    given = output_traits(job.source.model)
     return measure(job.source.content, compressed, data, job.providers, asked, job.tell, cleaned, numbers, given)
 
 

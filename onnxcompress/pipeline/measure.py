@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnxcompress.errors import DataError, RecipeError
 from onnxcompress.evaluation.compare import Evaluation, compare_models
 from onnxcompress.evaluation.latency import LatencySettings
-from onnxcompress.evaluation.reference import NO_OPEN_OUTPUTS, OpenOutputs
+from onnxcompress.evaluation.reference import NO_TRAITS, OutputTraits
 from onnxcompress.passes.base import LABELS, Samples
 from onnxcompress.recipe import Recipe
 from onnxcompress.remote import Copy, RemoteFile, fetch, location
@@ -152,14 +152,14 @@ def measure(
     progress: Progress,
     cleaned: bytes | Path | None = None,
     numbers: frozenset[str] = frozenset(),
-    open_outputs: OpenOutputs = NO_OPEN_OUTPUTS,
+    traits: OutputTraits = NO_TRAITS,
     batch: int = DEFAULT_BATCH,
 ) -> Evaluation:
     """Measure accuracy where there are data, and latency unless the recipe turns it off.
 
     With `cleaned`, the original after clean-up alone, latency tells what clean-up earned and what compression.
-    `numbers` are outputs of the shape of class scores that hold none; `open_outputs` are those whose shape depends on
-    the data. `batch` is of the data, where the original does not fix it.
+    `numbers` are outputs of the shape of class scores that hold none; `traits` is what the original's graph
+    tells of its outputs. `batch` is of the data, where the original does not fix it.
 
     Raises:
         DataError, ModelError, ProviderUnavailableError: as the measurements raise them.
@@ -175,7 +175,7 @@ def measure(
         cleaned=cleaned,
         progress=progress,
         numbers=numbers,
-        open_outputs=open_outputs,
+        traits=traits,
         batch=batch,
     )
 

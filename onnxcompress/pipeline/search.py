@@ -38,7 +38,7 @@ from onnxcompress.pipeline.gates import ERROR
 from onnxcompress.pipeline.outputs import CompressedModel
 from onnxcompress.pipeline.search_line import milder_position, next_position, steepness
 from onnxcompress.pipeline.stages import passes_of, run_pass
-from onnxcompress.pipeline.task import open_outputs
+from onnxcompress.pipeline.task import output_traits
 from onnxcompress.recipe import Recipe
 from onnxcompress.report.figures import GateResult
 from onnxcompress.report.progress import Progress
@@ -118,9 +118,9 @@ class Search:
             return Found("cost", 0, self._by_cost(), self._trials())
         held_out, fitted = self.calibration.split(HELD_OUT_SHARE, recipe.seed)
         self.context = replace(self.context, calibration=fitted.samples(), measured={})
-        given = open_outputs(self.model)
+        given = output_traits(self.model)
         session = Session(exposing(self.content, given.made_from))
-        with Reference(session, held_out, numbers=self.context.numbers, open_outputs=given) as reference:
+        with Reference(session, held_out, numbers=self.context.numbers, traits=given) as reference:
             if reference.output is None and recipe.max_drop is not None:
                 raise DataError(
                     "--max-drop needs a model that classifies: no output of shape [N, C] whose scores tell a drop; "
@@ -278,7 +278,7 @@ class Search:
             model = self._compressed(rate, target)
             cost = model_cost(model)
             with CompressedModel(model, external=False).loadable() as content:
-                losses = measured_losses(Session(exposing(content, reference.open_outputs.made_from)), reference)
+                losses = measured_losses(Session(exposing(content, reference.traits.made_from)), reference)
         seconds = time.perf_counter() - started
         self.tried.append(_Tried(rate, target.get("macs"), cost, losses, seconds))
         return self.tried[-1]

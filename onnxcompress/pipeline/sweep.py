@@ -32,7 +32,7 @@ from onnxcompress.pipeline.sweep_grid import (
 )
 from onnxcompress.pipeline.sweep_store import Store, is_readable, point_of
 from onnxcompress.pipeline.sweep_work import Outcome, Task
-from onnxcompress.pipeline.task import number_outputs, open_outputs
+from onnxcompress.pipeline.task import number_outputs, output_traits
 from onnxcompress.recipe import Recipe
 from onnxcompress.recipe.options import options_of
 from onnxcompress.recipe.sweep_options import SweepOptions
@@ -227,9 +227,9 @@ def _check_data(asked: _Sweep, evaluation: Dataset | None, tell: Progress) -> No
     if evaluation is None:
         raise DataError("a sweep needs evaluation data: give --data PATH")
     session, length = Session(asked.source.content, asked.providers[0]), evaluation.length
-    given, told = open_outputs(asked.source.model), lambda done: tell("accuracy of the original", done, length)
+    given, told = output_traits(asked.source.model), lambda done: tell("accuracy of the original", done, length)
     numbers = number_outputs(asked.source.model, asked.source.content, asked.recipe, [evaluation])
-    with Reference(session, evaluation, progress=told, numbers=numbers, open_outputs=given):
+    with Reference(session, evaluation, progress=told, numbers=numbers, traits=given):
         pass
 
 

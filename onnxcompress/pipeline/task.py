@@ -14,9 +14,9 @@ import numpy as np
 
 from onnxcompress.analysis.data_shapes import data_shapes
 from onnxcompress.evaluation.metrics import class_scores
-from onnxcompress.evaluation.reference import NO_OPEN_OUTPUTS, OpenOutputs, real_outputs
+from onnxcompress.evaluation.reference import OutputTraits, real_outputs
 from onnxcompress.graph import Model
-from onnxcompress.linalg.distributions import are_probabilities, probabilities
+from onnxcompress.linalg.distributions import Kind, are_probabilities, probabilities
 from onnxcompress.passes.recovery.outputs import Output, compared_outputs, stand_ins
 from onnxcompress.recipe import Recipe
 from onnxcompress.runtime.dataset import Dataset
@@ -63,11 +63,12 @@ def number_outputs(model: Model, content: bytes | Path, recipe: Recipe, data: Se
     return frozenset(name for each in shaped for name in (each.name, each.compared))
 
 
-def open_outputs(model: Model) -> OpenOutputs:
-    """Return a model's outputs whose shape depends on the data, and the tensors that are compared in their place."""
+def output_traits(model: Model) -> OutputTraits:
+    """Return what a model's graph tells of its outputs."""
     shaped = data_shapes(model).shaped
     names = frozenset(tensor.name for tensor in model.graph.outputs if tensor.name in shaped)
-    return OpenOutputs(names, stand_ins(model)) if names else NO_OPEN_OUTPUTS
+    apart = frozenset(each.name for each in compared_outputs(model, model) if each.apart)
+    return OutputTraits(names, stand_ins(model) if names else (), apart)
 
 
 def _may_be_numbers(model: Model, output: Output) -> bool:
@@ -110,7 +111,7 @@ def _are_numbers(scores: Array) -> bool:
     if are_probabilities(scores):
         return False
     if scores.shape[1] > _FEW_CLASSES:
-        return float(probabilities(scores, normalised=False).max(axis=1).mean()) < _LEAST_CONFIDENCE
+        return float(probabilities(scores, Kind.LOGITS).max(axis=1).mean()) < _LEAST_CONFIDENCE
     wide = scores.astype(np.float64)
     beside = np.abs(wide.sum(axis=1) - 1.0).mean()
     return bool(wide.min() >= 0.0 and wide.max() <= 1.0 and beside > _MOST_BESIDE_ONE)

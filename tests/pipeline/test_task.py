@@ -122,6 +122,17 @@ def test_an_embedding_is_compressed_as_numbers() -> None:
     assert as_classes.report.accuracy.output == "y"
 
 
+def test_classes_of_a_sigmoid_diverge_each_by_itself() -> None:
+    proto = embedding_net(width=6, scale=4.0, tail="Sigmoid")
+    result = onnxcompress.compress(proto, target={"params": 0.35}, task="classification", **OPTIONS)
+    p, q = (run_all(each, {"x": IMAGES})["y"].astype(np.float64) for each in (Model.from_proto(proto), result.model))
+    p, q = (np.clip(each, 1e-6, 1 - 1e-6) for each in (p, q))
+    lost = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(axis=1).mean()
+    assert result.report.accuracy is not None
+    assert result.report.accuracy.kl == pytest.approx(lost, rel=1e-3)
+    assert result.report.accuracy.confidence == pytest.approx(p.max(axis=1).mean(), rel=1e-4)
+
+
 def test_damages_and_gradients_are_those_of_numbers() -> None:
     """Ranks do not depend on whether the output is (N, C) or (N, C, 1, 2), which cannot be scores."""
     proto, doubled = embedding_net(scale=20.0), embedding_net(scale=20.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxcompress.linalg.distributions import SUM_TOLERANCE
+from onnxcompress.linalg.distributions import LEAST_APART, SUM_TOLERANCE
 from onnxcompress.passes.recovery.graph_module import Tensors
 from onnxcompress.passes.recovery.outputs import Output as Output
 from onnxcompress.passes.recovery.outputs import compared_outputs as compared_outputs
@@ -14,7 +14,6 @@ from onnxcompress.runtime.tensors import classifies
 
 # Of a tensor that is zero throughout: errors of float32 stay finite over it.
 _NO_ENERGY = 1e-12
-_LEAST_APART = 1e-6  # a probability of one class by itself, and as much below 1
 
 
 def class_scores(output: Tensor) -> Tensor | None:
@@ -50,8 +49,8 @@ def label_losses(scores: Tensor, labels: Tensor, *, apart: bool = False, smoothi
 
 
 def _binary_losses(probabilities: Tensor, wanted: Tensor) -> Tensor:
-    # By their logits: float32 has no numbers between 1 and 1 - 6e-8, and a logarithm no gradient there.
-    logits = torch.logit(probabilities.float(), eps=_LEAST_APART)
+    # By their logits: a logarithm has no gradient where float32 has no numbers.
+    logits = torch.logit(probabilities.float(), eps=LEAST_APART)
     return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
 
 

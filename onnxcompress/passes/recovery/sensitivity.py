@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.graph import Model
-from onnxcompress.linalg.distributions import are_probabilities, kl_divergence, probabilities
+from onnxcompress.linalg.distributions import kind_of, kl_divergence, probabilities
 from onnxcompress.linalg.spectrum import Matrix
 from onnxcompress.passes.recovery.output_weights import weights_of
 from onnxcompress.passes.recovery.outputs import judged_tensors
@@ -176,6 +176,6 @@ def _damage(reference: Sequence[Array], seen: Sequence[Array], weights: Matrix |
 
 
 def _divergence(first: Array, second: Array) -> float:
-    normalised = are_probabilities(first)
-    p, q = (probabilities(scores, normalised, _LEAST_PROBABILITY) for scores in (first, second))
+    kind = kind_of(first)
+    p, q = (probabilities(scores, kind, _LEAST_PROBABILITY) for scores in (first, second))
     return float(np.sqrt(kl_divergence(p, q)).mean() ** 2)
