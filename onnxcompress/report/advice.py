@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnxcompress.analysis.earlier_form import earlier_form_hint
 from onnxcompress.evaluation.accuracy import Accuracy
 from onnxcompress.evaluation.class_errors import OneClass
@@ -49,7 +51,7 @@ def compression_warnings(report: Report, recipe: Recipe) -> tuple[str, ...]:
     """Return what the tables alone would not make plain enough after a compression, one line each."""
     if not any(stage.decisions for stage in _compressing(report)):
         return (_nothing_done(report, recipe), *_notes(report), *comparison_warnings(report))
-    ways = f"{_searched_limits(report) or how_to_keep_more(recipe)}{_gate_it(report, recipe)}"
+    ways = f"{_searched_limits(report) or how_to_keep_more(_as_asked(report, recipe))}{_gate_it(report, recipe)}"
     lines = [f"{line}{ways}" for line in accuracy_lines(report.accuracy)]
     if report.accuracy is None and not recipe.dry_run:
         lines.append(
@@ -244,6 +246,11 @@ def _searched_limits(report: Report) -> str:
     given = [("--max-drop", asked.max_drop), ("--max-error", asked.max_error)]
     limits = " or ".join(f"{name} (now {limit:g})" for name, limit in given if limit is not None)
     return f"To keep more: lower {limits}" if asked.is_searched and limits else ""
+
+
+def _as_asked(report: Report, recipe: Recipe) -> Recipe:
+    """Return the recipe without a fraction of filters that was chosen, which is not the user's to lower."""
+    return replace(recipe, prune="auto") if report.recipe.get("prune") == "auto" else recipe
 
 
 def how_to_keep_more(recipe: Recipe) -> str:

@@ -257,6 +257,14 @@ def test_a_search_that_kept_its_limit_names_the_limit() -> None:
     assert line.endswith("To keep more: lower --max-error (now 5)")
 
 
+def test_filters_that_a_target_chose_are_not_the_users_to_lower() -> None:
+    asked = Recipe(prune="auto", tucker="auto", target={"macs": 0.2})
+    made = report(accuracy=Accuracy(9, False, relative_error=0.03), recipe=asked.to_json())
+    (line,) = compression_warnings(made, asked.updated({"prune": 0.4}))
+    assert "To keep more: ask for less (--target, now macs=0.2)" in line
+    assert "--prune" not in line
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
