@@ -4,8 +4,9 @@ One budget is searched: the share of the original's MACs that may be left. Ranks
 measurements do not depend on the budget and are taken once. Each trial runs the passes of the recipe, recovery
 included, on a part of the calibration data, and is evaluated on the rest of them; what each loses, all of them tell
 together (`evaluation.pooled`). The smallest share that keeps the drop is found by interpolation. With `prune="auto"`
-filters are then removed, a little at first, as long as that brings a model of the same share closer to the original;
-which ones, from all layers together, the importance `response` says.
+the fraction of filters with which a model of that share comes closest to the original is then looked for
+(`pipeline.search_rate`), and the share narrowed down once more with it; which filters leave, from all layers together,
+the importance `response` says.
 
 A limit is a fall of accuracy (`--max-drop`) or an error of the outputs, of any network (`--max-error`), or both: what
 a trial loses is a share of each limit, and the larger share counts.
@@ -37,6 +38,7 @@ from onnxcompress.passes.pruning import FilterPruning
 from onnxcompress.pipeline.gates import ERROR
 from onnxcompress.pipeline.outputs import CompressedModel
 from onnxcompress.pipeline.search_line import milder_position, next_position, steepness
+from onnxcompress.pipeline.search_rate import next_rate
 from onnxcompress.pipeline.stages import passes_of, run_pass
 from onnxcompress.pipeline.task import output_traits
 from onnxcompress.recipe import Recipe
@@ -51,7 +53,6 @@ HELD_OUT_SHARE = 0.25
 """Part of the calibration data on which trials are evaluated."""
 
 _LEAST, _SHARE_STEP, _RATE_STEP = 0.1, 0.025, 0.02
-_RATES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +151,10 @@ class Search:
         best = self._best()
         if best is None:
             raise BudgetInfeasibleError(self._complaint())
-        for rate in _RATES if self.recipe.prune == "auto" else ():
-            same = tried(rate, best.position)
-            if not same.apart < best.apart:
-                break
-            self._narrow([same], partial(tried, rate), _SHARE_STEP, slope)
-            best = self._best() or best
+        if self.recipe.prune == "auto":
+            closest = self._closest([best], {"macs": best.position}, reference)
+            if closest is not best:
+                self._narrow([closest], partial(tried, closest.rate), _SHARE_STEP, slope)
         best = self._best() or best  # the last trial told something of the others, too
         return {"prune": best.rate, "target": {"macs": best.position}}
 
@@ -239,20 +238,21 @@ class Search:
         return drops | {each: 100.0 * own for (each, _), own in zip(made, bounds, strict=True)}
 
     def _under_target(self, reference: Reference) -> dict[str, Any]:
-        """Under a target that is given: remove filters before ranks are chosen as long as the answers come closer.
+        """Under a target that is given: remove the filters with which what the ranks make comes closest."""
+        best = self._closest([], self.recipe.target, reference)
+        if best.losses is None:
+            raise BudgetInfeasibleError("the target cannot be reached by splits, with however many filters removed")
+        return {"prune": best.rate}
+
+    def _closest(self, known: Sequence[_Tried], target: Mapping[str, float], reference: Reference) -> _Tried:
+        """Try fractions of filters under a target until the one whose answers are closest is known to within a step.
 
         Told by how far they are apart, which a few samples tell better than which of them change class.
         """
-        best, least = None, math.inf
-        for rate in (0.0, *_RATES):
-            apart = self._trial(rate, self.recipe.target, reference).apart
-            if apart < least:
-                best, least = rate, apart
-            elif best is not None:
-                break
-        if best is None:
-            raise BudgetInfeasibleError("the target cannot be reached by splits, nor with half of the filters removed")
-        return {"prune": best}
+        own = list(known)
+        while (rate := next_rate({each.rate: each.apart for each in own}, 1.0 - min(target.values()))) is not None:
+            own.append(self._trial(rate, target, reference))
+        return min(own, key=lambda each: (each.apart, each.rate))
 
     def _by_cost(self) -> dict[str, Any]:
         """Pruning alone under a target: the fewest filters that reach it; nothing needs to be evaluated."""
