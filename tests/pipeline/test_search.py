@@ -166,6 +166,21 @@ def test_both_under_a_target_take_the_rate_that_loses_least(folder: Path) -> Non
     assert found.trials[0].prune == 0.0
 
 
+def test_filters_leave_where_that_keeps_the_drop_with_less_left(folder: Path) -> None:
+    options = {"data": "data.npz", "calib": "calib.npz", "prune": "auto", "tucker": "auto", "svd": "auto", **QUICK}
+    found = onnxcompress.compress("in.onnx", max_drop=0.05, **options).report.search
+    split = [trial for trial in found.trials if trial.prune == 0.0]
+    share = min(trial.share for trial in split if trial.drop <= 0.05)
+    # All fractions are tried with the share that splits alone keep the drop with, and the best one with less.
+    own = found.chosen["prune"]
+    assert own > 0.0
+    assert {trial.share for trial in found.trials if trial.prune not in (0.0, own)} == {share}
+    closest = min((trial for trial in found.trials if trial.share == share), key=lambda trial: trial.divergence)
+    assert closest.prune == own
+    kept = [trial for trial in found.trials if trial.drop <= 0.05]
+    assert found.judged[0].chosen["target"]["macs"] == min(trial.share for trial in kept) < share
+
+
 def test_a_plan_of_a_search_replays_without_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["in.onnx", "a.onnx", "--tucker", "auto", "--svd", "auto", "--max-drop", "3", "--data", "data.npz"]
     words += ["--calib", "calib.npz", "--no-latency", "--save-plan", "p.json", "--report", "r.json", "--keep-failed"]
