@@ -8,6 +8,9 @@ from collections.abc import Mapping
 RATE_STEP = 0.03
 """Fractions that are closer to each other than this are not told apart."""
 
+_WIDE = 4 * RATE_STEP
+"""On a side as wide as this a valley can be much deeper than a parabola from its ends says."""
+
 _GOLDEN = (3.0 - math.sqrt(5.0)) / 2.0
 _LEAST_GAIN = 0.02
 """Of a distance's logarithm: less is not worth a trial."""
@@ -19,7 +22,8 @@ def next_rate(apart: Mapping[float, float], end: float) -> float | None:
     The distance of the answers is taken to fall towards one fraction and to grow beyond it: with fewer filters gone the
     ranks have to do what filters would do better, with more of them the filters do what ranks would. So the best lies
     between the neighbours of the best that was tried: where a parabola through the logarithms of the three is lowest,
-    or, where one of them is not known, at the golden section of the wider side.
+    or, where one of them is not known or the parabola has nothing new to say and a neighbour is far away, at the golden
+    section of the wider side.
 
     Args:
         apart: {fraction: how far the answers are from the original's}, infinite where ranks cannot reach the target.
@@ -43,7 +47,7 @@ def next_rate(apart: Mapping[float, float], end: float) -> float | None:
         return _sectioned(low, best, high)
     where, gain = _lowest(three, best)
     if gain < _LEAST_GAIN or abs(best - where) < RATE_STEP or where < low:
-        return None
+        return _sectioned(low, best, high) if max(best - low, high - best) >= _WIDE else None
     low, high = (low, best) if where < best else (best, high)
     if high - low < 2 * RATE_STEP:
         return None

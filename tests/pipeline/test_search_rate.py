@@ -42,7 +42,7 @@ def best_of(seen: dict[float, float]) -> float:
 def test_the_lowest_point_of_a_parabola_is_found_in_few_trials(lowest: float, end: float) -> None:
     seen = tried(valley(lowest, 20.0, 20.0), end)
     assert best_of(seen) == pytest.approx(lowest, abs=RATE_STEP + 0.01)
-    assert len(seen) <= 5
+    assert len(seen) <= 6
 
 
 def test_lopsided_valleys_are_searched_to_the_end() -> None:
@@ -56,7 +56,7 @@ def test_lopsided_valleys_are_searched_to_the_end() -> None:
         counts.append(len(seen))
         # What is lost for the trials that were spared is little.
         assert min(seen.values()) <= 1.15 * apart(lowest)
-    assert np.mean(counts) < 5.0
+    assert np.mean(counts) < 5.5
     assert max(counts) <= 8
 
 
@@ -69,6 +69,18 @@ def test_none_is_tried_first_and_kept_where_filters_do_no_good() -> None:
 
 def test_a_flat_valley_takes_no_more_than_three() -> None:
     assert len(tried(lambda rate: 0.01 * (1.0 + 0.02 * rate), 0.5)) <= 3
+
+
+def test_a_deep_and_narrow_valley_beside_the_lowest_point_of_the_parabola_is_found() -> None:
+    # As measured under a target of parameters: the parabola through 0.3, 0.49 and 0.6 is lowest at 0.475.
+    known = {0.3: 0.2463, 0.4: 0.0098, 0.49: 0.0215, 0.6: 0.0754}
+
+    def apart(rate: float) -> float:
+        return math.inf if rate < 0.3 else math.exp(np.interp(rate, list(known), np.log(list(known.values()))))
+
+    seen = tried(apart, 0.79)
+    assert best_of(seen) == pytest.approx(0.4, abs=RATE_STEP)
+    assert min(seen.values()) < 0.012
 
 
 def test_where_splits_alone_reach_nothing_more_filters_are_tried() -> None:
