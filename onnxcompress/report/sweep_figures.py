@@ -5,9 +5,12 @@ Units as in `onnxcompress.report.figures`. The names are the keys of `sweep.json
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from onnxcompress.evaluation.intervals import Interval
 from onnxcompress.report.figures import ModelFigures
@@ -23,6 +26,7 @@ class Yardstick:
         told: the one of them that is told first.
         unit: behind one loss, and behind any other.
         deep: what loses more must not squeeze the others in a plot.
+        distance: what `SweepPoint.distance` is.
     """
 
     title: str
@@ -31,6 +35,7 @@ class Yardstick:
     told: float
     unit: tuple[str, str]
     deep: float
+    distance: str = "KL"
 
     def loss(self, loss: float | None = None) -> str:
         """Return a loss in words, the one that is told first by itself: `1 point lost`, `2 % error`."""
@@ -43,7 +48,9 @@ _PERCENT = ("% relative error", "% relative error")
 YARDSTICKS = {
     "top1": Yardstick("Top-1 accuracy", "top-1", (0.5, 1.0, 2.0), 1.0, _POINTS, 20.0),
     "agreement": Yardstick("Agreement with the original", "agreement", (0.5, 1.0, 2.0), 1.0, _POINTS, 20.0),
-    "relative_error": Yardstick("Relative error of the outputs", "error", (1.0, 2.0, 5.0, 10.0), 5.0, _PERCENT, 50.0),
+    "relative_error": Yardstick(
+        "Relative error of the outputs", "error", (1.0, 2.0, 5.0, 10.0), 5.0, _PERCENT, 50.0, "error"
+    ),
 }
 """By what is measured: with labels, without, and where nothing classifies."""
 
@@ -106,6 +113,11 @@ class SweepPoint:
         """Whether there is a result."""
         return self.reason is None
 
+    @property
+    def distance(self) -> float | None:
+        """How far the answers are from the original's: in nats (KL), as a share where nothing classifies."""
+        return self.relative_error if self.kl is None else self.kl
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -116,12 +128,15 @@ class Gain:
             measured points count: nothing is interpolated.
         gain: of both over the better of prune and tucker, as a share (0.57: 57 % more); None where both or the two
             alone have no point.
+        gain_at_distance: of the best point of both over what the better one alone has where its answers are as far
+            from the original's; see `gains_of`.
     """
 
     measure: str
     loss: float
     best: Mapping[str, tuple[float, str]]
     gain: float | None
+    gain_at_distance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,23 +188,49 @@ class SweepReport:
 def gains_of(points: Sequence[SweepPoint], losses: Iterable[float] = YARDSTICKS["top1"].losses) -> tuple[Gain, ...]:
     """Return the table of Goyal et al. (IPDPSW 2019): for each measure and loss the best measured point of each method.
 
-    A point holds a loss if what was measured to be lost is at most that.
+    A point holds a loss if what was measured to be lost is at most that. Which samples change their class is largely
+    chance, and with it which points hold a loss. How far the answers are from the original's (`distance`) is told by
+    all samples: so the best point of both is also held against each method alone at its own distance, between two of
+    the method's points along the logarithms. Nearer than a method's nearest point that point counts, which does not
+    flatter both; farther than its farthest nothing is known.
     """
     measured = [measure for measure in MEASURES if any(measure in point.compression for point in points)]
     return tuple(_gain(points, measure, loss) for measure in measured for loss in losses)
 
 
 def _gain(points: Sequence[SweepPoint], measure: str, loss: float) -> Gain:
-    best: dict[str, tuple[float, str]] = {}
+    found: dict[str, tuple[float, SweepPoint]] = {}
     for point in points:
         ratio = point.compression.get(measure)
         if ratio is None or point.drop is None or point.drop > loss + _ROUNDING:
             continue
-        if point.method not in best or ratio > best[point.method][0]:
-            best[point.method] = ratio, point.name
-    alone = [best[method][0] for method in ("prune", "tucker") if method in best]
-    gain = best["both"][0] / max(alone) - 1.0 if alone and "both" in best else None
-    return Gain(measure, loss, best, gain)
+        if point.method not in found or ratio > found[point.method][0]:
+            found[point.method] = ratio, point
+    best = {method: (ratio, point.name) for method, (ratio, point) in found.items()}
+    alone = [found[method][0] for method in ("prune", "tucker") if method in found]
+    if not alone or "both" not in found:
+        return Gain(measure, loss, best, None)
+    ratio, point = found["both"]
+    return Gain(measure, loss, best, ratio / max(alone) - 1.0, _gain_at(points, measure, ratio, point.distance))
+
+
+def _gain_at(points: Sequence[SweepPoint], measure: str, both: float, distance: float | None) -> float | None:
+    """Return what a compression gains over the better one alone at its distance; None where that is not known."""
+    if not distance:
+        return None
+    reached = []
+    for method in {point.method for point in points} - {"both"}:
+        known = [(point.distance, point.compression.get(measure)) for point in points if point.method == method]
+        front: list[tuple[float, float]] = []
+        for own, ratio in sorted((own, ratio) for own, ratio in known if own and ratio):
+            if not front or ratio > front[-1][1]:
+                front.append((own, ratio))
+        if not front:
+            continue
+        if distance > front[-1][0]:
+            return None
+        reached.append(float(np.interp(math.log(distance), *np.log(front).T)))
+    return both / math.exp(max(reached)) - 1.0 if reached else None
 
 
 def fronts_of(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:

@@ -34,11 +34,12 @@ def print_sweep(report: SweepReport, console: Console) -> None:
             console.print(cell(f"  {point.name}: {point.reason}"))
         console.print("")
     gains = new_table(
-        "Best compression within a loss (measured points; nothing is interpolated)",
+        "Best compression within a loss (measured points), and both against the better one alone",
         ("of", "left"),
         (report.yardstick.unit[1], "right"),
         *((title, "right") for title in METHOD_TITLES.values()),
-        ("both against the better one", "right"),
+        ("gain", "right"),
+        (f"at the same {report.yardstick.distance}", "right"),
     )
     for gain in report.gains:
         gains.add_row(*gain_row(gain))

@@ -94,17 +94,17 @@ def point_row(point: SweepPoint, report: SweepReport) -> list[str]:
 
 
 def gain_row(gain: Gain) -> list[str]:
-    """Return a row of the table of gains: measure, loss, the best of each method, the gain of both."""
+    """Return a row of the table of gains: measure, loss, the best of each method, the gains of both."""
     cells = [MEASURE_TITLES[gain.measure], f"{gain.loss:g}"]
     for method in METHODS:
         best = gain.best.get(method)
         cells.append("-" if best is None else f"{best[0]:.2f} x")
-    return [*cells, gain_text(gain)]
+    return [*cells, gain_text(gain.gain), gain_text(gain.gain_at_distance)]
 
 
-def gain_text(gain: Gain) -> str:
-    """Return the gain of both over the better one alone: `+57 %`."""
-    return "-" if gain.gain is None else f"{100.0 * gain.gain:+.0f} %"
+def gain_text(gain: float | None) -> str:
+    """Return a gain of both over the better one alone: `+57 %`."""
+    return "-" if gain is None else f"{100.0 * gain:+.0f} %"
 
 
 def gain_sentence(report: SweepReport) -> str:
@@ -117,7 +117,7 @@ def gain_sentence(report: SweepReport) -> str:
     if "both" in own.best:
         both = f"At {told} or less both together reach {own.best['both'][0]:.2f} x fewer parameters"
         against = (
-            "neither alone keeps within that" if own.gain is None else f"{gain_text(own)} against the better alone"
+            "neither alone keeps within that" if own.gain is None else f"{gain_text(own.gain)} against the better alone"
         )
         return f"{both}; {against}."
     if not alone:

@@ -43,6 +43,32 @@ def test_gain_is_that_of_both_over_the_better_one_within_the_loss() -> None:
     assert {measure for measure, _ in gains} == {"bytes", "params", "macs", "latency"}
 
 
+def test_both_are_held_against_each_alone_at_their_own_distance() -> None:
+    def at(method: str, drop: float, ratio: float, kl: float | None) -> SweepPoint:
+        return dataclasses.replace(point(method, drop, ratio, latency=False), kl=kl)
+
+    alone = [at("prune", 0.3, 2.0, 0.01), at("prune", 1.5, 8.0, 0.16), at("prune", 1.9, 3.0, 0.05)]
+    alone += [at("tucker", 0.6, 1.5, 0.002), at("tucker", 3.0, 2.5, 0.2)]
+
+    def gain(*both: SweepPoint, loss: float = 1.0) -> float | None:
+        return next(g for g in gains_of([*alone, *both], [loss]) if g.measure == "params").gain_at_distance
+
+    # Half of the way from 0.01 to 0.05 lies sqrt(2 * 3), on logarithmic scales; Tucker has less there.
+    assert gain(at("both", 0.9, 5.0, (0.01 * 0.05) ** 0.5)) == pytest.approx(5.0 / 6.0**0.5 - 1.0)
+    # Of two points of both that counts which compresses most.
+    assert gain(at("both", 0.9, 5.0, 0.05), at("both", 0.1, 1.1, 0.01)) == pytest.approx(5.0 / 3.0 - 1.0)
+    # Nearer than a method's nearest point: that point, though it is farther away.
+    assert gain(at("both", 0.9, 5.0, 0.001)) == pytest.approx(1.5)
+    # Farther than the farthest of one method, or as near as can be: nothing is known.
+    assert gain(at("both", 0.9, 5.0, 0.17)) is None
+    assert gain(at("both", 0.9, 5.0, 0.0)) is None
+    assert gain(at("both", 0.9, 5.0, None)) is None
+    # A point that another one of its method beats in both says nothing.
+    alone.append(at("prune", 0.4, 1.1, 0.02))
+    assert gain(at("both", 0.9, 5.0, 0.05)) == pytest.approx(5.0 / 3.0 - 1.0)
+    assert gain(loss=1.0) is None
+
+
 def test_points_without_a_result_and_figures_not_measured_count_nowhere() -> None:
     failed = SweepPoint("x", "both", {}, reason="no")
     slow = point("prune", 0.1, 1.5, latency=False)
@@ -108,6 +134,8 @@ def test_what_does_not_classify_is_judged_by_its_error(capsys: pytest.CaptureFix
     gains = {(gain.measure, gain.loss): gain for gain in report.gains}
     assert [loss for measure, loss in gains if measure == "macs"] == [1.0, 2.0, 5.0, 10.0]
     assert gains["macs", 5.0].gain == pytest.approx(2.1 / 1.4 - 1.0)
+    # Farther away than Tucker's one point.
+    assert gains["macs", 5.0].gain_at_distance is None
     assert gain_sentence(report).startswith("At 5 % relative error or less both together reach 2.10 x")
     assert report.fronts["macs"] == ("prune-1.1", "tucker-1.4", "both-2.1", "both-2.8", "prune-4")
     root = ElementTree.fromstring(pareto_file(report, "macs"))
