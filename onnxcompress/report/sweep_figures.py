@@ -65,6 +65,8 @@ MEASURES = ("bytes", "params", "macs", "latency")
 """What is compressed: `compression` has original / compressed of each."""
 
 _ROUNDING = 1e-9
+_AS_FAR = 1.1
+"""Distances that differ by less than this factor count as the same, where no two points enclose them."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,9 @@ def gains_of(points: Sequence[SweepPoint], losses: Iterable[float] = YARDSTICKS[
 
     A point holds a loss if what was measured to be lost is at most that. Which samples change their class is largely
     chance, and with it which points hold a loss. How far the answers are from the original's (`distance`) is told by
-    all samples: so the best point of both is also held against each method alone at its own distance, between two of
-    the method's points along the logarithms. Nearer than a method's nearest point that point counts, which does not
-    flatter both; farther than its farthest nothing is known.
+    all samples: so the best point of both is also held against the better method alone at its own distance, between two
+    of the method's points along the logarithms. Nothing is known where a method that may be the better one has only
+    points that are nearer, or only farther ones.
     """
     measured = [measure for measure in MEASURES if any(measure in point.compression for point in points)]
     return tuple(_gain(points, measure, loss) for measure in measured for loss in losses)
@@ -208,17 +210,18 @@ def _gain(points: Sequence[SweepPoint], measure: str, loss: float) -> Gain:
             found[point.method] = ratio, point
     best = {method: (ratio, point.name) for method, (ratio, point) in found.items()}
     alone = [found[method][0] for method in ("prune", "tucker") if method in found]
-    if not alone or "both" not in found:
+    if "both" not in found:
         return Gain(measure, loss, best, None)
     ratio, point = found["both"]
-    return Gain(measure, loss, best, ratio / max(alone) - 1.0, _gain_at(points, measure, ratio, point.distance))
+    gain = ratio / max(alone) - 1.0 if alone else None
+    return Gain(measure, loss, best, gain, _gain_at(points, measure, ratio, point.distance))
 
 
 def _gain_at(points: Sequence[SweepPoint], measure: str, both: float, distance: float | None) -> float | None:
     """Return what a compression gains over the better one alone at its distance; None where that is not known."""
     if not distance:
         return None
-    reached = []
+    reached: list[tuple[float, bool]] = []
     for method in {point.method for point in points} - {"both"}:
         known = [(point.distance, point.compression.get(measure)) for point in points if point.method == method]
         front: list[tuple[float, float]] = []
@@ -229,8 +232,11 @@ def _gain_at(points: Sequence[SweepPoint], measure: str, both: float, distance: 
             continue
         if distance > front[-1][0]:
             return None
-        reached.append(float(np.interp(math.log(distance), *np.log(front).T)))
-    return both / math.exp(max(reached)) - 1.0 if reached else None
+        # Before the nearest point a method has at most what that point has.
+        ratio = math.exp(np.interp(math.log(distance), *np.log(front).T))
+        reached.append((ratio, distance >= front[0][0] / _AS_FAR))
+    ratio, is_known = max(reached, default=(0.0, False))
+    return both / ratio - 1.0 if is_known else None
 
 
 def fronts_of(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:

@@ -57,8 +57,14 @@ def test_both_are_held_against_each_alone_at_their_own_distance() -> None:
     assert gain(at("both", 0.9, 5.0, (0.01 * 0.05) ** 0.5)) == pytest.approx(5.0 / 6.0**0.5 - 1.0)
     # Of two points of both that counts which compresses most.
     assert gain(at("both", 0.9, 5.0, 0.05), at("both", 0.1, 1.1, 0.01)) == pytest.approx(5.0 / 3.0 - 1.0)
-    # Nearer than a method's nearest point: that point, though it is farther away.
-    assert gain(at("both", 0.9, 5.0, 0.001)) == pytest.approx(1.5)
+    # Nearer than a method's nearest point the method has at most as much: it counts only where another one has more.
+    assert gain(at("both", 0.9, 5.0, 0.008)) is None
+    assert gain(at("both", 0.9, 5.0, 0.0095)) == pytest.approx(5.0 / 2.0 - 1.0)
+    alone.append(at("tucker", 0.8, 2.2, 0.008))
+    assert gain(at("both", 0.9, 5.0, 0.008)) == pytest.approx(5.0 / 2.2 - 1.0)
+    alone.pop()
+    # Neither alone holds a quarter of a point.
+    assert gain(at("both", 0.2, 5.0, 0.05), loss=0.25) == pytest.approx(5.0 / 3.0 - 1.0)
     # Farther than the farthest of one method, or as near as can be: nothing is known.
     assert gain(at("both", 0.9, 5.0, 0.17)) is None
     assert gain(at("both", 0.9, 5.0, 0.0)) is None
