@@ -8,6 +8,9 @@ from collections.abc import Mapping
 RATE_STEP = 0.03
 """Fractions that are closer to each other than this are not told apart."""
 
+_MOST = 0.95
+"""More filters are never tried, however little a target leaves."""
+
 _WIDE = 4 * RATE_STEP
 """On a side as wide as this a valley can be much deeper than a parabola from its ends says."""
 
@@ -29,7 +32,7 @@ def next_rate(apart: Mapping[float, float], end: float) -> float | None:
         apart: {fraction: how far the answers are from the original's}, infinite where ranks cannot reach the target.
         end: with so many filters gone hardly anything is left to the ranks.
     """
-    rates = sorted(apart)
+    rates, end = sorted(apart), min(end, _MOST)
     if not rates:
         return 0.0
     best = min(rates, key=apart.__getitem__)

@@ -89,6 +89,7 @@ def test_where_splits_alone_reach_nothing_more_filters_are_tried() -> None:
     assert best_of(seen) == 0.49
     unreached = tried(lambda rate: math.inf, 0.8)
     assert list(unreached)[-1] == 0.8
+    assert max(tried(lambda rate: math.inf, 0.999)) == 0.95
     assert tried(lambda rate: math.inf, 0.05) == {0.0: math.inf, 0.05: math.inf}
 
 
