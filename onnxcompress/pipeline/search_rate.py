@@ -66,11 +66,13 @@ def _further(last: float, end: float) -> float | None:
 
 
 def _sectioned(low: float, best: float, high: float) -> float | None:
-    wider = best - low if best - low > high - best else high - best
+    """Return the golden section of the wider side of the best, None where both sides are narrow."""
+    before, behind = best - low, high - best
+    wider = max(before, behind)
     if wider < 2 * RATE_STEP:
         return None
     away = max(_GOLDEN * wider, RATE_STEP)
-    return round(best - away if best - low > high - best else best + away, 2)
+    return round(best - away if before > behind else best + away, 2)
 
 
 def _lowest(three: Mapping[float, float], best: float) -> tuple[float, float]:

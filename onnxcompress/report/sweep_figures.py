@@ -6,7 +6,7 @@ Units as in `onnxcompress.report.figures`. The names are the keys of `sweep.json
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -223,18 +223,15 @@ def _gain_at(points: Sequence[SweepPoint], measure: str, both: float, distance: 
         return None
     reached: list[tuple[float, bool]] = []
     for method in {point.method for point in points} - {"both"}:
-        known = [(point.distance, point.compression.get(measure)) for point in points if point.method == method]
-        front: list[tuple[float, float]] = []
-        for own, ratio in sorted((own, ratio) for own, ratio in known if own and ratio):
-            if not front or ratio > front[-1][1]:
-                front.append((own, ratio))
+        front = _unbeaten((point for point in points if point.method == method), measure, _distance)
         if not front:
             continue
-        if distance > front[-1][0]:
+        known = [(lost, point.compression[measure]) for lost, point in front]
+        if distance > known[-1][0]:
             return None
         # Before the nearest point a method has at most what that point has.
-        ratio = math.exp(np.interp(math.log(distance), *np.log(front).T))
-        reached.append((ratio, distance >= front[0][0] / _AS_FAR))
+        ratio = math.exp(np.interp(math.log(distance), *np.log(known).T))
+        reached.append((ratio, distance >= known[0][0] / _AS_FAR))
     ratio, is_known = max(reached, default=(0.0, False))
     return both / ratio - 1.0 if is_known else None
 
@@ -246,11 +243,24 @@ def fronts_of(points: Sequence[SweepPoint]) -> dict[str, tuple[str, ...]]:
     """
     fronts: dict[str, tuple[str, ...]] = {}
     for measure in MEASURES:
-        known = [(p.drop, p) for p in points if p.drop is not None and measure in p.compression]
-        front: list[SweepPoint] = []
-        for _, point in sorted(known, key=lambda each: (each[0], -each[1].compression[measure])):
-            if not front or point.compression[measure] > front[-1].compression[measure]:
-                front.append(point)
+        front = _unbeaten(points, measure, lambda point: point.drop)
         if front:
-            fronts[measure] = tuple(point.name for point in front)
+            fronts[measure] = tuple(point.name for _, point in front)
     return fronts
+
+
+def _unbeaten(
+    points: Iterable[SweepPoint], measure: str, lost: Callable[[SweepPoint], float | None]
+) -> list[tuple[float, SweepPoint]]:
+    """Return what is lost, and the point, of all that no other beats, from the one that loses least on."""
+    known = [(own, point) for point in points if (own := lost(point)) is not None and measure in point.compression]
+    front: list[tuple[float, SweepPoint]] = []
+    for own, point in sorted(known, key=lambda each: (each[0], -each[1].compression[measure])):
+        if not front or point.compression[measure] > front[-1][1].compression[measure]:
+            front.append((own, point))
+    return front
+
+
+def _distance(point: SweepPoint) -> float | None:
+    """Return a distance that has a logarithm."""
+    return point.distance or None

@@ -121,9 +121,9 @@ def _gains(report: SweepReport) -> Markup:
         element(
             "p",
             "Original / compressed of the best measured point within the loss. The comparison is that of Goyal et al., "
-            "IPDPSW 2019, who report gains of up to 57 %. The last column holds the best point of both against each "
-            "method alone where its answers are as far from the original's, between two of its points: that is less "
-            "subject to chance than which points hold a loss.",
+            "IPDPSW 2019, who report gains of up to 57 %. The last column holds the best point of both against the "
+            "better method alone where its answers are as far from the original's, between two of its points: that is "
+            "less subject to chance than which points hold a loss. Nothing is said where no points enclose that.",
             class_="soft small",
         ),
         id="gains",

@@ -73,6 +73,9 @@ def test_both_are_held_against_each_alone_at_their_own_distance() -> None:
     alone.append(at("prune", 0.4, 1.1, 0.02))
     assert gain(at("both", 0.9, 5.0, 0.05)) == pytest.approx(5.0 / 3.0 - 1.0)
     assert gain(loss=1.0) is None
+    # Of two that are as far away the larger ratio counts.
+    alone.append(at("prune", 0.4, 4.0, 0.05))
+    assert gain(at("both", 0.9, 5.0, 0.05)) == pytest.approx(5.0 / 4.0 - 1.0)
 
 
 def test_points_without_a_result_and_figures_not_measured_count_nowhere() -> None:
